@@ -1,0 +1,81 @@
+"""rlskit: attack-versus-defense evaluation of image classifiers, with Random Layer Sampling.
+
+    model = rlskit.convert("resnet50", banks=2)
+    rlskit.train(model, data="digits", group_size=3)
+    result = rlskit.attack(model, data="digits", method="pgd", eps=0.02, n_attacked=10)
+    rlskit.save(model, "rls.safetensors")
+
+Importing rlskit loads neither torch nor timm; the names below load what they need when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rlskit.checkpoint import export, inspect, load, save
+    from rlskit.conversion import convert
+    from rlskit.data import load as load_data
+    from rlskit.defenses import draws
+    from rlskit.diversity import diversity
+    from rlskit.errors import RequestError, RlskitError, RunError, UntrustedError
+    from rlskit.evaluation import attack, attack_all, evaluate
+    from rlskit.models import BankedModel, list_models
+    from rlskit.training import train
+
+_HOMES = {
+    "BankedModel": "rlskit.models",
+    "RequestError": "rlskit.errors",
+    "RlskitError": "rlskit.errors",
+    "RunError": "rlskit.errors",
+    "UntrustedError": "rlskit.errors",
+    "attack": "rlskit.evaluation",
+    "attack_all": "rlskit.evaluation",
+    "convert": "rlskit.conversion",
+    "diversity": "rlskit.diversity",
+    "draws": "rlskit.defenses",
+    "evaluate": "rlskit.evaluation",
+    "export": "rlskit.checkpoint",
+    "inspect": "rlskit.checkpoint",
+    "list_models": "rlskit.models",
+    "load": "rlskit.checkpoint",
+    "load_data": "rlskit.data",
+    "save": "rlskit.checkpoint",
+    "train": "rlskit.training",
+}
+
+__all__ = [
+    "BankedModel",
+    "RequestError",
+    "RlskitError",
+    "RunError",
+    "UntrustedError",
+    "attack",
+    "attack_all",
+    "convert",
+    "diversity",
+    "draws",
+    "evaluate",
+    "export",
+    "inspect",
+    "list_models",
+    "load",
+    "load_data",
+    "save",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rlskit' has no attribute {name!r}")
+    found = getattr(importlib.import_module(_HOMES[name]), "load" if name == "load_data" else name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,94 @@
+"""Saved adversarial images: float32, so that saving does not undo the attack.
+
+A safetensors file with `images` [n, C, H, W] in [0, 1], `labels` [n] and `indices` [n] into the
+data set, and one JSON string that says which model and data they belong to, by sha256.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rlskit.data import Data
+from rlskit.data.arrays import ArrayImages
+from rlskit.errors import RequestError
+from rlskit.files import replacing
+from rlskit.models.banks import Card
+from rlskit.pixels import check_images
+
+FORMAT = "rlskit.adversarial/1"
+
+
+@dataclass(frozen=True)
+class SavedAdversarial:
+    """Adversarial images from a file.
+
+    Attributes:
+        data: The images with their labels, as data to evaluate on.
+        about: `checkpoint_sha256`, `data` (name, split, n, sha256), `attack`, `protocol` and
+            `n_attacked`, as the attack noted them.
+    """
+
+    data: Data
+    about: dict[str, Any]
+
+
+def write_adversarial(
+    path: Path, images: Tensor, labels: Tensor, indices: Tensor, about: dict[str, Any]
+) -> None:
+    """Write adversarial images, replacing the file if it is there."""
+    tensors = {
+        "images": images.float().contiguous(),
+        "labels": labels.contiguous(),
+        "indices": indices.contiguous(),
+    }
+    with replacing(path, force=True) as temporary:
+        save_file(tensors, temporary, {"rlskit": json.dumps({"format": FORMAT, **about})})
+
+
+def read_adversarial(path: str | Path, card: Card) -> SavedAdversarial:
+    """Read what `write_adversarial` wrote.
+
+    Args:
+        path: The file.
+        card: Of the model that is to be evaluated.
+
+    Raises:
+        RequestError: The file is missing, damaged, holds something else, or images of another
+            shape than the model takes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RequestError(f"there is no file {path}; `rlskit attack --save-adversarial` makes one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("rlskit", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise RequestError(f"{path} is not a readable safetensors file ({error})") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise RequestError(f"{path} holds no adversarial images of rlskit's")
+    try:
+        images, labels = tensors["images"], tensors["labels"].to(torch.int64)
+        name, split = str(about["data"]["name"]), str(about["data"]["split"])
+        protocol, attack = str(about["protocol"]), dict(about["attack"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"{path}: its metadata is unreadable ({error!r})") from error
+    check_images(images, f"{path}: images")
+    if labels.shape != images.shape[:1]:
+        raise RequestError(f"{path} has {len(images)} images but {labels.numel()} labels")
+    if images.shape[1:] != card.pixels.shape:
+        raise RequestError(
+            f"{path} holds images of {list(images.shape[1:])}, but the model takes "
+            f"{list(card.pixels.shape)}"
+        )
+    names = tuple(map(str, range(card.classes)))
+    data = Data(name, split, names, labels, ArrayImages(str(path), images))
+    return SavedAdversarial(data, {**about, "protocol": protocol, "attack": attack})

@@ -1,0 +1,107 @@
+"""What the minimum-norm attacks share: whom they attack, when they won, how they choose `c`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rlskit.attacks.guard import under_attack
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return by how much the label's logit leads the best other one, `[B]`; negative where fooled.
+
+    The difference is the same for logits of any sign and for log-probabilities. (Masking the
+    label's column with 0 instead, as torchattacks does, makes it 0 when all logits are negative.)
+
+    Args:
+        logits: Logits or log-probabilities, `[B, classes]`.
+        labels: True classes, long `[B]`.
+    """
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    return own - others.max(1).values
+
+
+def wins(lead: Tensor, kappa: float) -> Tensor:
+    """Say where a margin means success with confidence `kappa`, bool `[B]`; a tie never does."""
+    return (lead <= -kappa) & (lead < 0)
+
+
+def attack_correct(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    solve: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Attack the images that `model` classifies correctly, and return the others unchanged.
+
+    Args:
+        model: Maps images to logits.
+        images: `[B, C, H, W]` in [0, 1].
+        labels: Long `[B]`.
+        solve: Maps (images, labels) of the correctly classified ones to their adversarial images;
+            where it fails, to the clean image.
+
+    Raises:
+        UntrustedError: Non-finite logits or gradients.
+    """
+    result = images.detach().clone()
+    with under_attack(model):
+        with torch.no_grad():
+            correct = (model(result).argmax(1) == labels).nonzero().squeeze(1)
+        if len(correct):
+            result[correct] = solve(result[correct], labels[correct])
+    return result
+
+
+def keep_better(
+    best: Tensor, best_distance: Tensor, candidate: Tensor, distance: Tensor, success: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return each image's best so far, and its distance, after one more candidate.
+
+    Args:
+        best: The best images until now, `[B, C, H, W]`.
+        best_distance: Their distances, `[B]`; inf where nothing succeeded yet.
+        candidate: The new images.
+        distance: Their distances.
+        success: Where they fool the model, bool `[B]`.
+    """
+    better = success & (distance < best_distance)
+    return (
+        torch.where(better[:, None, None, None], candidate, best),
+        torch.where(better, distance, best_distance),
+    )
+
+
+def search_constant(
+    descend: Callable[[Tensor], tuple[Tensor, Tensor]], clean: Tensor, c: float, search_steps: int
+) -> Tensor:
+    """Run `descend` with a constant per image, `search_steps` times; return each image's best.
+
+    As in Carlini & Wagner 2017 (section VI-A): where the attack succeeded, the constant is halved
+    towards the largest that failed; where it failed, it grows tenfold until one succeeds.
+
+    Args:
+        descend: Maps the constants `[B]` to images and their distances (inf: no success).
+        clean: The clean images, returned bitwise where no constant succeeded.
+        c: The first constant; with one search step the only one.
+        search_steps: Number of constants tried.
+    """
+    best = clean.clone()
+    best_distance = clean.new_full((len(clean),), float("inf"))
+    constant, low, high = (
+        torch.full_like(best_distance, c),
+        clean.new_zeros(len(clean)),
+        best_distance,
+    )
+    for _ in range(search_steps):
+        candidate, distance = descend(constant)
+        success = distance.isfinite()
+        best, best_distance = keep_better(best, best_distance, candidate, distance, success)
+        high = torch.where(success, constant, high)
+        low = torch.where(success, low, constant)
+        constant = torch.where(high.isfinite(), (low + high) / 2, constant * 10)
+    return best

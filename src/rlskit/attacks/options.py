@@ -1,0 +1,103 @@
+"""How each option of an attack is read, and how it is put into the pixel scale [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rlskit.errors import RequestError
+from rlskit.pixels import parse_budget, parse_number, range_width
+
+
+def flag(option: str) -> str:
+    """Return the command line's name of an option: `step_size` -> `--step-size`."""
+    return "--" + option.replace("_", "-")
+
+
+def read(option: str, value: Any, pixel_range: str) -> Any:
+    """Return the value that a user states for an option, checked, in the scale it is stated in.
+
+    Args:
+        option: A key of `READERS`.
+        value: A number, a string such as `8/255`, or one of the option's choices.
+        pixel_range: The scale, a key of `rlskit.pixels.PIXEL_RANGES`.
+
+    Raises:
+        RequestError: The option cannot have this value.
+    """
+    return READERS[option](value, flag(option), pixel_range)
+
+
+def in_unit_range(stated: Mapping[str, Any], pixel_range: str) -> dict[str, Any]:
+    """Return the options converted from the scale `pixel_range` to [0, 1].
+
+    A distance d' is d = d' / width there, so lengths are divided by the width, and `c`, which
+    weighs against a squared distance, by its square. The learning rate of EAD's Adam is a length
+    in pixels; those of Adam in tanh space and of plain gradient steps do not change.
+    """
+    width = range_width(pixel_range)
+    powers = POWERS_OF_PIXELS | ({"lr": 1} if stated.get("optimizer") == "adam" else {})
+    return {
+        option: value / width ** powers[option] if option in powers else value
+        for option, value in stated.items()
+    }
+
+
+def _budget(value: Any, name: str, pixel_range: str) -> float:
+    return parse_budget(value, pixel_range, name) * range_width(pixel_range)
+
+
+def _number(value: Any, name: str, _: str) -> float:
+    return parse_number(value, name)
+
+
+def _positive(value: Any, name: str, _: str) -> float:
+    number = parse_number(value, name)
+    if number == 0:
+        raise RequestError(f"{name} must be above 0")
+    return number
+
+
+def _count(least: int) -> Callable[[Any, str, str], int]:
+    def parse(value: Any, name: str, _: str) -> int:
+        try:
+            count = int(str(value))
+        except ValueError:
+            raise RequestError(f"{name} {value!r} is not a whole number") from None
+        if count < least:
+            raise RequestError(f"{name} must be at least {least}, not {count}")
+        return count
+
+    return parse
+
+
+def _choice(*choices: Any) -> Callable[[Any, str, str], Any]:
+    def parse(value: Any, name: str, _: str) -> Any:
+        if value not in choices:
+            known = " or ".join(map(str, choices))
+            raise RequestError(f"{name} {value!r} is unknown; it is {known}")
+        return value
+
+    return parse
+
+
+READERS: dict[str, Callable[[Any, str, str], Any]] = {
+    "eps": _budget,
+    "step_size": _budget,
+    "steps": _count(1),
+    "random_start": _choice(True, False),
+    "norm": _choice("l2", "linf"),
+    "overshoot": _number,
+    "top_classes": _count(2),
+    "c": _positive,
+    "beta": _number,
+    "kappa": _number,
+    "lr": _positive,
+    "search_steps": _count(1),
+    "decision_rule": _choice("en", "l1"),
+    "optimizer": _choice("adam", "fista"),
+}
+"""Option -> what reads it: (value, the option's flag, the pixel scale) -> its value there."""
+
+POWERS_OF_PIXELS = {"eps": 1, "step_size": 1, "beta": 1, "c": 2}
+"""Options that are stated in pixels -> the power of pixels that they are."""

@@ -1,0 +1,99 @@
+"""`rlskit convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlskit.cli.options import DataDirOption, ForceOption, QuietOption, SeedOption
+from rlskit.cli.show import note
+from rlskit.errors import RequestError
+
+
+def convert(
+    name: Annotated[
+        str,
+        typer.Argument(help="timm or torchvision name, FILE.py:factory or package.module:factory."),
+    ],
+    banks: Annotated[int | None, typer.Option(help="M; 2 for rls, 3 for ensemble.")] = None,
+    defense: Annotated[str, typer.Option(help="rls, ensemble or none.")] = "rls",
+    granularity: Annotated[
+        str | None, typer.Option(help="What is sampled: layer, block, stage or model.")
+    ] = None,
+    bank_only: Annotated[
+        str | None, typer.Option(help="Glob of layer names; all others are shared by the banks.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data set that sets classes, channels, size, mean, std (digits)."),
+    ] = None,
+    data_dir: DataDirOption = None,
+    num_classes: Annotated[int | None, typer.Option(help="Instead of the data set's.")] = None,
+    in_chans: Annotated[int | None, typer.Option(help="Instead of the data set's.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side in pixels.")] = None,
+    small_images: Annotated[
+        bool,
+        typer.Option("--small-images", help="3x3 stem without max-pool; VGG: one linear head."),
+    ] = False,
+    mean: Annotated[str | None, typer.Option(help="Per channel, as 0.485,0.456,0.406.")] = None,
+    std: Annotated[str | None, typer.Option(help="Per channel, as 0.229,0.224,0.225.")] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Start every bank from the library's weights.")
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="Start every bank from this .safetensors or .pth.")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="independent, copy or jitter (copies with a little noise).")
+    ] = None,
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", envvar="RLSKIT_CHECKPOINT", help="Checkpoint to write.")
+    ] = Path("rls.safetensors"),
+    force: ForceOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make an M-bank model of any timm, torchvision or own classifier."""
+    from rlskit import checkpoint, conversion
+    from rlskit.files import refuse_existing
+
+    refuse_existing(out, force)
+    model = conversion.convert(
+        name,
+        banks=banks,
+        defense=defense,
+        granularity=granularity,
+        bank_only=bank_only,
+        data=data,
+        data_dir=data_dir,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        image_size=image_size,
+        small_images=small_images,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
+        pretrained=pretrained,
+        weights=weights,
+        init=init,
+        seed=seed,
+    )
+    checkpoint.save(model, out, force=force)
+    card = model.card
+    shape = "x".join(map(str, card.pixels.shape))
+    note(
+        f"{out}: {card.architecture.label}, defense {card.defense}, {model.num_banks} banks of "
+        f"{model.num_layers} layers, {card.classes} classes, {shape} pixels"
+        + ("" if card.trained else "; untrained, so `rlskit train` comes next"),
+        quiet=quiet,
+    )
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise RequestError(f"{option} {text!r} is no list of numbers such as 0.5,0.5,0.5") from None

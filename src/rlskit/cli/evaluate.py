@@ -1,0 +1,96 @@
+"""`rlskit eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlskit.cli.options import (
+    DEFAULT_CHECKPOINT,
+    BatchSizeOption,
+    CheckpointArgument,
+    DataDirOption,
+    DataOption,
+    DeviceOption,
+    DownloadOption,
+    FailUnderOption,
+    ForceOption,
+    JsonOption,
+    LimitOption,
+    ModelOption,
+    OutOption,
+    QuietOption,
+    RepeatsOption,
+    SeedOption,
+    SplitOption,
+    WorkersOption,
+)
+from rlskit.cli.show import check_gate, gate, note, progress_bar, show
+from rlskit.errors import RequestError
+
+
+def evaluate(
+    checkpoint: CheckpointArgument = DEFAULT_CHECKPOINT,
+    n_samples: Annotated[
+        str | None, typer.Option(help="N, or several: 1,5,10,15; the draws nest.")
+    ] = None,
+    adversarial: Annotated[
+        Path | None, typer.Option(help="Images that `attack --save-adversarial` wrote.")
+    ] = None,
+    repeats: RepeatsOption = 1,
+    data: DataOption = None,
+    data_dir: DataDirOption = None,
+    download: DownloadOption = False,
+    split: SplitOption = "test",
+    limit: LimitOption = None,
+    batch_size: BatchSizeOption = 128,
+    num_workers: WorkersOption = 0,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    model: ModelOption = None,
+    fail_under: FailUnderOption = None,
+    out: OutOption = None,
+    force: ForceOption = False,
+    json_to: JsonOption = None,
+    quiet: QuietOption = False,
+) -> int:
+    """Score the mean of N draws on clean or on saved adversarial images."""
+    import rlskit
+    from rlskit.devices import choose_device
+    from rlskit.evaluation import EvalOptions
+    from rlskit.results import accuracy_table, new_folder
+
+    check_gate(fail_under)
+    options = EvalOptions(_counts(n_samples), repeats, batch_size, num_workers, seed)
+    banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
+    images = None
+    if adversarial is None:
+        images = rlskit.load_data(
+            data or banked.card.default_data(),
+            split,
+            data_dir=data_dir,
+            download=download,
+            limit=limit,
+        )
+    folder = out or new_folder(Path("runs"), "eval")
+    with progress_bar(quiet) as progress:
+        results = rlskit.evaluate(
+            banked, images, adversarial=adversarial, options=options, out=folder, force=force,
+            progress=progress,
+        )  # fmt: skip
+    show(accuracy_table(results), results, json_to=json_to, force=force)
+    note(f"results: {folder / 'results.json'}", quiet=quiet)
+    return gate(results, fail_under)
+
+
+def _counts(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise RequestError(
+            f"--n-samples {text!r} is not a number of draws such as 10 or 1,5,10"
+        ) from None

@@ -1,0 +1,120 @@
+"""What the command line prints: results on stdout, progress and notes on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlskit.errors import RequestError
+from rlskit.types import Progress, no_progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rlskit.results import Result
+
+_WIDTH = 110  # of tables where no terminal says
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Progress]:
+    """Give a `Progress` that draws Rich bars on stderr; nothing when that is no terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield no_progress
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Bars(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(step: str, done: int, total: int, **facts: float) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(step, facts="")
+            bars.update(tasks[step], completed=done, total=total, facts=_facts(facts))
+
+        yield show
+
+
+def note(message: str, *, quiet: bool = False, loud: bool = False) -> None:
+    """Print a line on stderr; a loud one stands out, and is not silenced."""
+    if quiet and not loud:
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    style = "bold red" if loud else ""
+    Console(stderr=True, soft_wrap=True).print(Text(message, style=style))
+
+
+def show(table: Table, results: Sequence[Result], *, json_to: str | None, force: bool) -> None:
+    """Print the table on stdout, or the JSON in its place with `--json -`; warnings on stderr."""
+    from rlskit.files import write_text
+    from rlskit.results import dump
+
+    for warning in dict.fromkeys(w for result in results for w in result.warnings):
+        note(warning, loud=True)
+    if json_to == "-":
+        sys.stdout.write(dump(list(results)))
+        return
+    if json_to is not None:
+        write_text(Path(json_to), dump(list(results)), force=force)
+    print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    console.print(table)
+
+
+def check_gate(fail_under: float | None) -> None:
+    """Require a `--fail-under` that is a share, before anything runs.
+
+    Raises:
+        RequestError: It is not.
+    """
+    if fail_under is not None and not 0 <= fail_under <= 1:
+        raise RequestError(f"--fail-under is a share in [0, 1], such as 0.40, not {fail_under}")
+
+
+def gate(results: Sequence[Result], fail_under: float | None) -> int:
+    """Return 1 and say why when a result's lower bound is under the gate, else 0."""
+    if fail_under is None:
+        return 0
+    failed = [r for r in results if r.headline["lower_bound"] < fail_under]
+    for result in failed:
+        bound = result.headline["lower_bound"]
+        what = result.attack["method"] if result.attack else "clean"
+        note(
+            f"gate not met: {what} ({result.protocol}) accuracy is at least {100 * bound:.1f} % "
+            f"with 95 % confidence, under {100 * fail_under:.1f} %",
+            loud=True,
+        )
+    return 1 if failed else 0
+
+
+def _facts(facts: dict[str, float]) -> str:
+    shown = []
+    for name, value in facts.items():
+        if name == "accuracy":
+            shown.append(f"accuracy {100 * value:.1f} %")
+        elif name == "images_per_second":
+            shown.append(f"{value:.0f} images/s")
+        else:
+            shown.append(f"{name} {value:.4f}")
+    return "  ".join(shown)

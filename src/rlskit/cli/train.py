@@ -1,0 +1,92 @@
+"""`rlskit train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlskit.cli.options import (
+    DEFAULT_CHECKPOINT,
+    CheckpointArgument,
+    DataDirOption,
+    DataOption,
+    DeviceOption,
+    DownloadOption,
+    LimitOption,
+    ModelOption,
+    QuietOption,
+    SeedOption,
+    WorkersOption,
+)
+from rlskit.cli.show import note, progress_bar
+
+
+def train(
+    checkpoint: CheckpointArgument = DEFAULT_CHECKPOINT,
+    data: DataOption = None,
+    data_dir: DataDirOption = None,
+    download: DownloadOption = False,
+    limit: LimitOption = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 50,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
+    group_size: Annotated[int, typer.Option(help="K: sampled models per step.")] = 3,
+    loss: Annotated[str, typer.Option(help="ce or mse, of the mean prediction.")] = "ce",
+    individual: Annotated[
+        float, typer.Option(help="Weight of the mean of the K single losses.")
+    ] = 0.0,
+    lr: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.01,
+    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of SGD.")] = 5e-4,
+    schedule: Annotated[str, typer.Option(help="step, cosine or one-cycle.")] = "step",
+    step_epochs: Annotated[int, typer.Option(help="step divides by 10 every so many.")] = 50,
+    augment: Annotated[str, typer.Option(help="none or crop-flip.")] = "none",
+    amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16.")] = False,
+    holdout: Annotated[
+        float, typer.Option(help="Share of training images that chooses the best epoch.")
+    ] = 0.05,
+    bn_batches: Annotated[
+        int, typer.Option(help="Batches that BatchNorm statistics are re-estimated on.")
+    ] = 50,
+    num_workers: WorkersOption = 0,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    model: ModelOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Checkpoint to write; CHECKPOINT itself.")
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a model by group optimization; writes the last and the best epoch, and a log."""
+    import rlskit
+    from rlskit.devices import choose_device
+    from rlskit.training import TrainOptions
+
+    options = TrainOptions(
+        epochs=epochs, batch_size=batch_size, group_size=group_size, loss=loss,
+        individual=individual, lr=lr, momentum=momentum, weight_decay=weight_decay,
+        schedule=schedule, step_epochs=step_epochs, augment=augment, amp=amp, holdout=holdout,
+        bn_batches=bn_batches, num_workers=num_workers, seed=seed,
+    )  # fmt: skip
+    banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
+    images = rlskit.load_data(
+        data or banked.card.default_data(),
+        "train",
+        data_dir=data_dir,
+        download=download,
+        limit=limit,
+    )
+    with progress_bar(quiet) as progress:
+        result = rlskit.train(
+            banked, images, options=options, out=out or checkpoint, progress=progress
+        )
+    last = result.epochs[-1]
+    held = (
+        "" if last.holdout_accuracy is None else f", held out {100 * last.holdout_accuracy:.1f} %"
+    )
+    typer.echo(
+        f"{result.last}: {result.steps} steps on {images.name}, loss {last.loss:.4f}, "
+        f"accuracy {100 * last.accuracy:.1f} %{held}, {last.images_per_second:.0f} images/s"
+    )
+    note(f"best epoch {result.best_epoch}: {result.best}; log: {result.log}", quiet=quiet)

@@ -1,0 +1,248 @@
+"""Any timm, torchvision or own network -> a model with M banks of its weights."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlskit import seeds
+from rlskit.data import describe
+from rlskit.defenses import DEFENSES
+from rlskit.errors import RequestError
+from rlskit.models.architecture import (
+    Architecture,
+    build,
+    build_on_meta,
+    configure,
+    library_pixels,
+    resolve,
+)
+from rlskit.models.banks import BankedModel, Card
+from rlskit.models.partition import partition
+from rlskit.models.stem import first_convolution
+from rlskit.models.trace import trace
+from rlskit.models.weights import load_weights, read_weights
+from rlskit.pixels import Pixels
+
+INITS = ("independent", "copy", "jitter")
+JITTER = 0.01
+"""Noise of `--init jitter`, relative to each tensor's own standard deviation."""
+
+_SMALLEST_SIDE, _ENLARGED_SIDE = 28, 32  # most stems halve the image five times
+
+
+def convert(
+    name: str,
+    *,
+    banks: int | None = None,
+    defense: str = "rls",
+    granularity: str | None = None,
+    bank_only: str | None = None,
+    data: str | None = None,
+    data_dir: str | Path | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    image_size: int | None = None,
+    small_images: bool = False,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    init: str | None = None,
+    seed: int = 0,
+) -> BankedModel:
+    """Build M networks of one architecture and partition them into the layers that are sampled.
+
+    Args:
+        name: A timm or torchvision name, `timm:NAME`, `torchvision:NAME`, `FILE.py:factory` or
+            `package.module:factory`.
+        banks: M; by default 2 for `rls`, 3 for `ensemble`, 1 for `none`.
+        defense: A key of `rlskit.defenses.DEFENSES`.
+        granularity: One of `rlskit.models.GRANULARITIES`; by default the defense's.
+        bank_only: Glob over layer names; the other layers are shared by all banks.
+        data: The data set whose classes, channels, size and mean/std the model is made for;
+            `digits` by default, unless weights are given.
+        data_dir: Where torchvision's data sets lie.
+        num_classes: Instead of the data set's.
+        in_chans: Instead of the data set's channels.
+        image_size: Height and width in pixels, instead of the data set's.
+        small_images: 3x3 stem without max-pool; one linear layer as VGG's head.
+        mean: Per-channel mean in [0, 1]; by default the library's for pretrained weights, else the
+            data set's.
+        std: Likewise.
+        pretrained: Start every bank from the library's weights.
+        weights: Start every bank from this file.
+        init: `independent` seeds per bank (the default without weights), `copy`, or `jitter`:
+            copies with a little noise.
+        seed: Seeds the initialisation.
+
+    Raises:
+        RequestError: A name, file or option is wrong, or they do not fit together.
+        RunError: Pretrained weights could not be downloaded.
+    """
+    if defense not in DEFENSES:
+        raise RequestError(f"--defense {defense!r} is unknown; it is one of {', '.join(DEFENSES)}")
+    banks = _checked_banks(banks, defense)
+    init = _checked_init(init, pretrained=pretrained, weights=weights)
+    architecture = resolve(name)
+    facts = _facts(architecture, data, data_dir, image_size, pretrained=pretrained, weights=weights)
+    pixels = _pixels(facts, architecture, in_chans=in_chans, side=image_size, mean=mean, std=std)
+    architecture = configure(
+        architecture,
+        classes=num_classes or facts["classes"],
+        channels=pixels.channels,
+        image_size=(pixels.height, pixels.width),
+        small_images=small_images,
+    )
+    shown = trace(build_on_meta(architecture), pixels.shape)
+    classes = _checked_classes(shown.output[1], num_classes or facts["classes"], name)
+    networks = _banks(architecture, banks, init, pretrained=pretrained, weights=weights, seed=seed)
+    return BankedModel(
+        networks,
+        partition(networks[0], shown, granularity or DEFENSES[defense].granularity, bank_only),
+        Card(
+            architecture=architecture,
+            pixels=pixels,
+            classes=classes,
+            defense=defense,
+            data=facts["data"],
+            pretrained="library" if pretrained else Path(weights).name if weights else "",
+        ),
+    )
+
+
+def _checked_banks(banks: int | None, defense: str) -> int:
+    banks = DEFENSES[defense].banks if banks is None else banks
+    if banks < 1:
+        raise RequestError(f"--banks must be at least 1, not {banks}")
+    if defense == "none" and banks != 1:
+        raise RequestError(f"--defense none has 1 bank, not {banks}")
+    return banks
+
+
+def _checked_init(init: str | None, *, pretrained: bool, weights: str | Path | None) -> str:
+    given = pretrained or weights is not None
+    if pretrained and weights is not None:
+        raise RequestError("--pretrained and --weights exclude each other")
+    if init is None:
+        return "copy" if given else "independent"
+    if init not in INITS:
+        raise RequestError(f"--init {init!r} is unknown; it is one of {', '.join(INITS)}")
+    if given and init == "independent":
+        raise RequestError("--init independent would throw the weights away; use copy or jitter")
+    return init
+
+
+def _facts(
+    architecture: Architecture,
+    data: str | None,
+    data_dir: str | Path | None,
+    image_size: int | None,
+    *,
+    pretrained: bool,
+    weights: str | Path | None,
+) -> dict[str, Any]:
+    """Return classes, channels, height, width, mean, std (None where nothing says) and data."""
+    given = pretrained or weights is not None
+    if data is None and given:
+        if architecture.source == "own":
+            nothing = dict.fromkeys(("classes", "channels", "height", "width", "mean", "std"))
+            return {**nothing, "data": ""}
+        return {**library_pixels(architecture), "data": ""}
+    library = library_pixels(architecture) if pretrained and architecture.source != "own" else {}
+    side = image_size or library.get("height")
+    size = None if side is None else (side, side)
+    described = describe(data or "digits", data_dir=data_dir, size=size)
+    pixels = described.pixels
+    facts = {**pixels.to_json(), "data": described.name, **library, "classes": described.classes}
+    if min(pixels.height, pixels.width) < _SMALLEST_SIDE and not library:
+        facts |= {"height": _ENLARGED_SIDE, "width": _ENLARGED_SIDE}
+    return facts
+
+
+def _pixels(
+    facts: dict[str, Any],
+    architecture: Architecture,
+    *,
+    in_chans: int | None,
+    side: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> Pixels:
+    height, width = (side, side) if side is not None else (facts["height"], facts["width"])
+    channels = in_chans or facts["channels"]
+    if channels is None:
+        channels = first_convolution(build_on_meta(architecture))[1].in_channels
+    constants = [
+        _constant(given, facts[name], channels, facts["channels"])
+        for name, given in (("mean", mean), ("std", std))
+    ]
+    if height is None or None in constants:
+        raise RequestError(
+            f"{architecture.name} does not say what images its weights expect; give --data, or "
+            "--image-size with --mean and --std"
+        )
+    return Pixels(channels, height, width, *constants)  # type: ignore[arg-type]
+
+
+def _constant(
+    given: tuple[float, ...] | None, known: tuple[float, ...] | None, channels: int, of: int | None
+) -> tuple[float, ...] | None:
+    """Return a per-channel constant; a data set's own, averaged, where the channels differ."""
+    if given is not None:
+        return given * channels if len(given) == 1 else given
+    if known is None or channels == of:
+        return known
+    return (sum(known) / len(known),) * channels
+
+
+def _checked_classes(found: int, wanted: int | None, name: str) -> int:
+    if wanted is not None and found != wanted:
+        raise RequestError(
+            f"{name} answers with {found} classes, not {wanted}; let its factory take num_classes"
+        )
+    return found
+
+
+def _banks(
+    architecture: Architecture,
+    count: int,
+    init: str,
+    *,
+    pretrained: bool,
+    weights: str | Path | None,
+    seed: int,
+) -> list[nn.Module]:
+    first = _seeded(architecture, seed, 0, pretrained=pretrained)
+    if weights is not None:
+        load_weights(first, read_weights(weights), str(weights))
+    networks = [first]
+    for bank in range(1, count):
+        if init == "independent":
+            networks.append(_seeded(architecture, seed, bank))
+        else:
+            networks.append(copy.deepcopy(first))
+    if init == "jitter":
+        for bank, network in enumerate(networks):
+            _jitter(network, seeds.generator(seed, "jitter", bank))
+    return networks
+
+
+def _seeded(
+    architecture: Architecture, seed: int, bank: int, *, pretrained: bool = False
+) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(seed, "init", bank))
+        return build(architecture, pretrained=pretrained)
+
+
+@torch.no_grad()
+def _jitter(network: nn.Module, generator: torch.Generator) -> None:
+    for parameter in network.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        spread = parameter.std() if parameter.numel() > 1 else parameter.abs().sum()
+        parameter.add_(JITTER * spread * noise)

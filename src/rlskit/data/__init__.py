@@ -1,0 +1,20 @@
+"""Data: real images in [0, 1] with labels, from arrays, folders and torchvision's data sets."""
+
+from rlskit.data.batches import AUGMENTATIONS, batches, blocks, runs
+from rlskit.data.dataset import Data
+from rlskit.data.named import DATASETS, DataFacts, default_data_dir
+from rlskit.data.sources import SPECS, describe, load
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "SPECS",
+    "Data",
+    "DataFacts",
+    "batches",
+    "blocks",
+    "default_data_dir",
+    "describe",
+    "load",
+    "runs",
+]

@@ -1,0 +1,128 @@
+"""Images in memory: one tensor of them, and what an array must be to become one."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rlskit.data.fit import check_channels, fit
+from rlskit.errors import RequestError
+
+if TYPE_CHECKING:
+    import hashlib
+
+    from torch import Tensor
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImages:
+    """Images in one tensor.
+
+    Attributes:
+        name: Whose images they are, for messages.
+        pixels: `[N, C, H, W]`, uint8, or float32 in [0, 1].
+        target: `(C, H, W)` that the images are brought to; None for their own.
+    """
+
+    name: str
+    pixels: Tensor
+    target: tuple[int, int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def channels(self) -> int:
+        """Channels of every image that `read` returns."""
+        return self.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)` of every image that `read` returns."""
+        channels, height, width = self.target or self.pixels.shape[1:]
+        return channels, height, width
+
+    def read(self, indices: Tensor) -> Tensor:
+        """Return those images, float32 `[b, C, H, W]` in [0, 1]."""
+        images = self.pixels[indices]
+        if images.dtype == torch.uint8:
+            images = images.float().div_(255)
+        return fit(images, self.shape)
+
+    def subset(self, indices: Tensor) -> ArrayImages:
+        """Return those images alone, in that order."""
+        return dataclasses.replace(self, pixels=self.pixels[indices])
+
+    def fitted(self, shape: tuple[int, int, int]) -> ArrayImages:
+        """Return the images brought to `shape`.
+
+        Raises:
+            RequestError: Colour would have to be dropped.
+        """
+        check_channels(self.name, self.pixels.shape[1], shape[0])
+        return dataclasses.replace(self, target=shape)
+
+    def feed(self, digest: hashlib._Hash) -> None:
+        """Add the type, the shape and the bytes of the stored pixels to `digest`."""
+        digest.update(f"{self.pixels.dtype} {tuple(self.pixels.shape)}".encode())
+        digest.update(self.pixels.contiguous().view(-1).numpy().data)
+
+
+def check_split(name: str, split: str) -> None:
+    """Require one of the two splits that every data set but a folder has.
+
+    Raises:
+        RequestError: It is another; `name` says whose.
+    """
+    if split not in SPLITS:
+        raise RequestError(f"--split {split!r} is unknown; {name} has {' and '.join(SPLITS)}")
+
+
+def as_pixels(images: Any, what: str) -> Tensor:
+    """Return an array of images as uint8 or float32 `[N, C, H, W]`.
+
+    Args:
+        images: `[N, C, H, W]`, `[N, H, W, C]` or `[N, H, W]`, uint8 or float in [0, 1].
+        what: Names the array in messages.
+
+    Raises:
+        RequestError: Another shape or type, an ambiguous one, NaN, infinite or out of [0, 1].
+    """
+    array = np.asarray(images)
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise RequestError(f"{what} is {array.dtype}; it must be uint8, or float in [0, 1]")
+    if array.ndim == 3:
+        array = array[:, None]
+    elif _channels_last(array.shape, what):
+        array = array.transpose(0, 3, 1, 2)
+    if array.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(array))
+    _check_unit_range(array, what)
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+def _channels_last(shape: tuple[int, ...], what: str) -> bool:
+    """Say whether the 1 or 3 channels are the last of the four axes and not the second."""
+    first, last = ((shape[axis] in (1, 3)) if len(shape) == 4 else False for axis in (1, 3))
+    if first == last or 0 in shape[1:]:
+        fault = "leaves open which axis holds the channels" if first else "is none of them"
+        raise RequestError(
+            f"{what} must be [N, C, H, W], [N, H, W, C] or [N, H, W] with 1 or 3 channels, and "
+            f"its shape {list(shape)} {fault}"
+        )
+    return last
+
+
+def _check_unit_range(array: np.ndarray[Any, Any], what: str) -> None:
+    if not np.isfinite(array).all():
+        raise RequestError(f"{what} holds NaN or infinite pixels")
+    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+    if low < 0 or high > 1:
+        hint = "; divide it by 255 or store it as uint8" if low >= 0 and high <= 255 else ""
+        raise RequestError(f"{what} must lie in [0, 1], but spans [{low:.4g}, {high:.4g}]{hint}")

@@ -1,0 +1,183 @@
+"""One split of a data set: labels in memory, and a source that gives the images."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from rlskit.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from rlskit.pixels import Pixels
+
+
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+"""Its multiples modulo 1 fill [0, 1] evenly and keep step with no period."""
+
+
+class Source(Protocol):
+    """Where the images of a `Data` come from: `ArrayImages` or `FolderImages`."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Channels of every image that `read` returns."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)` of every image that `read` returns; refused where they differ."""
+        ...
+
+    def read(self, indices: Tensor) -> Tensor:
+        """Return those images, float32 `[b, C, H, W]` in [0, 1]."""
+        ...
+
+    def subset(self, indices: Tensor) -> Source:
+        """Return a source of those images alone, in that order."""
+        ...
+
+    def fitted(self, shape: tuple[int, int, int]) -> Source:
+        """Return a source of the same images brought to `shape`; refuse to drop colour."""
+        ...
+
+    def feed(self, digest: hashlib._Hash) -> None:
+        """Add the stored bytes of every image, untouched by `fitted`, to `digest`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """One split of a data set.
+
+    Attributes:
+        name: The `--data` that named it, for example `digits` or `folder:photos`.
+        split: The split that was read: `train`, `test`, `val`, or `all` for a flat folder.
+        class_names: Name of each class, in the order of the labels.
+        labels: Long `[n]`, each in 0 .. classes - 1.
+        source: Gives the images.
+
+    Raises:
+        RequestError: There is no image, or a label that is no class.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    labels: Tensor
+    source: Source
+
+    def __post_init__(self) -> None:
+        assert self.labels.dtype == torch.int64
+        assert self.labels.shape == (len(self.source),)
+        where = f"the {self.split} split of {self.name}"
+        if not len(self):
+            raise RequestError(f"{where} holds no image; name data that does")
+        bad = ((self.labels < 0) | (self.labels >= self.classes)).nonzero().flatten()
+        if len(bad):
+            index = int(bad[0])
+            raise RequestError(
+                f"{where} has the label {int(self.labels[index])} at index {index} "
+                f"({len(bad)} such labels); the {self.classes} classes are 0 to {self.classes - 1}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)` of the images.
+
+        Raises:
+            RequestError: The images of a folder differ in size.
+        """
+        return self.source.shape
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digest of the labels and of the stored pixels (for folders: the files' bytes).
+
+        It names the data and not their place on disk; adapting them does not change it.
+        """
+        digest = hashlib.sha256(self.labels.numpy().astype("<i8").tobytes())
+        self.source.feed(digest)
+        return digest.hexdigest()
+
+    def images(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """Return the images at `indices`, float32 `[b, C, H, W]` in [0, 1].
+
+        Raises:
+            RequestError: An image file is corrupt, or the images of a folder differ in size.
+        """
+        return self.source.read(torch.as_tensor(indices, dtype=torch.int64))
+
+    def subset(self, indices: Tensor | Sequence[int]) -> Data:
+        """Return the data at `indices` alone, in that order."""
+        kept = torch.as_tensor(indices, dtype=torch.int64)
+        return self._replaced(labels=self.labels[kept], source=self.source.subset(kept))
+
+    def limited(self, limit: int | None) -> Data:
+        """Return at most `limit` images, spread evenly over the data set's order.
+
+        The order is cut into `limit` equal stretches and each gives one image, so that a folder
+        sorted by class keeps every class of at least 2 / limit of its images. Which image of the
+        stretch follows the golden ratio and not a fixed stride: MNIST alternates two kinds of
+        writers, and a stride of 6 sees one of them only (mean pixel 0.1229, not 0.1307).
+
+        Raises:
+            RequestError: `limit` is below 1.
+        """
+        if limit is None or limit >= len(self):
+            return self
+        if limit < 1:
+            raise RequestError(f"--limit {limit} leaves no image; it must be at least 1")
+        bounds = torch.arange(limit + 1) * len(self) // limit
+        where = torch.arange(limit, dtype=torch.float64) * GOLDEN_RATIO % 1
+        return self.subset(bounds[:-1] + (where * bounds.diff()).long())
+
+    def resized(self, height: int, width: int) -> Data:
+        """Return the data with every image at that size, its channels unchanged (see `adapted`)."""
+        return self._replaced(source=self.source.fitted((self.source.channels, height, width)))
+
+    def adapted(self, pixels: Pixels, classes: int) -> Data:
+        """Return the data as a checkpoint expects them.
+
+        An image is resized (bilinear, antialiased) until it just covers the checkpoint's height
+        and width, keeping its aspect ratio, and its centre is cut out. Gray becomes three equal
+        channels where three are expected.
+
+        Args:
+            pixels: The size and the channels that the checkpoint's classifier takes.
+            classes: Its number of classes.
+
+        Raises:
+            RequestError: The number of classes differs, or colour would have to be dropped.
+        """
+        if classes != self.classes:
+            # Only an npz: file leaves its number of classes to its labels.
+            hint = " (the entry `classes` of the file can state it)" * self.name.startswith("npz:")
+            raise RequestError(
+                f"{self.name} has {self.classes} classes{hint}, but the checkpoint has {classes}; "
+                "use data of the same classes"
+            )
+        return self._replaced(source=self.source.fitted(pixels.shape))
+
+    def _replaced(self, **fields: Any) -> Data:
+        return dataclasses.replace(self, **fields)

@@ -1,0 +1,25 @@
+"""The plain ("base") ensemble of section 4.6: M networks trained separately, one of them attacked.
+
+It is RLS at granularity `model`, except that N draws are the members in random order, without
+replacement: N = M is the whole ensemble, each member once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rlskit import seeds
+from rlskit.models.banks import BankedModel
+
+
+def draw(model: BankedModel, seed: int, purpose: str, repeat: int, index: int) -> nn.Module:
+    """Return the member whose turn it is: each comes once in every M draws."""
+    order = torch.randperm(model.num_banks, generator=seeds.generator(seed, purpose, repeat))
+    member = int(order[index % model.num_banks])
+    return model.sampled(torch.full((model.num_layers,), member))
+
+
+def group(model: BankedModel, size: int, generator: torch.Generator) -> Tensor:  # noqa: ARG001
+    """Return every member's plan, long `[M, L]`: separate training updates all of them."""
+    return torch.arange(model.num_banks)[:, None].expand(-1, model.num_layers)

@@ -1,0 +1,28 @@
+"""Where a model runs, and the settings without which a GPU would not repeat its own numbers."""
+
+from __future__ import annotations
+
+import torch
+
+from rlskit.errors import RequestError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device called `name`; `auto` is a GPU if there is one.
+
+    Raises:
+        RequestError: There is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestError(f"--device {name} is not available here; use cpu") from error
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    return device

@@ -1,0 +1,34 @@
+"""The errors that rlskit raises on purpose.
+
+    RlskitError
+    ├── RequestError     exit 2   the request was wrong: an option, a file, the data
+    ├── RunError         exit 3   the run failed: memory, disk, a non-finite loss
+    └── UntrustedError   exit 4   it ran, but the result would not mean what it says
+
+The message is one sentence that says what was wrong, where, and what to do about it; the command
+line prints it on stderr and ends with the error's exit code.
+"""
+
+
+class RlskitError(Exception):
+    """Base of every error that rlskit raises on purpose."""
+
+    exit_code = 3
+
+
+class RequestError(RlskitError, ValueError):
+    """The request was wrong: a bad option, or an unreadable or mismatching file or data set."""
+
+    exit_code = 2
+
+
+class RunError(RlskitError, RuntimeError):
+    """The run failed: out of memory, disk full, a non-finite loss."""
+
+    exit_code = 3
+
+
+class UntrustedError(RlskitError, RuntimeError):
+    """It ran, but the result cannot be trusted: the preflight or a budget check failed."""
+
+    exit_code = 4

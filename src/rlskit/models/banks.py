@@ -1,0 +1,205 @@
+"""M banks of weights of one architecture, and the sampled models they hold (paper, section 3.1).
+
+Shapes: B images, C channels, H x W pixels, L layers, M banks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rlskit.errors import RequestError
+from rlskit.models.architecture import Architecture
+from rlskit.models.partition import Partition
+from rlskit.models.trace import logits_of, tensor_names
+from rlskit.pixels import Pixels
+
+
+@dataclass
+class Card:
+    """What a model knows of itself besides its weights; the checkpoint's metadata.
+
+    Attributes:
+        architecture: How to build one network again.
+        pixels: What an image must look like.
+        classes: Number of classes.
+        defense: A key of `rlskit.defenses.DEFENSES`.
+        data: The data set's name, or "" when it was never said.
+        training: One record per training run; empty for an untrained model.
+        pretrained: Where the first weights came from, or "".
+    """
+
+    architecture: Architecture
+    pixels: Pixels
+    classes: int
+    defense: str = "rls"
+    data: str = ""
+    training: list[dict[str, Any]] = field(default_factory=list)
+    pretrained: str = ""
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights are more than a random initialisation."""
+        return bool(self.training or self.pretrained)
+
+    def default_data(self) -> str:
+        """Return the data set to use when none is named: what the model was made for.
+
+        Raises:
+            RequestError: That was a folder or file; a path from a checkpoint is not followed.
+        """
+        if ":" in self.data:
+            raise RequestError(
+                f"the model was made for {self.data}, but a path from a checkpoint is not "
+                f"followed; name it: --data {self.data}"
+            )
+        return self.data or "digits"
+
+
+class Normalize(nn.Module):
+    """The classifier's first step: `(images - mean) / std` per channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, pixels: Pixels) -> None:
+        super().__init__()
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(pixels, name)).view(-1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map `[B, C, H, W]` in [0, 1] to the network's input."""
+        return (images - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """A draw: images `[B, C, H, W]` in [0, 1] to logits `[B, classes]`, no randomness left in it.
+
+    It stays in eval mode whatever it is told, so that a library that calls `train()` on it attacks
+    and scores the same function. Its tensors share storage with the banks and need no gradient.
+    """
+
+    def __init__(self, network: nn.Module, normalize: Normalize) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.network = network
+        self.eval()
+
+    def train(self, mode: bool = True) -> Classifier:  # noqa: ARG002
+        """Stay in eval mode."""
+        super().train(False)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        return logits_of(self.network(self.normalize(images)))
+
+
+class BankedModel(nn.Module):
+    """M ordinary networks and a partition of their tensors into L layers.
+
+    Nothing patches the architecture's own modules: a sampled model is a lookup, for each name the
+    tensor of the bank that the plan chose.
+
+    Args:
+        networks: M networks of one architecture, the banks.
+        partition: The layers; it must cover the networks' tensors exactly.
+        card: What else belongs in the checkpoint.
+
+    Raises:
+        RequestError: The partition does not fit, or the networks differ.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], partition: Partition, card: Card) -> None:
+        super().__init__()
+        partition.check_covers(networks[0])
+        self.banks = nn.ModuleList(networks)
+        self.normalize = Normalize(card.pixels)
+        self.partition = partition
+        self.card = card
+        self.path: str | None = None  # of the checkpoint it was loaded from, for the record
+        self._share(partition.shared)
+        self._names = [tuple(tensor_names(network)) for network in networks]
+        if any(names != self._names[0] for names in self._names):
+            raise RequestError("the banks are not of one architecture")
+
+    @property
+    def num_banks(self) -> int:
+        """M."""
+        return len(self.banks)
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.partition.layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.banks.parameters()).device
+
+    def bank_tensors(self) -> list[dict[str, Tensor]]:
+        """Return, per bank, every parameter and persistent buffer by its state-dict name."""
+        return [tensor_names(bank) for bank in self.banks]
+
+    def tensors(self, plan: Tensor) -> dict[str, Tensor]:
+        """Return the sampled model's tensors by name: those of the bank that `plan` chose.
+
+        Args:
+            plan: Long `[L]`, one bank index per layer.
+
+        Raises:
+            RequestError: The plan has another length or names a bank that is not there.
+        """
+        choice = self._checked(plan)
+        banks = self.bank_tensors()
+        chosen = {name: banks[0][name] for name in self.partition.shared}
+        for layer, bank in zip(self.partition.layers, choice, strict=True):
+            chosen.update((name, banks[bank][name]) for name in layer.tensors)
+        return chosen
+
+    def forward(self, images: Tensor, plan: Tensor) -> Tensor:
+        """Return a sampled model's logits `[B, classes]` with gradients to its weights.
+
+        Args:
+            images: `[B, C, H, W]` in [0, 1].
+            plan: Long `[L]`.
+        """
+        output = functional_call(self.banks[0], self.tensors(plan), (self.normalize(images),))
+        return logits_of(output)
+
+    def sampled(self, plan: Tensor) -> Classifier:
+        """Return the sampled model as a module of its own that shares the banks' storage."""
+        chosen = self.tensors(plan)
+        memo: dict[int, Any] = {}
+        for name, tensor in tensor_names(self.banks[0]).items():
+            shared = chosen[name].detach()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(shared, requires_grad=False) if is_parameter else shared
+        return Classifier(copy.deepcopy(self.banks[0], memo), copy.deepcopy(self.normalize))
+
+    def _checked(self, plan: Tensor) -> list[int]:
+        choice: list[int] = torch.as_tensor(plan).tolist()
+        if len(choice) != self.num_layers or not set(choice) <= set(range(self.num_banks)):
+            raise RequestError(
+                f"a plan is {self.num_layers} bank indices below {self.num_banks}, not {choice}"
+            )
+        return choice
+
+    def _share(self, names: Sequence[str]) -> None:
+        """Let all banks hold bank 0's tensors under `names`."""
+        for name in names:
+            path, _, leaf = name.rpartition(".")
+            source = self.banks[0].get_submodule(path)
+            for bank in list(self.banks)[1:]:
+                module = bank.get_submodule(path)
+                for kind in ("_parameters", "_buffers"):
+                    if leaf in getattr(source, kind):
+                        getattr(module, kind)[leaf] = getattr(source, kind)[leaf]

@@ -1,0 +1,206 @@
+"""In which order, and as what, a network uses its tensors: one observed forward pass.
+
+Module hooks would miss the families that read `qkv.weight` or a bias table directly, so the pass is
+observed at the level of torch functions (`torch.overrides.TorchFunctionMode`). It runs on the meta
+device: no arithmetic, no memory.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from rlskit.errors import RequestError
+
+_MAPS = {"conv1d", "conv2d", "conv3d", "linear", "bilinear"} | {
+    f"conv_transpose{n}d" for n in (1, 2, 3)
+}
+_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum"}
+_ATTENTION_WEIGHTS = (5, 11)  # positions of in_proj_weight and out_proj_weight
+_ATTENTION_KEYWORDS = (
+    "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj_weight",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward pass of a network shows.
+
+    Attributes:
+        uses: Names of the parameters and buffers in order of their first use. Tied tensors stand
+            under all their names, side by side.
+        weights: Those that a convolution, linear map or matrix product takes as its weight, also
+            after reshaping or standardisation.
+        output: Shape of the network's output, `[B, classes]` for a classifier.
+    """
+
+    uses: tuple[str, ...]
+    weights: frozenset[str]
+    output: tuple[int, ...]
+
+
+def tensor_names(network: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and persistent buffer by its state-dict name, tied ones repeated."""
+    named: dict[str, Tensor] = {}
+    for prefix, module in network.named_modules(remove_duplicate=False):
+        dot = f"{prefix}." if prefix else ""
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                named[dot + name] = parameter
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                named[dot + name] = buffer
+    return named
+
+
+def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> Trace:
+    """Observe one forward pass in eval mode on two meta images of `image_shape` `(C, H, W)`.
+
+    Networks that cannot run on the meta device (they look at values) run on their own device.
+
+    Raises:
+        RequestError: The network cannot process such images, or does not answer with logits.
+    """
+    on_meta = meta_copy(network)
+    try:
+        with torch.device("meta"):
+            return _observe(on_meta, torch.empty(2, *image_shape, device="meta"))
+    except (
+        RuntimeError,
+        NotImplementedError,
+        ValueError,
+        TypeError,
+        AssertionError,
+    ) as on_meta_error:
+        device = next((t.device for t in network.parameters()), torch.device("cpu"))
+        if device.type == "meta":
+            raise _unusable(network, image_shape, on_meta_error) from on_meta_error
+    try:
+        return _observe(copy.deepcopy(network), torch.zeros(2, *image_shape, device=device))
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
+        raise _unusable(network, image_shape, error) from error
+
+
+def meta_copy(network: nn.Module) -> nn.Module:
+    """Return a copy of the network that shares no storage and holds its tensors on meta."""
+    memo: dict[int, Any] = {}
+    for module in network.modules():
+        tensors = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+        for tensor in tensors:
+            if isinstance(tensor, nn.Parameter):
+                memo[id(tensor)] = nn.Parameter(
+                    torch.empty_like(tensor, device="meta"), requires_grad=tensor.requires_grad
+                )
+            elif isinstance(tensor, Tensor):
+                memo[id(tensor)] = torch.empty_like(tensor, device="meta")
+    return copy.deepcopy(network, memo)
+
+
+def logits_of(output: object) -> Tensor:
+    """Return the logits in what a network answered: a tensor, or an output object's `logits`.
+
+    Raises:
+        RequestError: There are none.
+    """
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise RequestError(f"the model answers with a {type(output).__name__}, not with logits")
+    return logits
+
+
+def _unusable(network: nn.Module, shape: tuple[int, int, int], error: Exception) -> RequestError:
+    channels, height, width = shape
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return RequestError(
+        f"{type(network).__name__} cannot process images of {channels}x{height}x{width} "
+        f"({reason}); choose another --image-size or --in-chans"
+    )
+
+
+def _observe(network: nn.Module, images: Tensor) -> Trace:
+    names: dict[int, tuple[str, ...]] = {}
+    for name, tensor in tensor_names(network).items():
+        names[id(tensor)] = (*names.get(id(tensor), ()), name)
+    constants = [b for b in network.buffers() if id(b) not in names]
+    observer = _Observer(names, constants)
+    network.eval()
+    with observer:
+        output = network(images)
+    logits = logits_of(output)
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise RequestError(
+            f"{type(network).__name__} answers with shape {list(logits.shape)}, not [B, classes]"
+        )
+    return Trace(tuple(observer.uses), frozenset(observer.weights), tuple(logits.shape))
+
+
+class _Observer(TorchFunctionMode):
+    """Follows tensors that depend on parameters alone from their first use to a weight's place."""
+
+    def __init__(self, names: dict[int, tuple[str, ...]], constants: list[Tensor]) -> None:
+        super().__init__()
+        self.uses: dict[str, None] = {}
+        self.weights: set[str] = set()
+        self._names = names
+        self._size: dict[str, int] = {}
+        # Tensors made from parameters and constants only: id -> the names they were made from.
+        self._sources = names | {id(c): () for c in constants}
+        self._alive: list[object] = []  # ids are only unique among living objects
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if results:
+            self._note_uses(operands)
+            self._note_weights(func.__name__, args, kwargs)
+            self._note_results(operands, results)
+        return result
+
+    def _note_uses(self, operands: list[Tensor]) -> None:
+        for operand in operands:
+            for name in self._names.get(id(operand), ()):
+                self.uses.setdefault(name)
+                self._size.setdefault(name, operand.numel())
+
+    def _note_weights(self, function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        weights: list[Any] = []
+        if function in _MAPS:
+            weights = [kwargs.get("weight"), *args[1:2]]
+        elif function in _PRODUCTS:
+            weights = tree_leaves((args, kwargs))
+        elif function == "multi_head_attention_forward":
+            weights = [args[i] for i in _ATTENTION_WEIGHTS if i < len(args)]
+            weights += [kwargs.get(name) for name in _ATTENTION_KEYWORDS]
+        for weight in weights:
+            if isinstance(weight, Tensor) and (sources := self._sources.get(id(weight))):
+                # A standardised weight is made from the weight and its gain: the larger is meant.
+                largest = max(sources, key=lambda name: self._size[name])
+                self.weights.update(self._aliases(largest))
+
+    def _aliases(self, name: str) -> tuple[str, ...]:
+        return next(names for names in self._names.values() if name in names)
+
+    def _note_results(self, operands: list[Tensor], results: list[Tensor]) -> None:
+        if all(id(operand) in self._sources for operand in operands):
+            sources = tuple(dict.fromkeys(n for o in operands for n in self._sources[id(o)]))
+            for result in results:
+                self._sources.setdefault(id(result), sources)
+        else:
+            for result in results:
+                if id(result) not in self._names:
+                    self._sources.pop(id(result), None)  # written in place with an image's values
+        self._alive.append(results)

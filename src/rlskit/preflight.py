@@ -1,0 +1,126 @@
+"""A few images through everything before an attack: would the result mean what it says?
+
+Design, section 4. Always on and a matter of seconds. A failure is exit 4, because the numbers that
+would follow could not be trusted: NaN logits count neither as fooled nor as robust.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlskit.attacks import PreparedAttack
+from rlskit.errors import UntrustedError
+from rlskit.models.banks import BankedModel
+from rlskit.pixels import check_images
+
+IMAGES = 4
+"""Images that the preflight looks at."""
+
+_STEPS = 2  # of an iterative attack; enough to see its budget kept
+
+
+def check_weights(model: BankedModel) -> None:
+    """Require finite weights.
+
+    Raises:
+        UntrustedError: A tensor holds NaN or infinity; it is named.
+    """
+    for bank, tensors in enumerate(model.bank_tensors()):
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise UntrustedError(
+                    f"the weights are not finite: {name} of bank {bank} holds NaN or infinity; "
+                    "the result would mean nothing"
+                )
+
+
+def check_answers(draw: nn.Module, images: Tensor, classes: int) -> None:
+    """Require finite logits `[B, classes]` that a draw repeats exactly.
+
+    Raises:
+        UntrustedError: They are something else.
+    """
+    check_images(images)
+    with torch.no_grad():
+        first, second = draw(images), draw(images)
+    if first.shape != (len(images), classes):
+        raise UntrustedError(
+            f"the model answers with shape {list(first.shape)}, not [{len(images)}, {classes}]"
+        )
+    if not first.isfinite().all():
+        raise UntrustedError("the model answers with NaN or infinite logits")
+    if not torch.equal(first, second):
+        raise UntrustedError(
+            "the model claims no randomness but answers the same images differently each time"
+        )
+
+
+def check_gradients(view: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Require loss gradients at the images that are finite and not all zero.
+
+    Raises:
+        UntrustedError: They are not: an attack would fail silently.
+    """
+    points = images.detach().clone().requires_grad_()
+    loss = nn.functional.cross_entropy(view(points), labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, points)
+    if not gradient.isfinite().all():
+        raise UntrustedError("the gradients at the images are NaN or infinite; no attack can work")
+    if not gradient.any():
+        raise UntrustedError(
+            "the gradients at the images are all zero, so gradient attacks cannot work; "
+            "the model masks them"
+        )
+
+
+def check_attack(attack: PreparedAttack, view: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Require that a short run of the attack keeps its budget, and that eps 0 changes nothing.
+
+    Raises:
+        UntrustedError: The attack breaks its budget, or moves pixels without one.
+    """
+    few = {"steps": _STEPS, "search_steps": 1}
+    short = _with(attack, {name: few[name] for name in few.keys() & attack.params.keys()})
+    short(view, images, labels, generator=torch.Generator().manual_seed(0))
+    if attack.eps is None:
+        return
+    without_budget = _with(short, {"eps": 0.0})
+    still = without_budget(view, images, labels, generator=torch.Generator().manual_seed(0))
+    if not torch.equal(still, images):
+        raise UntrustedError(f"{attack.method} changes images although its budget is 0")
+
+
+def _with(attack: PreparedAttack, params: dict[str, Any]) -> PreparedAttack:
+    return dataclasses.replace(attack, params={**attack.params, **params})
+
+
+def preflight(
+    model: BankedModel,
+    draw: nn.Module,
+    view: nn.Module,
+    attack: PreparedAttack,
+    images: Tensor,
+    labels: Tensor,
+) -> None:
+    """Run every check on the first images of a data set.
+
+    Args:
+        model: The defended model.
+        draw: One of the defender's draws.
+        view: What the attacker sees.
+        attack: The attack that is to run.
+        images: `[B, C, H, W]` in [0, 1]; the first `IMAGES` are used.
+        labels: `[B]`.
+
+    Raises:
+        UntrustedError: A check failed; the sentence says which.
+    """
+    images, labels = images[:IMAGES], labels[:IMAGES]
+    check_weights(model)
+    check_answers(draw, images, model.card.classes)
+    check_gradients(view, images, labels)
+    check_attack(attack, view, images, labels)

@@ -1,0 +1,134 @@
+"""A run's folder: each finished block is written at once, so that nothing finished is lost.
+
+run/
+├── run.json                 what was asked for; another request is refused here
+├── blocks/0-1000.safetensors   repeat 0, the block whose first image is 1000
+├── per_image.csv
+├── adversarial.safetensors  when asked for
+└── results.json             written last
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlskit.errors import RequestError
+from rlskit.files import replacing, write_text
+
+RESULTS = "results.json"
+PER_IMAGE = "per_image.csv"
+ADVERSARIAL = "adversarial.safetensors"
+
+
+class Journal:
+    """The finished blocks of one run, in memory and, given a folder, on disk.
+
+    Args:
+        folder: The run's folder; None keeps the blocks in memory only.
+        request: Everything that decides the numbers, as JSON values.
+        force: Start afresh in a folder that holds another or a finished run.
+
+    Raises:
+        RequestError: The folder holds another run or a finished one, and `force` is not given.
+    """
+
+    def __init__(
+        self, folder: Path | None, request: Mapping[str, Any], *, force: bool = False
+    ) -> None:
+        self.folder = folder
+        self._blocks: dict[tuple[int, int], dict[str, Tensor]] = {}
+        if folder is None:
+            return
+        manifest = folder / "run.json"
+        wanted = json.dumps(dict(request), indent=2, sort_keys=True) + "\n"
+        if (folder / RESULTS).exists() and not force:
+            raise RequestError(f"{folder} holds a finished run; name another --out, or use --force")
+        same = manifest.exists() and manifest.read_text(encoding="utf-8") == wanted
+        if manifest.exists() and not same and not force:
+            raise RequestError(
+                f"{folder} holds another run; name another --out, or use --force to replace it"
+            )
+        (folder / "blocks").mkdir(parents=True, exist_ok=True)
+        if force:
+            self._clear()
+        write_text(manifest, wanted, force=True)
+
+    def get(self, repeat: int, first: int) -> dict[str, Tensor] | None:
+        """Return the block that starts at image `first`, if it is finished and readable."""
+        if self.folder is not None and (repeat, first) not in self._blocks:
+            try:
+                self._blocks[repeat, first] = load_file(self._file(repeat, first))
+            except (FileNotFoundError, SafetensorError):
+                return None  # a torn block is simply not finished
+        return self._blocks.get((repeat, first))
+
+    def put(self, repeat: int, first: int, block: dict[str, Tensor]) -> None:
+        """Note a finished block; on disk it is whole or not there."""
+        block = {name: tensor.detach().cpu().contiguous() for name, tensor in block.items()}
+        self._blocks[repeat, first] = block
+        if self.folder is not None:
+            with replacing(self._file(repeat, first), force=True) as temporary:
+                save_file(block, temporary)
+
+    def column(self, name: str, repeat: int) -> Tensor:
+        """Return one column of a repeat over all images, in the order of the blocks."""
+        keys = sorted(key for key in self._blocks if key[0] == repeat)
+        return torch.cat([self._blocks[key][name] for key in keys])
+
+    def total(self, name: str) -> float:
+        """Return the sum of a column over all blocks and repeats."""
+        return sum(float(block[name].sum()) for block in self._blocks.values())
+
+    def write_per_image(self, columns: Mapping[str, Iterable[Any]]) -> str | None:
+        """Write the per-image table; return its file name, or None without a folder."""
+        if self.folder is None:
+            return None
+        with (
+            replacing(self.folder / PER_IMAGE, force=True) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+        return PER_IMAGE
+
+    def write_results(self, text: str) -> Path | None:
+        """Write `results.json`, the sign that the run is finished; return its path."""
+        if self.folder is None:
+            return None
+        write_text(self.folder / RESULTS, text, force=True)
+        return self.folder / RESULTS
+
+    def _file(self, repeat: int, first: int) -> Path:
+        assert self.folder is not None
+        return self.folder / "blocks" / f"{repeat}-{first}.safetensors"
+
+    def _clear(self) -> None:
+        assert self.folder is not None
+        for name in (RESULTS, PER_IMAGE, ADVERSARIAL):
+            (self.folder / name).unlink(missing_ok=True)
+        for block in (self.folder / "blocks").glob("*.safetensors"):
+            block.unlink()
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Create and return the first free `parent/name-NNN`."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / f"{name}-{number:03d}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder

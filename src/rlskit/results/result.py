@@ -1,0 +1,86 @@
+"""The result of an evaluation: one object, stable and versioned, as Python and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA = "rlskit.result/1"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one evaluation found; `to_json` gives the object of the design, section 7.
+
+    Attributes:
+        command: `attack`, `eval` or `diversity`.
+        checkpoint: `path` (None for a model in memory) and `sha256` of the tensors.
+        model: Architecture, banks, layers, granularity, and whether it was ever trained.
+        defense: Its name.
+        data: `name`, `split`, `n` and `sha256`.
+        protocol: The attacker's view; `clean` without an attack.
+        n_samples: N, the draws that answered together.
+        repeats: R.
+        seed: The seed that all randomness derives from.
+        batch_size: Size of a block.
+        device: Where it ran.
+        versions: Of rlskit, torch and the attack's library.
+        accuracy: Name -> `mean`, `std` over repeats, `ci95`, `n`, `lower_bound`; all in [0, 1].
+        attack: `method`, `engine` and `params` in both pixel scales; None without an attack.
+        n_attacked: Draws in the attacker's view; None without an attack.
+        perturbation: l0, l1, l2, linf -> `median` and `max`, in [0, 1] units.
+        agreement: Diversity measures -> `mean` and `std` over repeats.
+        timing: `seconds`, `images_per_second`, `forwards`, `backwards`; images x draws.
+        per_image: File name of the per-image table in the run's folder, or None.
+        warnings: What a reader must know before using the numbers.
+    """
+
+    command: str
+    checkpoint: dict[str, Any]
+    model: dict[str, Any]
+    defense: str
+    data: dict[str, Any]
+    protocol: str
+    n_samples: int
+    repeats: int
+    seed: int
+    batch_size: int
+    device: str
+    versions: dict[str, str]
+    accuracy: dict[str, dict[str, Any]]
+    attack: dict[str, Any] | None = None
+    n_attacked: int | None = None
+    perturbation: dict[str, dict[str, float]] | None = None
+    agreement: dict[str, dict[str, Any]] | None = None
+    timing: dict[str, float] = field(default_factory=dict)
+    per_image: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON values; NaN becomes null."""
+        return {"schema": SCHEMA, **_without_nan(asdict(self))}
+
+    @property
+    def headline(self) -> dict[str, Any]:
+        """The accuracy that a gate decides on: robust where there is one, else clean."""
+        return self.accuracy.get("robust", self.accuracy.get("clean", {}))
+
+
+def dump(results: list[Result]) -> str:
+    """Return one JSON object, or a list of them when there are several results."""
+    objects = [result.to_json() for result in results]
+    return (
+        json.dumps(objects[0] if len(objects) == 1 else objects, indent=2, allow_nan=False) + "\n"
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

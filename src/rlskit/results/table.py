@@ -1,0 +1,115 @@
+"""Rich tables of results, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from rlskit.results.result import Result
+
+_NAMES = {
+    "clean": "clean",
+    "clean_gibbs": "clean, one draw",
+    "robust": "robust",
+    "robust_gibbs": "robust, one draw",
+    "robust_8bit": "robust, saved with 8 bits",
+    "attack_success": "attack success on the correct",
+}
+
+
+def accuracy_table(results: Sequence[Result]) -> Table:
+    """Return one row per result and accuracy, with protocol, interval and denominator."""
+    first = results[0]
+    table = Table(title=_title(first), title_justify="left")
+    if first.attack:
+        table.add_column("attack")
+    table.add_column("accuracy of")
+    table.add_column("protocol")
+    table.add_column("N", justify="right")
+    table.add_column("%", justify="right")
+    table.add_column("95 % interval", justify="right")
+    table.add_column("images", justify="right")
+    for result in results:
+        attack = [_attack(result)] if first.attack else []
+        for name, accuracy in result.accuracy.items():
+            view = "clean" if name.startswith("clean") else protocol(result)
+            n = 1 if name.endswith("_gibbs") else result.n_samples
+            table.add_row(*attack, _NAMES[name], view, str(n), *figures(accuracy))
+            attack = [""] if attack else []
+        table.add_section()
+    return table
+
+
+def diversity_table(result: Result) -> Table:
+    """Return the diversity measures with their spread over repeats."""
+    assert result.agreement is not None
+    title = f"{_title(result)} · {result.n_samples} draws, {result.repeats} repeats"
+    table = Table(title=title, title_justify="left")
+    table.add_column("measure")
+    table.add_column("mean", justify="right")
+    table.add_column("std over repeats", justify="right")
+    for name, value in result.agreement.items():
+        table.add_row(name.replace("_", " "), number(value["mean"]), number(value["std"]))
+    return table
+
+
+def comparison_table(rows: dict[str, Sequence[Result]], title: str) -> Table:
+    """Return defenses side by side: clean, each attack with its protocol, and kappa.
+
+    Args:
+        rows: Name of a defense -> its results of `attack` and, last, of `diversity`.
+        title: The table's title.
+    """
+    table = Table(title=title, title_justify="left")
+    table.add_column("defense")
+    *attacks, _ = next(iter(rows.values()))
+    table.add_column("clean %\n95 % interval", justify="right")
+    for result in attacks:
+        table.add_column(f"{_attack(result)}\n{protocol(result)}", justify="right")
+    table.add_column("kappa\nmean ± std", justify="right")
+    for name, (*found, diversity) in rows.items():
+        cells = [found[0].accuracy["clean"], *(result.accuracy["robust"] for result in found)]
+        shown = ["\n".join(figures(cell)[:2]) for cell in cells]
+        assert diversity.agreement is not None
+        kappa = diversity.agreement["kappa"]
+        spread = f"{number(kappa['mean'])} ± {number(kappa['std'])}"
+        table.add_row(name, *shown, spread, end_section=True)
+    return table
+
+
+def figures(accuracy: dict[str, Any]) -> tuple[str, str, str]:
+    """Return accuracy in percent (with its spread over repeats), interval and denominator."""
+    mean = f"{100 * accuracy['mean']:.1f}"
+    if accuracy["std"] is not None:
+        mean += f" ± {100 * accuracy['std']:.1f}"
+    low, high = accuracy["ci95"]
+    return mean, f"{100 * low:.1f} – {100 * high:.1f}", f"{accuracy['n']:g}"
+
+
+def protocol(result: Result) -> str:
+    """Return the protocol with the number of attacked draws, as it stands beside every number."""
+    if result.n_attacked is None:
+        return result.protocol
+    return f"{result.protocol} n={result.n_attacked}"
+
+
+def number(value: float | None) -> str:
+    """Return three decimals, or a dash for what is undefined."""
+    return "–" if value is None or value != value else f"{value:.3f}"
+
+
+def _title(result: Result) -> str:
+    data = f"{result.data['name']} ({result.data['split']})"
+    return f"{result.defense} · {result.model['architecture']} · {data}"
+
+
+def _attack(result: Result) -> str:
+    """Return the method with its budget or constant, in the scale it was stated in."""
+    assert result.attack is not None
+    stated, scale = result.attack["stated"], result.attack["pixel_range"]
+    shown = [f"{name}={stated[name]:.4g}" for name in ("eps", "c") if stated.get(name) is not None]
+    if scale != "0:1":
+        shown.append(f"in {scale}")
+    return " ".join([result.attack["method"], *shown])

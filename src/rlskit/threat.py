@@ -1,0 +1,146 @@
+"""What the attacker sees: the protocols of the design, section 4.
+
+`transfer`: one fixed draw (the paper's Tables 1 to 3). `multi`: n fixed draws, attacked on their
+mean prediction (Table 4). `eot`: n fresh draws at every gradient step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rlskit.defenses import draws
+from rlskit.errors import RequestError
+from rlskit.models.banks import BankedModel
+
+PROTOCOLS = ("transfer", "multi", "eot")
+VIEWS = ("mean-prob", "mean-logit")
+
+
+def protocol_of(protocol: str | None, n_attacked: int) -> str:
+    """Return the protocol's name: by default `transfer` for one attacked draw, `multi` for more.
+
+    Raises:
+        RequestError: Unknown, or `n_attacked` does not fit it.
+    """
+    if n_attacked < 1:
+        raise RequestError(f"--n-attacked must be at least 1, not {n_attacked}")
+    if protocol is None:
+        return "transfer" if n_attacked == 1 else "multi"
+    if protocol not in PROTOCOLS:
+        raise RequestError(
+            f"--protocol {protocol!r} is unknown; it is one of {', '.join(PROTOCOLS)}"
+        )
+    if protocol == "transfer" and n_attacked != 1:
+        raise RequestError(f"--protocol transfer attacks 1 draw, not {n_attacked}; use multi")
+    return protocol
+
+
+def mean_log_probabilities(logits: Tensor) -> Tensor:
+    """Return the log of the mean probability over draws, exact in log space.
+
+    Args:
+        logits: `[N, B, classes]`.
+
+    Returns:
+        `[B, classes]`.
+    """
+    log_probabilities = logits.log_softmax(dim=-1)
+    return log_probabilities.logsumexp(dim=0) - math.log(len(logits))
+
+
+class DrawsView(nn.Module):
+    """Several draws as one classifier: the log of their mean probability, or the mean logit."""
+
+    def __init__(self, members: Sequence[nn.Module], view: str = "mean-prob") -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.view = view
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images `[B, C, H, W]` to `[B, classes]`."""
+        logits = torch.stack([member(images) for member in self.members])
+        if self.view == "mean-logit":
+            return logits.mean(0)
+        return mean_log_probabilities(logits)
+
+
+class FreshDraws(nn.Module):
+    """A classifier that answers every call with n draws never seen before, for EOT attacks."""
+
+    def __init__(self, draw: Callable[[int], list[nn.Module]], view: str) -> None:
+        super().__init__()
+        self._draw = draw
+        self._view = view
+        self._calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images `[B, C, H, W]` to `[B, classes]`."""
+        members = self._draw(self._calls)
+        self._calls += 1
+        logits: Tensor = DrawsView(members, self._view)(images)
+        return logits
+
+
+def attackers_view(
+    model: BankedModel,
+    protocol: str,
+    n_attacked: int,
+    *,
+    seed: int,
+    repeat: int,
+    block: int = 0,
+    view: str = "mean-prob",
+) -> nn.Module:
+    """Return the classifier that an attack is computed on.
+
+    Args:
+        model: The defended model.
+        protocol: One of `PROTOCOLS`.
+        n_attacked: Number of draws in the view.
+        seed: The user's seed.
+        repeat: Index of the repeat; another repeat is another view.
+        block: Index of the first image of the block; fresh draws differ between blocks.
+        view: One of `VIEWS`.
+
+    Raises:
+        RequestError: Unknown view.
+    """
+    if view not in VIEWS:
+        raise RequestError(f"--view {view!r} is unknown; it is one of {', '.join(VIEWS)}")
+    if protocol == "eot":
+
+        def fresh(call: int) -> list[nn.Module]:
+            return draws(
+                model, n_attacked, seed=seed, purpose=f"eot|{repeat}", repeat=block,
+                first=call * n_attacked,
+            )  # fmt: skip
+
+        return FreshDraws(fresh, view)
+    members = draws(model, n_attacked, seed=seed, purpose="attacker", repeat=repeat)
+    return members[0] if n_attacked == 1 else DrawsView(members, view)
+
+
+class Meter(nn.Module):
+    """Counts what an attack costs: images through forward and backward passes of single draws."""
+
+    def __init__(self, view: nn.Module, draws_per_call: int) -> None:
+        super().__init__()
+        self.view = view
+        self.forwards = 0
+        self.backwards = 0
+        self._draws = draws_per_call
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Answer as the view does."""
+        self.forwards += len(images) * self._draws
+        logits: Tensor = self.view(images)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backwards += gradient.shape[-2] * self._draws

@@ -1,0 +1,564 @@
+"""The five attacks: known optima, equality with torchattacks, and what no attack may do."""
+
+import contextlib
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchattacks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from rlskit.attacks import ATTACKS, prepare
+from rlskit.attacks import upstream as ta
+from rlskit.attacks.cw import cw
+from rlskit.attacks.deepfool import deepfool
+from rlskit.attacks.ead import ead
+from rlskit.attacks.fgsm import fgsm
+from rlskit.attacks.minimum_norm import margin, search_constant, wins
+from rlskit.attacks.pgd import pgd
+from rlskit.errors import RequestError, UntrustedError
+from rlskit.pixels import perturbation_norms
+
+SHAPE = (3, 4, 4)
+
+QUICK: dict[str, dict[str, Any]] = {
+    "fgsm": {"eps": 0.05},
+    "pgd": {"eps": 0.05},
+    "deepfool": {},
+    "cw": {"c": 20, "steps": 60, "lr": 0.05},
+    "ead": {"c": 20, "steps": 60, "lr": 0.03},
+}
+"""Options with which each attack succeeds on a small net in little time."""
+
+MINIMUM_NORM = ["deepfool", "cw", "ead"]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Linear(nn.Module):
+    """Logits W (x - 0.5) + b: class 0 leads near 0.5, and every optimum lies inside [0, 1].
+
+    Class 1 follows by 0.1, and every further class by `gap` more.
+    """
+
+    def __init__(self, classes: int, gap: float = 0.0, seed: int = 0) -> None:
+        super().__init__()
+        rng = generator(seed)
+        self.weight = nn.Parameter(0.2 * torch.randn(classes, math.prod(SHAPE), generator=rng))
+        self.bias = nn.Parameter(0.1 - gap * (torch.arange(classes) - 1))
+        with torch.no_grad():
+            self.bias[0] = 0.2
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.flatten(1) - 0.5) @ self.weight.T + self.bias
+
+
+class Constant(nn.Module):
+    """No parameters, gradients of zero, and class 0 leading."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.tensor([1.0, 0.0, 0.0]) + 0 * images.flatten(1).sum(1, keepdim=True)
+
+
+class Blowup(nn.Module):
+    """Finite logits on [0, 1], but gradients that are not: sqrt at 0."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        root = (0 * images).sqrt().flatten(1).sum(1, keepdim=True)
+        return torch.cat([root + 1, root * 2], 1)
+
+
+class SmallNet(nn.Module):
+    """A convolution, BatchNorm and Dropout, whose modes matter, and a linear head."""
+
+    def __init__(self, seed: int, classes: int = 4, shape: tuple[int, int, int] = SHAPE) -> None:
+        super().__init__()
+        channels, height, width = shape
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.conv = nn.Conv2d(channels, 8, 3, padding=1)
+            self.bn = nn.BatchNorm2d(8)
+            self.dropout = nn.Dropout(0.5)
+            self.head = nn.Linear(8 * height * width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.dropout(self.bn(self.conv(images)).tanh())
+        logits: Tensor = self.head(features.flatten(1))
+        return logits
+
+
+def net_and_images(seed: int = 0, n: int = 12) -> tuple[SmallNet, Tensor, Tensor]:
+    """A small net, images, and labels that are its own answers."""
+    model = SmallNet(seed)
+    images = torch.rand(n, *SHAPE, generator=generator(seed + 1))
+    with torch.no_grad():
+        labels = model.eval()(images).argmax(1)
+    return model, images, labels
+
+
+def run(method: str, model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    attack = prepare(method, **(QUICK[method] | options))
+    return attack(model, images, labels, generator=generator())
+
+
+# --- Known optima: on a linear model the boundary with class k is a plane.
+
+
+def planes(model: Linear, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Each image's leads over the other classes `[B, K-1]`, and the planes' normals."""
+    logits = model(images).detach()
+    others = torch.stack([torch.arange(len(row))[torch.arange(len(row)) != y]
+                          for row, y in zip(logits, labels, strict=True)])  # fmt: skip
+    leads = logits.gather(1, labels[:, None]) - logits.gather(1, others)
+    weight = model.weight.detach()
+    return leads.double(), (weight[labels][:, None] - weight[others]).double()
+
+
+def closest(dual: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Distance to the nearest plane in the norm whose dual is given."""
+    return lambda leads, normals: (leads / normals.norm(p=dual, dim=2)).amin(1)
+
+
+def closest_elastic(beta: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Least |d|_2^2 + beta |d|_1 on a plane: d_i is w_i t shrunk by beta/2; t by bisection."""
+
+    def distance(leads: Tensor, normals: Tensor) -> Tensor:
+        w = normals.abs()
+        low, high = torch.zeros_like(leads), torch.full_like(leads, 1e3)
+        for _ in range(100):
+            t = (low + high) / 2
+            d = (t[..., None] * w - beta / 2).clamp_min(0)
+            reached = (w * d).sum(2) >= leads
+            low, high = torch.where(reached, low, t), torch.where(reached, t, high)
+        return (d.square().sum(2) + beta * d.sum(2)).amin(1)
+
+    return distance
+
+
+def elastic(beta: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def distance(clean: Tensor, adversarial: Tensor) -> Tensor:
+        norms = perturbation_norms(clean, adversarial)
+        return norms["l2"].square() + beta * norms["l1"]
+
+    return distance
+
+
+SEARCH = {"search_steps": 9, "steps": 250, "kappa": 0, "lr": 0.003}
+OPTIMA = [
+    ("deepfool", {"norm": "l2", "overshoot": 0.005}, "l2", closest(2), 0.01),
+    ("deepfool", {"norm": "linf", "overshoot": 0.005}, "linf", closest(1), 0.01),
+    ("cw", SEARCH | {"c": 1}, "l2", closest(2), 0.05),
+    ("ead", SEARCH | {"beta": 2, "decision_rule": "l1", "lr": 0.02}, "l1", closest(math.inf), 0.05),
+    ("ead", SEARCH | {"beta": 0.05}, elastic(0.05), closest_elastic(0.05), 0.05),
+    (
+        "ead",
+        SEARCH | {"beta": 0.02, "decision_rule": "l1", "optimizer": "fista"},
+        "l1",
+        closest(math.inf),
+        0.05,
+    ),
+]
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize(("method", "options", "norm", "optimum", "tolerance"), OPTIMA)
+def test_linear_optimum(
+    method: str, options: Any, norm: Any, optimum: Any, tolerance: float, classes: int
+) -> None:
+    # C&W and EAD descend to the boundary of the largest rival, so it must be the nearest one too.
+    model = Linear(classes, gap=0.01 if method == "deepfool" else 0.3)
+    images = 0.5 + 0.02 * torch.randn(16, *SHAPE, generator=generator(5))
+    labels = model(images).argmax(1)
+    adversarial = run(method, model, images, labels, **(QUICK[method] | options))
+    assert (model(adversarial).argmax(1) != labels).all()
+    best = optimum(*planes(model, images, labels))
+    if isinstance(norm, str):
+        distance = perturbation_norms(images, adversarial)[norm]
+    else:
+        distance = norm(images, adversarial)
+    ratio = distance / best
+    assert ratio.min() >= 1 - 1e-3
+    assert ratio.max() <= 1 + tolerance, ratio
+
+
+def test_fgsm_on_a_linear_model() -> None:
+    model = Linear(2)
+    images = torch.rand(5, *SHAPE, generator=generator(1))
+    labels = torch.tensor([0, 1, 0, 1, 0])
+    away = (model.weight[1] - model.weight[0]).sign().reshape(SHAPE)
+    expected = torch.stack(
+        [
+            (x + 0.07 * away * (1 if y == 0 else -1)).clamp(0, 1)
+            for x, y in zip(images, labels, strict=True)
+        ]
+    )
+    assert torch.equal(run("fgsm", model, images, labels, eps="0.07"), expected.detach())
+
+
+# --- Equality with torchattacks.
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (
+            lambda m, x, y, g: fgsm(m, x, y, eps=0.03, generator=g),
+            lambda m: torchattacks.FGSM(m, eps=0.03),
+        ),
+        (
+            lambda m, x, y, g: pgd(m, x, y, generator=g),
+            lambda m: torchattacks.PGD(m, eps=0.01, alpha=0.01 / 10, steps=10),
+        ),
+        (
+            lambda m, x, y, g: pgd(
+                m, x, y, eps=0.1, steps=3, step_size=0.05, random_start=False, generator=g
+            ),
+            lambda m: torchattacks.PGD(m, eps=0.1, alpha=0.05, steps=3, random_start=False),
+        ),
+        (
+            lambda m, x, y, g: ta.deepfool(m, x, y, steps=4, overshoot=0.1, generator=g),
+            lambda m: torchattacks.DeepFool(m, steps=4, overshoot=0.1),
+        ),
+        (
+            lambda m, x, y, g: ta.cw(m, x, y, c=2, kappa=0.2, steps=15, lr=0.1, generator=g),
+            lambda m: torchattacks.CW(m, c=2, kappa=0.2, steps=15, lr=0.1),
+        ),
+        (
+            lambda m, x, y, g: ta.ead(m, x, y, c=200, steps=12, search_steps=2, generator=g),
+            lambda m: torchattacks.EADEN(m, 0.1, 0.01, 2, 12, initial_const=200, beta=0.01),
+        ),
+        (
+            lambda m, x, y, g: ta.ead(m, x, y, c=200, steps=12, decision_rule="l1", generator=g),
+            lambda m: torchattacks.EADL1(m, 0.1, 0.01, 1, 12, initial_const=200, beta=0.01),
+        ),
+    ],
+)
+def test_bit_equal_to_torchattacks(ours: Any, theirs: Any) -> None:
+    model, images, labels = net_and_images()
+    torch.manual_seed(7)
+    expected = theirs(model)(images, labels)
+    after = torch.get_rng_state()
+    model.zero_grad()
+
+    torch.manual_seed(123)
+    outside = torch.get_rng_state()
+    mine = generator(7)
+    actual = ours(model, images, labels, mine)
+    assert torch.equal(actual, expected)
+    assert not torch.equal(actual, images)
+    assert torch.equal(mine.get_state(), after), "the generator advances as the global one would"
+    assert torch.equal(torch.get_rng_state(), outside), "the global state is left alone"
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("overshoot", [0.02, 0.2])
+def test_deepfool_agrees_with_torchattacks(overshoot: float) -> None:
+    model, images, labels = net_and_images(3, n=32)
+    theirs = ta.deepfool(model, images, labels, overshoot=overshoot, generator=generator())
+    ours = deepfool(model, images, labels, overshoot=overshoot, generator=generator())
+    theirs_l2 = perturbation_norms(images, theirs)["l2"]
+    ratio = perturbation_norms(images, ours)["l2"] / theirs_l2
+    assert theirs_l2.min() > 0
+    assert (ratio - 1).abs().max() < 0.01, ratio
+
+
+def test_torchattacks_keeps_stdout_clean_on_a_model_without_parameters() -> None:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        adversarial = run("pgd", Constant(), torch.full((2, *SHAPE), 0.5), torch.tensor([0, 0]))
+    assert out.getvalue() == ""
+    assert (adversarial - 0.5).abs().max() <= 0.05
+
+
+# --- What holds for every attack.
+
+
+@pytest.mark.parametrize("method", ATTACKS)
+def test_a_result_does_not_depend_on_batch_mates(method: str) -> None:
+    model, images, labels = net_and_images(1)
+    options = {"random_start": False} if method == "pgd" else {}
+    whole = run(method, model, images, labels, **options)
+    assert not torch.equal(whole, images)
+    order = torch.randperm(len(images), generator=generator(3))
+    permuted = run(method, model, images[order], labels[order], **options)
+    split = torch.cat(
+        [
+            run(method, model, images[part], labels[part], **options)
+            for part in (slice(0, 1), slice(1, 6), slice(6, None))
+        ]
+    )
+    torch.testing.assert_close(permuted, whole[order], atol=1e-6, rtol=0)
+    torch.testing.assert_close(split, whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("method", ATTACKS)
+def test_the_model_is_given_back_as_it_was(method: str) -> None:
+    model, images, labels = net_and_images()
+    in_eval = run(method, model, images, labels)
+    model.train()
+    model.bn.eval()  # a frozen BatchNorm inside a training model
+    model.conv.weight.requires_grad_(False)
+    statistics = model.bn.state_dict()["running_mean"].clone()
+    before = [module.training for module in model.modules()]
+    with torch.no_grad():  # as a caller that evaluates
+        in_train = run(method, model, images, labels)
+    assert torch.equal(in_train, in_eval)
+    assert not in_train.requires_grad
+    assert [module.training for module in model.modules()] == before
+    assert torch.equal(model.bn.state_dict()["running_mean"], statistics)
+    assert [p.requires_grad for p in model.parameters()] == [False, *[True] * 5]
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("engine", ["rlskit", "torchattacks"])
+@pytest.mark.parametrize("method", ATTACKS)
+def test_modes_are_restored_after_an_exception(method: str, engine: str) -> None:
+    class OutOfMemory(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise RuntimeError("out of memory")
+
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm2d(3), OutOfMemory()))
+    model[1].eval()
+    before = [module.training for module in model.modules()]
+    outside = torch.get_rng_state()
+    attack = prepare(method, engine=engine)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        attack(model, torch.full((2, *SHAPE), 0.5), torch.tensor([0, 1]), generator=generator())
+    assert torch.equal(torch.get_rng_state(), outside)
+    assert [module.training for module in model.modules()] == before
+    assert before == [True, True, False, False, False]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not model._forward_hooks
+
+
+@pytest.mark.parametrize("method", ATTACKS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_logits_are_not_a_result(method: str, bad: float) -> None:
+    model = Linear(3)
+    with torch.no_grad():
+        model.bias[2] = bad
+    with pytest.raises(UntrustedError, match="NaN or infinite logits"):
+        run(method, model, torch.rand(3, *SHAPE), torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize("method", ATTACKS)
+def test_non_finite_gradients_are_not_a_result(method: str) -> None:
+    with pytest.raises(UntrustedError, match="NaN or infinite gradients"):
+        run(method, Blowup(), torch.rand(3, *SHAPE), torch.tensor([0, 0, 0]))
+
+
+def test_upstream_deepfool_is_caught_where_it_returns_nan() -> None:
+    attack = prepare("deepfool", engine="torchattacks")
+    with pytest.raises(UntrustedError, match="NaN"):
+        attack(Constant(), torch.rand(2, *SHAPE), torch.tensor([0, 0]), generator=generator())
+
+
+# --- Minimum-norm attacks.
+
+
+@pytest.mark.parametrize("method", MINIMUM_NORM)
+@pytest.mark.parametrize("optimizer", ["adam", "fista"])
+def test_failures_and_mistakes_come_back_bitwise(method: str, optimizer: str) -> None:
+    options: dict[str, Any] = {"optimizer": optimizer} if method == "ead" else {}
+    model, images, labels = net_and_images()
+    wrong = (labels + 1) % 4
+    assert torch.equal(run(method, model, images, wrong, **options), images)
+    if method != "deepfool":
+        assert torch.equal(run(method, model, images, labels, kappa=1e6, **options), images)
+    zeros = torch.zeros(len(images), dtype=torch.long)
+    assert torch.equal(run(method, Bowl(), images, zeros, **options), images)
+
+
+class Bowl(nn.Module):
+    """Leads s^2 of class 0: gradients lead to the boundary s = 0, and nothing lies beyond it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        s = (images - 0.4).flatten(1).sum(1)
+        return torch.stack([s**2, torch.zeros_like(s)], 1)
+
+
+@pytest.mark.parametrize("method", MINIMUM_NORM)
+def test_a_constant_model_cannot_be_fooled(method: str) -> None:
+    images = torch.rand(4, *SHAPE, generator=generator())
+    assert torch.equal(run(method, Constant(), images, torch.tensor([0, 0, 1, 2])), images)
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize(("method", "optimizer"), [("cw", ""), ("ead", "adam"), ("ead", "fista")])
+def test_the_returned_image_itself_has_the_confidence(
+    method: str, optimizer: str, kappa: float
+) -> None:
+    options: dict[str, Any] = {"optimizer": optimizer} if optimizer else {}
+    model, images, labels = net_and_images(2, n=32)
+    adversarial = run(method, model, images, labels, kappa=kappa, c=200, **options)
+    lead = margin(model(adversarial), labels)
+    changed = (adversarial != images).flatten(1).any(1)
+    assert changed.float().mean() > 0.9
+    assert (lead[changed] <= -kappa + 1e-6).all()
+    assert (lead[changed] < 0).all()
+
+
+def test_pixels_at_0_and_1_move_under_cw() -> None:
+    model, images, _ = net_and_images()
+    images = images.round()
+    labels = model(images).argmax(1)
+    options = {"c": 20, "lr": 0.1, "steps": 200}
+    ours = run("cw", model, images, labels, **options)
+    theirs = run("cw", model, images, labels, engine="torchattacks", **options)
+    assert (model(ours).argmax(1) != labels).all()
+    assert torch.equal(theirs, images), "the trap that the shrink avoids"
+    assert 0 <= ours.min() <= ours.max() <= 1
+
+
+@pytest.mark.parametrize("method", MINIMUM_NORM)
+def test_log_probabilities_are_attacked_as_logits_are(method: str) -> None:
+    model, images, labels = net_and_images(4, n=24)
+    view = nn.Sequential(model, nn.LogSoftmax(1))
+    on_logits = run(method, model, images, labels)
+    on_log_probabilities = run(method, view, images, labels)
+    fooled = model(on_logits).argmax(1) != labels
+    assert fooled.float().mean() > 0.9
+    assert torch.equal(model(on_log_probabilities).argmax(1) != labels, fooled)
+    torch.testing.assert_close(on_log_probabilities, on_logits, atol=1e-4, rtol=0)
+
+
+def test_cw_is_not_stopped_by_its_batch_mates() -> None:
+    model = Linear(2)
+    images = 0.5 + 0.02 * torch.randn(8, *SHAPE, generator=generator(5))
+    far = 0.5 + 0.5 * (model.weight[0] - model.weight[1]).detach().sign().reshape(1, *SHAPE)
+    mixed, labels = torch.cat([images, far]), torch.zeros(9, dtype=torch.long)
+    options = {"c": 3.0, "steps": 100, "lr": 0.02, "kappa": 0}
+    alone = run("cw", model, images, labels[:8], **options)
+    together = run("cw", model, mixed, labels, **options)
+    assert torch.equal(together[8:], far), "the last image is out of reach"
+    assert (model(together[:8]).argmax(1) == 1).all()
+    torch.testing.assert_close(together[:8], alone, atol=1e-6, rtol=0)
+
+
+def test_margin_by_hand() -> None:
+    logits = torch.tensor([[-1.0, -3.0, -2.0], [5.0, 1.0, 2.0], [0.0, 0.0, -1.0]])
+    lead = margin(logits, torch.tensor([0, 1, 1]))
+    assert lead.tolist() == [1.0, -4.0, 0.0]
+    assert wins(lead, 0).tolist() == [False, True, False]  # a tie fools nobody
+    assert wins(lead, 4).tolist() == [False, True, False]
+    assert wins(lead, 4.1).tolist() == [False, False, False]
+
+
+def test_search_halves_where_it_won_and_grows_where_it_lost() -> None:
+    tried = []
+    least = torch.tensor([0.3, 5.0, 1e9])  # constants from which each image falls
+
+    def descend(constant: Tensor) -> tuple[Tensor, Tensor]:
+        tried.append(constant.tolist())
+        distance = torch.where(constant >= least, constant, torch.inf)
+        return constant[:, None, None, None].clone(), distance
+
+    clean = torch.zeros(3, 1, 1, 1)
+    best = search_constant(descend, clean, 1.0, 4).flatten()
+    assert tried == [
+        pytest.approx(row)
+        for row in ([1, 1, 1], [0.5, 10, 10], [0.25, 5.5, 100], [0.375, 3.25, 1e3])
+    ]
+    assert best.tolist() == [0.375, 5.5, 0.0]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "fista"])
+def test_ead_is_sparse_and_keeps_its_bounds(optimizer: str) -> None:
+    model = Linear(2)
+    images = 0.5 + 0.02 * torch.randn(8, *SHAPE, generator=generator(5))
+    labels = model(images).argmax(1)
+    adversarial = ead(
+        model, images, labels, c=20, beta=0.05, steps=200, optimizer=optimizer,
+        decision_rule="l1", bounds=(0.3, 0.7), generator=generator(),
+    )  # fmt: skip
+    assert (model(adversarial).argmax(1) != labels).all()
+    assert 0.3 <= adversarial.min() < adversarial.max() <= 0.7
+    dense = cw(model, images, labels, c=20, steps=200, generator=generator())
+    ours, theirs = (perturbation_norms(images, x) for x in (adversarial, dense))
+    assert (ours["l0"] < theirs["l0"] / 2).all()
+
+
+def test_decision_rules_keep_different_iterates() -> None:
+    model = Linear(10)
+    images = 0.5 + 0.02 * torch.randn(16, *SHAPE, generator=generator(5))
+    labels = model(images).argmax(1)
+    by_rule = {
+        rule: perturbation_norms(
+            images, run("ead", model, images, labels, decision_rule=rule, steps=300, beta=0.05)
+        )
+        for rule in ("en", "l1")
+    }
+    en, l1 = by_rule["en"], by_rule["l1"]
+    assert (l1["l1"] <= en["l1"]).all()
+    assert (en["l2"] ** 2 + 0.05 * en["l1"] <= l1["l2"] ** 2 + 0.05 * l1["l1"]).all()
+    assert not torch.equal(en["l1"], l1["l1"])
+
+
+def test_top_classes_limits_the_rivals() -> None:
+    # Class 2 is nearest but third by logit: only with three classes is its boundary seen.
+    model = Linear(3)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.weight[1, 0], model.weight[2, 1] = 0.5, 20.0
+        model.bias.copy_(torch.tensor([1.0, 0.9, 0.5]))
+    images, labels = torch.full((1, *SHAPE), 0.5), torch.tensor([0])
+    options = {"overshoot": 0.01, "norm": "l2"}
+    near = run("deepfool", model, images, labels, top_classes=3, **options) - images
+    far = run("deepfool", model, images, labels, top_classes=2, **options) - images
+    assert near.norm().item() == pytest.approx(1.01 * 0.5 / 20, rel=1e-4)
+    assert far.norm().item() == pytest.approx(1.01 * 0.1 / 0.5, rel=1e-4)
+
+
+# --- Any small net, any images.
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    method=st.sampled_from(sorted(ATTACKS)),
+    seed=st.integers(0, 1000),
+    n=st.integers(1, 3),
+    channels=st.sampled_from([1, 3]),
+    classes=st.integers(2, 5),
+    size=st.integers(1, 5),
+    fill=st.sampled_from(["random", "black", "white", "binary"]),
+    eps=st.sampled_from(["0", "2/255", "0.3", "1"]),
+)
+def test_any_result_is_an_image_inside_its_budget(
+    method: str, seed: int, n: int, channels: int, classes: int, size: int, fill: str, eps: str
+) -> None:
+    model = SmallNet(seed, classes, (channels, size, size)).eval()
+    images = torch.rand(n, channels, size, size, generator=generator(seed))
+    images = {
+        "random": images,
+        "black": images * 0,
+        "white": images * 0 + 1,
+        "binary": images.round(),
+    }[fill]
+    before = images.clone()
+    labels = torch.randint(classes, (n,), generator=generator(seed))
+    budget = {"eps": eps} if method in ("fgsm", "pgd") else {}
+    steps = {} if method == "fgsm" else {"steps": 5}
+    adversarial = run(method, model, images, labels, **budget, **steps)
+    assert torch.equal(images, before)
+    assert adversarial.shape == images.shape
+    assert 0 <= adversarial.min() <= adversarial.max() <= 1
+    if budget:
+        numerator, _, denominator = eps.partition("/")
+        largest = float(numerator) / float(denominator or 1)
+        assert (adversarial - images).abs().max() <= largest + 1e-6
+    else:  # what moved fools, what did not is bitwise the clean image
+        moved = (adversarial != images).flatten(1).any(1)
+        assert (model(adversarial).argmax(1) != labels)[moved].all()
+
+
+def test_upstream_ead_needs_ten_steps() -> None:
+    with pytest.raises(RequestError, match="--steps of at least 10, not 9"):
+        run("ead", Linear(2), torch.rand(1, *SHAPE), torch.tensor([0]), engine="torchattacks",
+            optimizer=None, steps=9)  # fmt: skip

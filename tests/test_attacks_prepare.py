@@ -1,0 +1,190 @@
+"""Requests for an attack: what is refused, and what the options are in [0, 1]."""
+
+import inspect
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rlskit.attacks import ATTACKS, ENGINES, prepare
+from rlskit.attacks.ead import ead
+from rlskit.attacks.options import READERS
+from rlskit.errors import RequestError, UntrustedError
+
+
+@pytest.mark.parametrize("method", ATTACKS)
+def test_defaults_are_those_of_the_function(method: str) -> None:
+    attack = ATTACKS[method]
+    parameters = inspect.signature(attack.run).parameters
+    own = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("generator", "bounds")
+    }
+    assert own == dict(attack.defaults)
+    assert own.keys() <= READERS.keys()
+    assert (attack.norm is None) == ("eps" not in own)
+    assert (attack.norm is None) != (attack.minimises is None)
+    if attack.upstream is not None:
+        theirs = inspect.signature(attack.upstream).parameters
+        assert own.items() >= {k: theirs[k].default for k in own if k in theirs}.items()
+
+
+def test_every_option_is_taken_by_some_method() -> None:
+    assert READERS.keys() == {option for a in ATTACKS.values() for option in a.defaults}
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "params", "stated"),
+    [
+        ("fgsm", {"eps": "8/255"}, {"eps": 8 / 255}, {"eps": 8 / 255}),
+        ("fgsm", {"eps": "8/255", "pixel_range": "-1:1"}, {"eps": 4 / 255}, {"eps": 8 / 255}),
+        (
+            "pgd",
+            {"eps": 0.02, "pixel_range": "-1:1"},
+            {"eps": 0.01, "step_size": 0.001, "steps": 10, "random_start": True},
+            {"eps": 0.02, "step_size": 0.002, "steps": 10, "random_start": True},
+        ),
+        (
+            "pgd",
+            {"eps": 0.5, "step_size": "2.55/255", "steps": "40", "random_start": False},
+            {"eps": 0.5, "step_size": 0.01, "steps": 40, "random_start": False},
+            {"eps": 0.5, "step_size": 0.01, "steps": 40, "random_start": False},
+        ),
+        (
+            "cw",
+            {"c": "0.1", "pixel_range": "-1:1", "kappa": None},
+            {"c": 0.025, "kappa": 0.1, "steps": 1000, "lr": 0.01, "search_steps": 1},
+            {"c": 0.1, "kappa": 0.1, "steps": 1000, "lr": 0.01, "search_steps": 1},
+        ),
+        (
+            "ead",  # Adam steps are lengths in pixels, so its learning rate is one too
+            {"pixel_range": "-1:1", "c": 1},
+            {"c": 0.25, "beta": 0.005, "lr": 0.005, "kappa": 0.1, "steps": 1000,
+             "search_steps": 1, "decision_rule": "en", "optimizer": "adam"},
+            {"c": 1.0, "beta": 0.01, "lr": 0.01, "kappa": 0.1, "steps": 1000,
+             "search_steps": 1, "decision_rule": "en", "optimizer": "adam"},
+        ),
+        (
+            "ead",
+            {"pixel_range": "-1:1", "optimizer": "fista", "decision_rule": "l1"},
+            {"c": 0.0025, "beta": 0.005, "lr": 0.01, "kappa": 0.1, "steps": 1000,
+             "search_steps": 1, "decision_rule": "l1", "optimizer": "fista"},
+            {"c": 0.01, "beta": 0.01, "lr": 0.01, "kappa": 0.1, "steps": 1000,
+             "search_steps": 1, "decision_rule": "l1", "optimizer": "fista"},
+        ),
+        (
+            "deepfool",
+            {"pixel_range": "-1:1", "norm": "linf"},
+            {"norm": "linf", "steps": 50, "overshoot": 0.02, "top_classes": 10},
+            {"norm": "linf", "steps": 50, "overshoot": 0.02, "top_classes": 10},
+        ),
+        (
+            "deepfool",
+            {"engine": "torchattacks"},
+            {"steps": 50, "overshoot": 0.02},
+            {"steps": 50, "overshoot": 0.02},
+        ),
+    ],
+)  # fmt: skip
+def test_params_and_stated(method: str, options: Any, params: Any, stated: Any) -> None:
+    attack = prepare(method, **options)
+    pixel_range = options.get("pixel_range", "0:1")
+    for actual, expected in ((attack.params, params), (attack.stated, stated)):
+        numbers = {k: v for k, v in expected.items() if not isinstance(v, str)}
+        assert {k: actual[k] for k in numbers} == pytest.approx(numbers, rel=1e-12)
+        assert actual.items() - {("pixel_range", pixel_range)} >= (
+            expected.items() - numbers.items()
+        )
+    assert attack.params.keys() == params.keys()
+    assert attack.stated.keys() == stated.keys() | {"pixel_range"}
+    assert attack.stated["pixel_range"] == pixel_range
+    assert (attack.method, attack.engine) == (method, options.get("engine", "rlskit"))
+    assert attack.eps == attack.params.get("eps")
+    assert attack.norm == ("linf" if "eps" in params else None)
+    assert pickle.loads(pickle.dumps(attack)) == attack
+
+
+class Affine(nn.Module):
+    """Two logits, linear in `scale * images + shift`."""
+
+    def __init__(self, scale: float, shift: float) -> None:
+        super().__init__()
+        self.scale, self.shift = scale, shift
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = (self.scale * images + self.shift).flatten(1)
+        score = values @ torch.linspace(-1, 1, 12, dtype=images.dtype)
+        return torch.stack([score, torch.full_like(score, 0.3)], 1)
+
+
+def test_another_scale_is_the_same_attack() -> None:
+    # EAD on images in [-1, 1] is EAD with the converted options on the same images in [0, 1].
+    images = torch.rand(6, 3, 2, 2, generator=torch.Generator().manual_seed(0)).double()
+    wide, unit, rng = Affine(1, 0), Affine(2, -1), torch.Generator()
+    labels = unit(images).argmax(1)
+    for optimizer in ("adam", "fista"):
+        options: dict[str, Any] = {
+            "c": 5.0, "beta": 0.02, "steps": 60, "lr": 0.05, "optimizer": optimizer
+        }  # fmt: skip
+        there = ead(wide, 2 * images - 1, labels, bounds=(-1, 1), generator=rng, **options)
+        here = prepare("ead", pixel_range="-1:1", **options)(unit, images, labels, generator=rng)
+        assert (wide(there).argmax(1) != labels).all()
+        torch.testing.assert_close(2 * here - 1, there, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("pdg", {}, "'pdg' is unknown; did you mean pgd?"),
+        ("zzz", {}, "did you mean fgsm or pgd or deepfool or cw or ead?"),
+        ("pgd", {"engine": "foolbox"}, "--engine 'foolbox' is unknown; it is rlskit or"),
+        ("pgd", {"pixel_range": "0:255"}, "--pixel-range '0:255' is unknown"),
+        ("deepfool", {"eps": 0.1}, "--eps is no option of deepfool .* takes --norm, --steps, "),
+        ("fgsm", {"step_size": 0.1}, "--step-size is no option of fgsm .* it takes --eps$"),
+        ("deepfool", {"engine": "torchattacks", "norm": "l2"}, "--norm is no option of deepfool"),
+        ("ead", {"engine": "torchattacks", "optimizer": "adam"}, "--optimizer is no option of ead"),
+        ("pgd", {"eps": 8}, "--eps 8 is more than the whole pixel range 0:1; did you mean 8/255"),
+        ("pgd", {"eps": -0.1}, "--eps -0.1 must be a finite number of at least 0"),
+        ("pgd", {"eps": "lots"}, "--eps 'lots' is not a number"),
+        ("pgd", {"eps": float("nan")}, "--eps nan must be a finite number"),
+        ("pgd", {"step_size": 3}, "--step-size 3 is more than the whole pixel range"),
+        ("pgd", {"steps": 0}, "--steps must be at least 1, not 0"),
+        ("pgd", {"steps": 2.5}, "--steps 2.5 is not a whole number"),
+        ("pgd", {"random_start": "perhaps"}, "--random-start 'perhaps' is unknown"),
+        ("deepfool", {"norm": "l1"}, "--norm 'l1' is unknown; it is l2 or linf"),
+        ("deepfool", {"overshoot": -1}, "--overshoot -1 must be a finite number of at least 0"),
+        ("deepfool", {"top_classes": 1}, "--top-classes must be at least 2, not 1"),
+        ("cw", {"c": 0}, "--c must be above 0"),
+        ("cw", {"lr": "0"}, "--lr must be above 0"),
+        ("cw", {"kappa": "x"}, "--kappa 'x' is not a number"),
+        ("cw", {"search_steps": 0}, "--search-steps must be at least 1, not 0"),
+        ("ead", {"beta": -1}, "--beta -1 must be a finite number"),
+        ("ead", {"decision_rule": "l2"}, "--decision-rule 'l2' is unknown; it is en or l1"),
+        ("ead", {"optimizer": "sgd"}, "--optimizer 'sgd' is unknown; it is adam or fista"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(method: str, options: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        prepare(method, **options)
+
+
+def test_engines_are_named_once() -> None:
+    assert ENGINES == ("rlskit", "torchattacks")
+    for method in ATTACKS:
+        assert prepare(method, engine="torchattacks").engine == "torchattacks"
+
+
+def test_a_broken_budget_is_the_attacks_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def overstep(
+        model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, generator: torch.Generator
+    ) -> Tensor:
+        return (images + 2 * eps).clamp(0, 1)
+
+    monkeypatch.setitem(ATTACKS, "fgsm", replace(ATTACKS["fgsm"], run=overstep))
+    images = torch.full((1, 3, 2, 2), 0.5)
+    with pytest.raises(UntrustedError, match="broke its budget: linf"):
+        prepare("fgsm")(Affine(1, 0), images, torch.tensor([0]), generator=torch.Generator())
