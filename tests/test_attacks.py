@@ -3,13 +3,13 @@
 import contextlib
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torchattacks
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -36,6 +36,15 @@ QUICK: dict[str, dict[str, Any]] = {
 """Options with which each attack succeeds on a small net in little time."""
 
 MINIMUM_NORM = ["deepfool", "cw", "ead"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On tensors as small as these, a second thread on a busy machine costs a hundredfold."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -519,7 +528,9 @@ def test_top_classes_limits_the_rivals() -> None:
 # --- Any small net, any images.
 
 
-@settings(max_examples=25, deadline=None)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     method=st.sampled_from(sorted(ATTACKS)),
     seed=st.integers(0, 1000),

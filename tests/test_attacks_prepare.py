@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,15 @@ from rlskit.attacks import ATTACKS, ENGINES, prepare
 from rlskit.attacks.ead import ead
 from rlskit.attacks.options import READERS
 from rlskit.errors import RequestError, UntrustedError
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On tensors as small as these, a second thread on a busy machine costs a hundredfold."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("method", ATTACKS)

@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rlskit import __version__
 from rlskit.errors import RequestError
-from rlskit.files import replacing
-from rlskit.models.architecture import Architecture, build, build_on_meta, resolve
+from rlskit.files import tensor_bytes, write_tensors
+from rlskit.models.architecture import Architecture, resolve
 from rlskit.models.banks import BankedModel, Card
+from rlskit.models.building import build, build_on_meta
 from rlskit.models.partition import Partition
-from rlskit.models.trace import tensor_names
+from rlskit.models.trace import trace
 from rlskit.pixels import Pixels
 
 FORMAT = "rlskit.checkpoint/1"
@@ -58,8 +58,7 @@ def save(model: BankedModel, path: str | Path, *, force: bool = False) -> str:
         "versions": {"rlskit": __version__, "torch": torch.__version__},
         "sha256": digest,
     }
-    with replacing(Path(path), force=force) as temporary:
-        save_file(tensors, temporary, metadata={"rlskit": json.dumps(metadata)})
+    write_tensors(Path(path), tensors, {"rlskit": json.dumps(metadata)}, force=force)
     return digest
 
 
@@ -75,22 +74,20 @@ def load(path: str | Path, *, architecture: str | None = None) -> BankedModel:
         RequestError: The file is missing, damaged, no checkpoint of rlskit's, or does not fit its
             architecture.
     """
-    path = Path(path)
-    metadata, tensors = _checked(path)
+    metadata, tensors = _checked(Path(path))
     try:
-        card = _card(metadata)
-        partition = Partition.from_json(metadata["partition"])
-        num_banks = int(metadata["banks"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, RequestError):
-            raise RequestError(f"{path}: {error}") from error
-        raise RequestError(f"{path}: its metadata is unreadable ({error!r})") from error
-    if architecture is not None:
-        named = resolve(architecture)
-        card.architecture = replace(
-            card.architecture, source=named.source, name=named.name, digest=named.digest
-        )
-    model = _skeleton(path, card, partition, num_banks, tensors)
+        card, partition, num_banks = _parsed(metadata, tensors)
+        if architecture is not None:
+            named = resolve(architecture)
+            card.architecture = replace(
+                card.architecture, source=named.source, name=named.name, digest=named.digest
+            )
+        _check_fit(card, partition, num_banks, tensors)
+        with torch.random.fork_rng(devices=[]):
+            network = build(card.architecture)
+        model = BankedModel(_copies(network, num_banks), partition, card)
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from error
     with torch.no_grad():
         for name, tensor in stored_tensors(model).items():
             tensor.copy_(tensors[name])
@@ -101,38 +98,50 @@ def load(path: str | Path, *, architecture: str | None = None) -> BankedModel:
 def inspect(path: str | Path) -> dict[str, Any]:
     """Return a checkpoint's metadata, after checking the tensors against their checksum.
 
+    The architecture itself is not built, so one's own code need not be here.
+
     Raises:
         RequestError: The file is missing, damaged or no checkpoint of rlskit's.
     """
-    metadata, _ = _checked(Path(path))
+    metadata, tensors = _checked(Path(path))
+    try:
+        _parsed(metadata, tensors)
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from error
     return metadata
+
+
+def export(
+    model: BankedModel, plan: Tensor | Sequence[int], path: str | Path, *, force: bool = False
+) -> None:
+    """Write the sampled model of `plan` as an ordinary state dict that its library loads strictly.
+
+    Tied tensors are written under each of their names, as `state_dict()` gives them.
+
+    Raises:
+        RequestError: The plan does not fit, or the file exists and `force` is not given.
+    """
+    chosen = model.tensors(torch.as_tensor(plan))
+    write_tensors(Path(path), chosen, {"format": "pt"}, force=force)
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
     """Return the sha256 over (name, dtype, shape, bytes) of the tensors, by order of name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 
 def stored_tensors(model: BankedModel) -> dict[str, Tensor]:
-    """Return the tensors under their names in the file, a tied or shared one once."""
-    first_names: dict[int, str] = {}
+    """Return the model's own tensors under their names in the file, a tied or shared one once."""
+    stored: dict[int, tuple[str, Tensor]] = {}
     for m, bank in enumerate(model.bank_tensors()):
         for name, tensor in bank.items():
-            first_names.setdefault(id(tensor), f"bank{m}.{name}")
-    tensors = {id(t): t for bank in model.bank_tensors() for t in bank.values()}
-    return {name: tensors[key].detach().contiguous() for key, name in first_names.items()}
-
-
-def _checked(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    metadata, tensors = _read(path)
-    if fingerprint(tensors) != metadata.get("sha256"):
-        raise RequestError(f"{path} is damaged: its tensors do not match their checksum")
-    return metadata, tensors
+            stored.setdefault(id(tensor), (f"bank{m}.{name}", tensor))
+    return dict(stored.values())
 
 
 def _layer_sizes(model: BankedModel) -> list[int]:
@@ -142,6 +151,13 @@ def _layer_sizes(model: BankedModel) -> list[int]:
         sum(parameters[name].numel() for name in layer.tensors if name in parameters)
         for layer in model.partition.layers
     ]
+
+
+def _checked(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    metadata, tensors = _read(path)
+    if fingerprint(tensors) != metadata.get("sha256"):
+        raise RequestError(f"{path} is damaged: its tensors do not match their checksum")
+    return metadata, tensors
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -167,6 +183,26 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return metadata, tensors
 
 
+def _parsed(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Card, Partition, int]:
+    """Read the card, the partition and M from metadata that may come from anyone."""
+    try:
+        card = _card(metadata)
+        partition = Partition.from_json(metadata["partition"])
+        num_banks = int(metadata["banks"])
+        sizes = [int(size) for size in metadata["parameters"]]
+        dict(metadata["versions"])
+    except RequestError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RequestError(f"its metadata is unreadable ({error!r})") from error
+    if len(sizes) != len(partition.layers):
+        raise RequestError(f"it counts the parameters of {len(sizes)} layers, not of its own")
+    with_tensors = {name.partition(".")[0] for name in tensors}
+    if num_banks != len(with_tensors) or with_tensors != {f"bank{m}" for m in range(num_banks)}:
+        raise RequestError(f"it says {num_banks} banks, but has tensors of {len(with_tensors)}")
+    return card, partition, num_banks
+
+
 def _card(metadata: dict[str, Any]) -> Card:
     return Card(
         architecture=Architecture.from_json(metadata["architecture"]),
@@ -179,24 +215,24 @@ def _card(metadata: dict[str, Any]) -> Card:
     )
 
 
-def _skeleton(
-    path: Path, card: Card, partition: Partition, num_banks: int, tensors: dict[str, Tensor]
-) -> BankedModel:
-    """Build the model that the tensors are to fill, after comparing their shapes on meta."""
+def _check_fit(
+    card: Card, partition: Partition, num_banks: int, tensors: dict[str, Tensor]
+) -> None:
+    """Compare everything with the architecture on meta, before memory is spent on it."""
     meta = build_on_meta(card.architecture)
-    _check_shapes(path, BankedModel(_copies(meta, num_banks), partition, card), tensors)
-    with torch.random.fork_rng(devices=[]):
-        network = build(card.architecture)
-    return BankedModel(_copies(network, num_banks), partition, card)
+    _check_shapes(BankedModel(_copies(meta, num_banks), partition, card), tensors)
+    classes = trace(meta, card.pixels.shape).output[1]
+    if classes != card.classes:
+        raise RequestError(
+            f"it says {card.classes} classes, but {card.architecture.label} has {classes}"
+        )
 
 
 def _copies(network: torch.nn.Module, count: int) -> list[torch.nn.Module]:
-    if not 1 <= count <= 1000:
-        raise RequestError(f"a checkpoint cannot have {count} banks")
     return [network, *(copy.deepcopy(network) for _ in range(count - 1))]
 
 
-def _check_shapes(path: Path, model: BankedModel, tensors: dict[str, Tensor]) -> None:
+def _check_shapes(model: BankedModel, tensors: dict[str, Tensor]) -> None:
     wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in stored_tensors(model).items()}
     given = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     odd = [
@@ -205,25 +241,6 @@ def _check_shapes(path: Path, model: BankedModel, tensors: dict[str, Tensor]) ->
     if odd:
         more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
         raise RequestError(
-            f"{path} does not fit its architecture {model.card.architecture.label}: "
+            f"it does not fit its architecture {model.card.architecture.label}: "
             f"{', '.join(odd[:_SHOWN])}{more}"
         )
-
-
-def export(
-    model: BankedModel, plan: Tensor | Sequence[int], path: str | Path, *, force: bool = False
-) -> None:
-    """Write the sampled model of `plan` as an ordinary state dict that its library loads strictly.
-
-    Tied tensors are written under each of their names, as `state_dict()` gives them.
-
-    Raises:
-        RequestError: The plan does not fit, or the file exists and `force` is not given.
-    """
-    chosen = {
-        name: tensor.detach().clone()
-        for name, tensor in model.tensors(torch.as_tensor(plan)).items()
-    }
-    order = [name for name in tensor_names(model.banks[0]) if name in chosen]
-    with replacing(Path(path), force=force) as temporary:
-        save_file({name: chosen[name].contiguous() for name in order}, temporary)

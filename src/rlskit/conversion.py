@@ -7,22 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlskit import seeds
 from rlskit.data import describe
 from rlskit.defenses import DEFENSES
 from rlskit.errors import RequestError
-from rlskit.models.architecture import (
-    Architecture,
-    build,
-    build_on_meta,
-    configure,
-    library_pixels,
-    resolve,
-)
+from rlskit.models.architecture import Architecture, resolve
 from rlskit.models.banks import BankedModel, Card
+from rlskit.models.building import build, build_on_meta, configure
 from rlskit.models.partition import partition
+from rlskit.models.published import library_pixels
 from rlskit.models.stem import first_convolution
 from rlskit.models.trace import trace
 from rlskit.models.weights import load_weights, read_weights
@@ -86,20 +81,36 @@ def convert(
     """
     if defense not in DEFENSES:
         raise RequestError(f"--defense {defense!r} is unknown; it is one of {', '.join(DEFENSES)}")
+    for option, value in (
+        ("--num-classes", num_classes), ("--in-chans", in_chans), ("--image-size", image_size),
+    ):  # fmt: skip
+        if value is not None and value < 1:
+            raise RequestError(f"{option} must be at least 1, not {value}")
     banks = _checked_banks(banks, defense)
     init = _checked_init(init, pretrained=pretrained, weights=weights)
     architecture = resolve(name)
+    if pretrained and architecture.source == "own":
+        raise RequestError(
+            f"--pretrained: no library has weights of {name}; give it --weights FILE"
+        )
     facts = _facts(architecture, data, data_dir, image_size, pretrained=pretrained, weights=weights)
     pixels = _pixels(facts, architecture, in_chans=in_chans, side=image_size, mean=mean, std=std)
+    wanted = num_classes or facts["classes"]
+    if wanted == 0:
+        raise RequestError(
+            f"the published weights of {name} have no classification head; --num-classes or "
+            "--data gives it one to train"
+        )
     architecture = configure(
         architecture,
-        classes=num_classes or facts["classes"],
+        classes=wanted,
         channels=pixels.channels,
         image_size=(pixels.height, pixels.width),
         small_images=small_images,
+        pretrained=pretrained,
     )
     shown = trace(build_on_meta(architecture), pixels.shape)
-    classes = _checked_classes(shown.output[1], num_classes or facts["classes"], name)
+    classes = _checked_classes(shown.output[1], wanted, architecture)
     networks = _banks(architecture, banks, init, pretrained=pretrained, weights=weights, seed=seed)
     return BankedModel(
         networks,
@@ -153,9 +164,10 @@ def _facts(
             nothing = dict.fromkeys(("classes", "channels", "height", "width", "mean", "std"))
             return {**nothing, "data": ""}
         return {**library_pixels(architecture), "data": ""}
-    library = library_pixels(architecture) if pretrained and architecture.source != "own" else {}
-    side = image_size or library.get("height")
-    size = None if side is None else (side, side)
+    library = library_pixels(architecture) if pretrained else {}
+    size = (library["height"], library["width"]) if library else None
+    if image_size is not None:
+        size = (image_size, image_size)
     described = describe(data or "digits", data_dir=data_dir, size=size)
     pixels = described.pixels
     facts = {**pixels.to_json(), "data": described.name, **library, "classes": described.classes}
@@ -176,7 +188,10 @@ def _pixels(
     height, width = (side, side) if side is not None else (facts["height"], facts["width"])
     channels = in_chans or facts["channels"]
     if channels is None:
-        channels = first_convolution(build_on_meta(architecture))[1].in_channels
+        found = first_convolution(build_on_meta(architecture))
+        if found is None:
+            raise RequestError(f"{architecture.name} does not say its channels; give --in-chans")
+        channels = found[1].in_channels
     constants = [
         _constant(given, facts[name], channels, facts["channels"])
         for name, given in (("mean", mean), ("std", std))
@@ -200,10 +215,12 @@ def _constant(
     return (sum(known) / len(known),) * channels
 
 
-def _checked_classes(found: int, wanted: int | None, name: str) -> int:
+def _checked_classes(found: int, wanted: int | None, architecture: Architecture) -> int:
     if wanted is not None and found != wanted:
+        own = architecture.source == "own"
+        advice = "let its factory take num_classes" if own else f"give --num-classes {found}"
         raise RequestError(
-            f"{name} answers with {found} classes, not {wanted}; let its factory take num_classes"
+            f"{architecture.name} answers with {found} classes, not {wanted}; {advice}"
         )
     return found
 
@@ -236,13 +253,13 @@ def _seeded(
     architecture: Architecture, seed: int, bank: int, *, pretrained: bool = False
 ) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.derive(seed, "init", bank))
+        torch.default_generator.manual_seed(seeds.derive(seed, "init", bank))  # no GPU's
         return build(architecture, pretrained=pretrained)
 
 
 @torch.no_grad()
 def _jitter(network: nn.Module, generator: torch.Generator) -> None:
-    for parameter in network.parameters():
+    for parameter in filter(Tensor.is_floating_point, network.parameters()):
         noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
         spread = parameter.std() if parameter.numel() > 1 else parameter.abs().sum()
         parameter.add_(JITTER * spread * noise)

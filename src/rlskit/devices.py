@@ -17,7 +17,7 @@ def choose_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).item()  # fails on meta, where nothing is computed
     except (RuntimeError, AssertionError) as error:
         raise RequestError(f"--device {name} is not available here; use cpu") from error
     if device.type == "cuda":

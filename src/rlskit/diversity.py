@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from pathlib import Path
@@ -10,22 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlskit import checkpoint
-from rlskit.adversarial import read_adversarial
 from rlskit.agreement import Agreement, agreement
 from rlskit.data import Data, blocks
-from rlskit.defenses import draws
+from rlskit.defenses import defense_of, draws
 from rlskit.errors import RequestError
-from rlskit.evaluation import (
-    EvalOptions,
-    data_json,
-    evaluation_data,
-    library_versions,
-    model_json,
-    warnings_about,
-)
+from rlskit.evaluation import EvalOptions, Subject, finite_logits, subject_of
 from rlskit.models.banks import BankedModel
-from rlskit.preflight import check_weights
 from rlskit.results import Result
 from rlskit.stats import accuracy
 from rlskit.types import Progress, no_progress
@@ -36,7 +27,6 @@ DRAWS, REPEATS = 10, 10
 _MEASURES = ("kappa", "disagreement", "double_fault", "q_statistic")
 
 
-@torch.no_grad()
 def diversity(
     model: BankedModel,
     data: str | Data | None = None,
@@ -55,7 +45,9 @@ def diversity(
         model: From `convert` or `load`, on the device to use.
         data: A `--data` name, or data from `load_data`; by default what the model was made for.
         adversarial: A file that an attack saved; its images take the place of the data.
-        n_samples: Draws per repeat, at least 2.
+        n_samples: Draws per repeat, at least 2. A defense with fewer draws than that, such as an
+            ensemble of M networks, is measured on each of them once: a network that met itself
+            would only raise the agreement.
         repeats: Sets of fresh draws.
         batch_size: Images per block.
         num_workers: Threads that decode images.
@@ -64,82 +56,75 @@ def diversity(
 
     Returns:
         A result whose `agreement` holds kappa, disagreement, double fault and Q statistic (Kuncheva
-        & Whitaker 2003), each with mean and std over the repeats.
+        & Whitaker 2003), each with mean and std over the repeats; NaN where it is undefined in one
+        of them, and a warning that says why.
 
     Raises:
         RequestError: An option or the data is wrong.
-        UntrustedError: The weights are not finite.
+        UntrustedError: The weights or logits are not finite.
     """
     if n_samples < 2:
         raise RequestError(
             f"diversity compares draws: --n-samples must be 2 or more, not {n_samples}"
         )
-    options = EvalOptions(n_samples, repeats, batch_size, num_workers, seed)
-    check_weights(model)
-    images = evaluation_data(model, data)
-    protocol = "clean"
-    if adversarial is not None:
-        saved = read_adversarial(adversarial, model.card)
-        images, protocol = saved.data, saved.about["protocol"]
+    count = min(n_samples, defense_of(model).distinct(model) or n_samples)
+    options = EvalOptions(count, repeats, batch_size, num_workers, seed)
+    subject = subject_of(model, data, adversarial)
     start = time.perf_counter()
-    found: list[Agreement] = []
-    for repeat in range(repeats):
-        correct = _correct(model, images, options, repeat, progress)
-        found.append(agreement(correct))
+    found = [
+        agreement(_correct(subject, options, count, repeat, progress)) for repeat in range(repeats)
+    ]
     seconds = time.perf_counter() - start
-    n = len(images)
-    name = "clean_gibbs" if adversarial is None else "robust_gibbs"
-    return Result(
-        command="diversity",
-        checkpoint={
-            "path": model.path,
-            "sha256": checkpoint.fingerprint(checkpoint.stored_tensors(model)),
-        },
-        model=model_json(model),
-        defense=model.card.defense,
-        data=data_json(images),
-        protocol=protocol,
-        n_samples=n_samples,
-        repeats=repeats,
-        seed=seed,
-        batch_size=batch_size,
-        device=model.device.type,
-        versions=library_versions(),
-        accuracy={name: accuracy([a.mean_accuracy for a in found], n).to_json()},
-        agreement={name: _summary([getattr(a, name) for a in found]) for name in _MEASURES},
-        timing={
-            "seconds": seconds,
-            "images_per_second": n * repeats / seconds,
-            "forwards": float(n * n_samples * repeats),
-            "backwards": 0.0,
-        },
-        warnings=(*warnings_about(model, images), *_undefined(found)),
-    )
+    return _result(subject, options, count, found, seconds)
 
 
+@torch.no_grad()
 def _correct(
-    model: BankedModel, data: Data, options: EvalOptions, repeat: int, progress: Progress
+    subject: Subject, options: EvalOptions, count: int, repeat: int, progress: Progress
 ) -> Tensor:
     """Return whether draw t is right on image j, bool `[T, n]`."""
-    members = draws(
-        model, options.counts(model)[-1], seed=options.seed, purpose="diversity", repeat=repeat
-    )
+    model, data = subject.model, subject.data
+    members = draws(model, count, seed=options.seed, purpose="diversity", repeat=repeat)
     columns = []
     for indices, images, labels in blocks(data, options.batch_size, options.num_workers):
-        on_device, wanted = images.to(model.device), labels.to(model.device)
-        answers = torch.stack([member(on_device).argmax(-1) for member in members])
-        columns.append((answers == wanted).cpu())
+        answers = finite_logits(members, images.to(model.device)).argmax(-1)
+        columns.append(answers.cpu() == labels)
         done = repeat * len(data) + indices.stop
         progress("measuring diversity", done, options.repeats * len(data))
     return torch.cat(columns, dim=1)
 
 
+def _result(
+    subject: Subject, options: EvalOptions, count: int, found: list[Agreement], seconds: float
+) -> Result:
+    facts, n = subject.facts(), len(subject.data)
+    facts["warnings"] += _undefined(found)
+    name = "clean_gibbs" if subject.saved is None else "robust_gibbs"
+    return Result(
+        **facts,
+        command="diversity",
+        n_samples=count,
+        repeats=options.repeats,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        accuracy={name: accuracy([a.mean_accuracy for a in found], n).to_json()},
+        agreement={name: _summary([getattr(a, name) for a in found]) for name in _MEASURES},
+        timing={
+            "seconds": seconds,
+            "images_per_second": n * options.repeats / seconds,
+            "forwards": float(n * count * options.repeats),
+            "backwards": 0.0,
+        },
+    )
+
+
 def _summary(values: list[float]) -> dict[str, Any]:
     """Return mean and standard deviation over the repeats; NaN where one of them is undefined."""
-    return {
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-    }
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return {"mean": mean, "std": None}
+    # `stdev` itself fails on NaN
+    return {"mean": mean, "std": math.nan if math.isnan(mean) else statistics.stdev(values)}
 
 
 def _undefined(found: list[Agreement]) -> tuple[str, ...]:

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import tempfile
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rlskit.errors import RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SAFETENSORS_DTYPES = {
+    "torch.bool": "BOOL", "torch.uint8": "U8", "torch.int8": "I8", "torch.int16": "I16",
+    "torch.int32": "I32", "torch.int64": "I64", "torch.float16": "F16", "torch.bfloat16": "BF16",
+    "torch.float32": "F32", "torch.float64": "F64",
+}  # fmt: skip
 
 
 def refuse_existing(path: Path, force: bool) -> None:
     """Require that `path` may be written.
 
     Raises:
-        RequestError: It exists and `force` is not given, or its folder does not exist.
+        RequestError: It exists and `force` is not given, it is a folder, or its own does not exist.
     """
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder; name a file to write")
     if path.exists() and not force:
         raise RequestError(f"{path} exists already; --force replaces it")
     if not path.parent.is_dir():
@@ -34,22 +47,14 @@ def replacing(path: Path, *, force: bool) -> Iterator[Path]:
         RequestError: The file exists and `force` is not given.
     """
     refuse_existing(path, force)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".rlskit-{secrets.token_hex(8)}")
+    # Unlike a file of tempfile's, which would surprise whoever shares the folder, it heeds umask.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would surprise whoever shares the folder
+        _sync(temporary)
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,3 +63,61 @@ def write_text(path: Path, text: str, *, force: bool) -> None:
     """Write UTF-8 text with `replacing`."""
     with replacing(path, force=force) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, force: bool
+) -> None:
+    """Write a safetensors file with `replacing`, one tensor after the other.
+
+    Some versions of safetensors' own `save_file` hold a second copy of all tensors meanwhile. The
+    format is 8 bytes with the header's length, a JSON header, and the tensors' bytes
+    (https://github.com/huggingface/safetensors#format).
+
+    Args:
+        path: The file.
+        tensors: By name, of any device and memory layout; tied ones are written for each name.
+        metadata: Strings for the header.
+        force: Replace an existing file.
+
+    Raises:
+        RequestError: The file exists and `force` is not given, or a tensor is of a type that
+            safetensors files do not hold.
+    """
+    # Wide types first, so that every tensor is aligned in a file that is mapped into memory.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in names:
+        tensor, start = tensors[name], end
+        if str(tensor.dtype) not in _SAFETENSORS_DTYPES:
+            raise RequestError(f"{name} is of {tensor.dtype}, which no safetensors file can hold")
+        end += tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _SAFETENSORS_DTYPES[str(tensor.dtype)],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with replacing(path, force=force) as temporary, temporary.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in names:
+            file.write(tensor_bytes(tensors[name]))
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return a tensor's values as little-endian bytes in row-major order, uncopied if possible."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def _sync(path: Path) -> None:
+    """Have what was written to a file, or renamed in a folder, reach the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

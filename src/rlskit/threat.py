@@ -39,6 +39,16 @@ def protocol_of(protocol: str | None, n_attacked: int) -> str:
     return protocol
 
 
+def check_view(view: str) -> None:
+    """Require one of `VIEWS`.
+
+    Raises:
+        RequestError: It is another.
+    """
+    if view not in VIEWS:
+        raise RequestError(f"--view {view!r} is unknown; it is one of {', '.join(VIEWS)}")
+
+
 def mean_log_probabilities(logits: Tensor) -> Tensor:
     """Return the log of the mean probability over draws, exact in log space.
 
@@ -109,8 +119,7 @@ def attackers_view(
     Raises:
         RequestError: Unknown view.
     """
-    if view not in VIEWS:
-        raise RequestError(f"--view {view!r} is unknown; it is one of {', '.join(VIEWS)}")
+    check_view(view)
     if protocol == "eot":
 
         def fresh(call: int) -> list[nn.Module]:

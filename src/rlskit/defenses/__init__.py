@@ -28,6 +28,8 @@ class Defense:
         group: (model, group size K, generator) -> the plans of one training step, long `[K, L]`.
         separate: Whether the group's members are trained each on its own loss.
         samples: model -> the number N of draws that answer together unless told otherwise.
+        distinct: model -> the number of draws there are, where they come without replacement; None
+            where each is sampled anew.
         banks: M, unless told otherwise.
         granularity: The granularity it is converted with unless told otherwise.
         summary: One line for the tables.
@@ -37,21 +39,27 @@ class Defense:
     group: Callable[[BankedModel, int, torch.Generator], Tensor]
     separate: bool
     samples: Callable[[BankedModel], int]
+    distinct: Callable[[BankedModel], int | None]
     banks: int
     granularity: str
     summary: str
 
 
+def _members(model: BankedModel) -> int:
+    return model.num_banks
+
+
 DEFENSES: dict[str, Defense] = {
     "none": Defense(
-        none.draw, none.group, False, lambda _: 1, 1, "model", "the undefended network",
+        none.draw, none.group, False, lambda _: 1, lambda _: 1, 1, "model",
+        "the undefended network",
     ),
     "rls": Defense(
-        rls.draw, rls.group, False, lambda _: rls.SAMPLES, 2, "layer",
+        rls.draw, rls.group, False, lambda _: rls.SAMPLES, lambda _: None, 2, "layer",
         "random layer sampling: each layer from a random bank",
     ),
     "ensemble": Defense(
-        ensemble.draw, ensemble.group, True, lambda model: model.num_banks, 3, "model",
+        ensemble.draw, ensemble.group, True, _members, _members, 3, "model",
         "M networks trained separately, mean prediction",
     ),
 }  # fmt: skip

@@ -1,7 +1,8 @@
 """Models: architectures, their partition into layers, and M banks of weights of one."""
 
-from rlskit.models.architecture import Architecture, list_models, resolve
+from rlskit.models.architecture import Architecture, resolve
 from rlskit.models.banks import BankedModel, Card, Classifier
+from rlskit.models.catalogue import list_models
 from rlskit.models.partition import GRANULARITIES, Layer, Partition
 
 __all__ = [

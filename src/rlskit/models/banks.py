@@ -6,7 +6,7 @@ Shapes: B images, C channels, H x W pixels, L layers, M banks.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,6 +129,9 @@ class BankedModel(nn.Module):
         self._names = [tuple(tensor_names(network)) for network in networks]
         if any(names != self._names[0] for names in self._names):
             raise RequestError("the banks are not of one architecture")
+        first_paths = dict(networks[0].named_modules())
+        self._places = [n for n in self._names[0] if n.rpartition(".")[0] in first_paths]
+        self._check_constants()
 
     @property
     def num_banks(self) -> int:
@@ -172,12 +175,18 @@ class BankedModel(nn.Module):
             images: `[B, C, H, W]` in [0, 1].
             plan: Long `[L]`.
         """
-        output = functional_call(self.banks[0], self.tensors(plan), (self.normalize(images),))
+        chosen = self.tensors(plan)
+        # functional_call would not restore a module that is registered twice and named twice.
+        once = {name: chosen[name] for name in self._places}
+        self._forget_derived()
+        output = functional_call(self.banks[0], once, (self.normalize(images),), tie_weights=False)
+        self._forget_derived()
         return logits_of(output)
 
     def sampled(self, plan: Tensor) -> Classifier:
         """Return the sampled model as a module of its own that shares the banks' storage."""
         chosen = self.tensors(plan)
+        self._forget_derived()
         memo: dict[int, Any] = {}
         for name, tensor in tensor_names(self.banks[0]).items():
             shared = chosen[name].detach()
@@ -185,21 +194,53 @@ class BankedModel(nn.Module):
             memo[id(tensor)] = nn.Parameter(shared, requires_grad=False) if is_parameter else shared
         return Classifier(copy.deepcopy(self.banks[0], memo), copy.deepcopy(self.normalize))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BankedModel:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._share(self.partition.shared)  # moving a module gives it buffers of its own
+        return self
+
     def _checked(self, plan: Tensor) -> list[int]:
-        choice: list[int] = torch.as_tensor(plan).tolist()
-        if len(choice) != self.num_layers or not set(choice) <= set(range(self.num_banks)):
+        given = torch.as_tensor(plan)
+        whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+        choice: list[int] = given.tolist()
+        if (
+            not whole
+            or given.shape != (self.num_layers,)
+            or not (set(choice) <= set(range(self.num_banks)))
+        ):
             raise RequestError(
                 f"a plan is {self.num_layers} bank indices below {self.num_banks}, not {choice}"
             )
         return choice
 
+    def _forget_derived(self) -> None:
+        """Let bank 0 forget what it computed from its weights and kept.
+
+        LevIT and its kin keep their attention biases from one forward pass in eval mode to the
+        next, and drop them when they are told to train: another plan would be answered with them.
+        """
+        if not self.banks[0].training:
+            self.banks[0].train()
+            self.banks[0].eval()
+
+    def _check_constants(self) -> None:
+        """Require the buffers that no file keeps to be equal: every plan runs on bank 0's."""
+        constants = [
+            {name: buffer for name, buffer in bank.named_buffers() if name not in self._names[0]}
+            for bank in self.banks
+        ]
+        for bank in constants[1:]:
+            for name, buffer in constants[0].items():
+                if not (buffer.is_meta or torch.equal(buffer, bank[name])):
+                    raise RequestError(
+                        f"the buffer {name} is random, but register_buffer was told not to save "
+                        "it; make it persistent, so that each bank keeps its own"
+                    )
+
     def _share(self, names: Sequence[str]) -> None:
         """Let all banks hold bank 0's tensors under `names`."""
         for name in names:
             path, _, leaf = name.rpartition(".")
-            source = self.banks[0].get_submodule(path)
+            tensor = getattr(self.banks[0].get_submodule(path), leaf)
             for bank in list(self.banks)[1:]:
-                module = bank.get_submodule(path)
-                for kind in ("_parameters", "_buffers"):
-                    if leaf in getattr(source, kind):
-                        getattr(module, kind)[leaf] = getattr(source, kind)[leaf]
+                setattr(bank.get_submodule(path), leaf, tensor)  # an LSTM keeps a list of them too

@@ -111,7 +111,7 @@ def _source_file(place: str) -> Path:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
     try:
         spec = importlib.util.find_spec(place)
-    except (ImportError, ValueError):
+    except Exception:  # the packages around it are imported, and may fail in any way
         spec = None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise RequestError(
@@ -128,10 +128,10 @@ def _memory_file() -> Path:
 
 def _remembered() -> dict[str, str]:
     try:
-        memory: dict[str, str] = json.loads(_memory_file().read_text())
+        memory = json.loads(_memory_file().read_text())
     except (OSError, ValueError):
         return {}
-    return memory
+    return memory if isinstance(memory, dict) else {}
 
 
 def _remember(key: str, spec: str) -> None:

@@ -73,7 +73,9 @@ class Partition:
         if twice or set(names) != set(tensors):
             odd = sorted(set(names) ^ set(tensors)) or twice
             raise RequestError(f"the partition does not fit the network: {', '.join(odd[:5])}")
-        layer_of = {name: layer.name for layer in self.layers for name in layer.tensors}
+        if not all(layer.tensors for layer in self.layers) or not self.layers:
+            raise RequestError("the partition has an empty layer")
+        layer_of = {name: i for i, layer in enumerate(self.layers) for name in layer.tensors}
         first: dict[int, str] = {}
         for name, tensor in tensors.items():
             tied = first.setdefault(id(tensor), name)
@@ -206,9 +208,11 @@ class _Anatomy:
     def stage(self, name: str) -> str:
         """Return the path of the stage that `name` is in: the top-level module's outside stages."""
         block = self.block(name)
-        parent = block.rpartition(".")[0] if block else ""
-        within = [path for path in _prefixes(parent or name) if path in self.stages]
-        return within[-1] if within else parent or name.split(".")[0]
+        parent = block.rpartition(".")[0] if block is not None else name  # no stage is in a block
+        within = [path for path in _prefixes(parent) if path in self.stages]
+        if within:
+            return within[-1]
+        return parent if block is not None and parent else name.split(".")[0]
 
     def _descend(self, path: str, module: nn.Module) -> None:
         for child_path, child in _children(path, module):

@@ -23,12 +23,13 @@ def adapt_to_small_images(network: nn.Module) -> None:
     if _is_vgg(network):
         _replace_vgg_head(network)
         return
-    path, conv = first_convolution(network)
-    if conv.groups != 1 or conv.kernel_size == conv.stride:
+    found = first_convolution(network)
+    if found is None or found[1].groups != 1 or found[1].kernel_size == found[1].stride:
         raise RequestError(
             f"--small-images knows convolutional stems and VGGs, not {type(network).__name__}; "
             "use --image-size"
         )
+    path, conv = found
     pools = [pool for pool in _STEM_POOLS if _has(network, pool)]
     if conv.stride == (1, 1) and not pools:
         raise RequestError(
@@ -49,7 +50,7 @@ def _small(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 def _is_vgg(network: nn.Module) -> bool:
-    return type(network).__name__ == "VGG"
+    return type(network).__name__ == "VGG" and _has(network, "features")
 
 
 def _replace_vgg_head(network: nn.Module) -> None:

@@ -21,11 +21,21 @@ from rlskit.errors import RequestError
 _MAPS = {"conv1d", "conv2d", "conv3d", "linear", "bilinear"} | {
     f"conv_transpose{n}d" for n in (1, 2, 3)
 }
-_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum"}
+_PRODUCTS = {
+    "matmul", "__matmul__", "__rmatmul__", "mm", "mv", "bmm", "addmm", "addmv", "baddbmm", "einsum",
+    "inner", "tensordot", "multi_dot",
+}  # fmt: skip
+_RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"} | {
+    f"{cell}_cell" for cell in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+}
 _ATTENTION_WEIGHTS = (5, 11)  # positions of in_proj_weight and out_proj_weight
 _ATTENTION_KEYWORDS = (
     "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj_weight",
 )  # fmt: skip
+
+
+class HeadlessError(RequestError):
+    """The network is no classifier: it answers with features."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,8 @@ class Trace:
     Attributes:
         uses: Names of the parameters and buffers in order of their first use. Tied tensors stand
             under all their names, side by side.
-        weights: Those that a convolution, linear map or matrix product takes as its weight, also
-            after reshaping or standardisation.
+        weights: The parameters that a convolution, linear map or matrix product takes as its
+            weight, also after reshaping or standardisation.
         output: Shape of the network's output, `[B, classes]` for a classifier.
     """
 
@@ -65,25 +75,25 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> Trace:
     Networks that cannot run on the meta device (they look at values) run on their own device.
 
     Raises:
-        RequestError: The network cannot process such images, or does not answer with logits.
+        HeadlessError: The network answers with features.
+        RequestError: The network cannot process such images, or does not answer with a tensor.
     """
     on_meta = meta_copy(network)
     try:
         with torch.device("meta"):
             return _observe(on_meta, torch.empty(2, *image_shape, device="meta"))
-    except (
-        RuntimeError,
-        NotImplementedError,
-        ValueError,
-        TypeError,
-        AssertionError,
-    ) as on_meta_error:
+    except RequestError:
+        raise
+    except Exception as error:  # whatever a forward pass raises on images of the wrong size
         device = next((t.device for t in network.parameters()), torch.device("cpu"))
         if device.type == "meta":
-            raise _unusable(network, image_shape, on_meta_error) from on_meta_error
+            raise _unusable(network, image_shape, error) from error
     try:
-        return _observe(copy.deepcopy(network), torch.zeros(2, *image_shape, device=device))
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
+        with torch.random.fork_rng(devices=[]):
+            return _observe(copy.deepcopy(network), torch.zeros(2, *image_shape, device=device))
+    except RequestError:
+        raise
+    except Exception as error:
         raise _unusable(network, image_shape, error) from error
 
 
@@ -134,8 +144,9 @@ def _observe(network: nn.Module, images: Tensor) -> Trace:
         output = network(images)
     logits = logits_of(output)
     if logits.ndim != 2 or len(logits) != len(images):
-        raise RequestError(
-            f"{type(network).__name__} answers with shape {list(logits.shape)}, not [B, classes]"
+        raise HeadlessError(
+            f"{type(network).__name__} has no classification head: it answers with features of "
+            f"shape {list(logits.shape)}, not [B, classes]; choose another model"
         )
     return Trace(tuple(observer.uses), frozenset(observer.weights), tuple(logits.shape))
 
@@ -174,7 +185,8 @@ class _Observer(TorchFunctionMode):
         for operand in operands:
             for name in self._names.get(id(operand), ()):
                 self.uses.setdefault(name)
-                self._size.setdefault(name, operand.numel())
+                if isinstance(operand, nn.Parameter):  # a fixed filter is nothing to sample
+                    self._size.setdefault(name, operand.numel())
 
     def _note_weights(self, function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         weights: list[Any] = []
@@ -182,14 +194,18 @@ class _Observer(TorchFunctionMode):
             weights = [kwargs.get("weight"), *args[1:2]]
         elif function in _PRODUCTS:
             weights = tree_leaves((args, kwargs))
+        elif function in _RECURRENT:
+            operands = tree_leaves((args, kwargs))
+            weights = [w for w in operands if isinstance(w, Tensor) and w.ndim > 1]
         elif function == "multi_head_attention_forward":
             weights = [args[i] for i in _ATTENTION_WEIGHTS if i < len(args)]
             weights += [kwargs.get(name) for name in _ATTENTION_KEYWORDS]
         for weight in weights:
-            if isinstance(weight, Tensor) and (sources := self._sources.get(id(weight))):
+            if isinstance(weight, Tensor):
                 # A standardised weight is made from the weight and its gain: the larger is meant.
-                largest = max(sources, key=lambda name: self._size[name])
-                self.weights.update(self._aliases(largest))
+                sources = [n for n in self._sources.get(id(weight), ()) if n in self._size]
+                if sources:
+                    self.weights.update(self._aliases(max(sources, key=self._size.__getitem__)))
 
     def _aliases(self, name: str) -> tuple[str, ...]:
         return next(names for names in self._names.values() if name in names)

@@ -1,6 +1,6 @@
 """Results: what was found, written and shown. Knows nothing of models."""
 
-from rlskit.results.journal import ADVERSARIAL, RESULTS, Journal, new_folder
+from rlskit.results.journal import ADVERSARIAL, RESULTS, Journal, new_folder, refuse_finished
 from rlskit.results.result import SCHEMA, Result, dump
 from rlskit.results.table import accuracy_table, comparison_table, diversity_table
 
@@ -15,4 +15,5 @@ __all__ = [
     "diversity_table",
     "dump",
     "new_folder",
+    "refuse_finished",
 ]

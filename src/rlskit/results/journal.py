@@ -24,21 +24,35 @@ from torch import Tensor
 from rlskit.errors import RequestError
 from rlskit.files import replacing, write_text
 
+MANIFEST = "run.json"
 RESULTS = "results.json"
 PER_IMAGE = "per_image.csv"
 ADVERSARIAL = "adversarial.safetensors"
+
+
+def refuse_finished(folder: Path, *, force: bool) -> None:
+    """Require that a folder holds no finished run, or that `force` is given.
+
+    Raises:
+        RequestError: It does, or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"{folder} is a file, not the folder of a run; name another --out")
+    if (folder / RESULTS).exists() and not force:
+        raise RequestError(f"{folder} holds a finished run; name another --out, or use --force")
 
 
 class Journal:
     """The finished blocks of one run, in memory and, given a folder, on disk.
 
     Args:
-        folder: The run's folder; None keeps the blocks in memory only.
+        folder: The run's folder; None keeps the blocks in memory only. The blocks of an earlier run
+            of the same request are taken over.
         request: Everything that decides the numbers, as JSON values.
-        force: Start afresh in a folder that holds another or a finished run.
+        force: Start afresh, whatever the folder holds.
 
     Raises:
-        RequestError: The folder holds another run or a finished one, and `force` is not given.
+        RequestError: The folder holds another run, and `force` is not given.
     """
 
     def __init__(
@@ -48,19 +62,23 @@ class Journal:
         self._blocks: dict[tuple[int, int], dict[str, Tensor]] = {}
         if folder is None:
             return
-        manifest = folder / "run.json"
-        wanted = json.dumps(dict(request), indent=2, sort_keys=True) + "\n"
-        if (folder / RESULTS).exists() and not force:
-            raise RequestError(f"{folder} holds a finished run; name another --out, or use --force")
-        same = manifest.exists() and manifest.read_text(encoding="utf-8") == wanted
-        if manifest.exists() and not same and not force:
-            raise RequestError(
-                f"{folder} holds another run; name another --out, or use --force to replace it"
-            )
-        (folder / "blocks").mkdir(parents=True, exist_ok=True)
         if force:
-            self._clear()
-        write_text(manifest, wanted, force=True)
+            _clear(folder)
+        else:
+            _refuse_another(folder, request)
+        (folder / "blocks").mkdir(parents=True, exist_ok=True)
+        wanted = json.dumps(request, indent=2, sort_keys=True) + "\n"
+        write_text(folder / MANIFEST, wanted, force=True)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns of the first block."""
+        return tuple(self._blocks[min(self._blocks)])
+
+    @property
+    def rows(self) -> int:
+        """Images in all blocks of all repeats."""
+        return sum(len(block["index"]) for block in self._blocks.values())
 
     def get(self, repeat: int, first: int) -> dict[str, Tensor] | None:
         """Return the block that starts at image `first`, if it is finished and readable."""
@@ -112,12 +130,37 @@ class Journal:
         assert self.folder is not None
         return self.folder / "blocks" / f"{repeat}-{first}.safetensors"
 
-    def _clear(self) -> None:
-        assert self.folder is not None
-        for name in (RESULTS, PER_IMAGE, ADVERSARIAL):
-            (self.folder / name).unlink(missing_ok=True)
-        for block in (self.folder / "blocks").glob("*.safetensors"):
-            block.unlink()
+
+def _clear(folder: Path) -> None:
+    for name in (RESULTS, PER_IMAGE, ADVERSARIAL, MANIFEST):
+        (folder / name).unlink(missing_ok=True)
+    for block in (folder / "blocks").glob("*.safetensors"):
+        block.unlink()
+
+
+def _refuse_another(folder: Path, request: Mapping[str, Any]) -> None:
+    """Require that what blocks a folder holds are of this request."""
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        if any((folder / "blocks").glob("*.safetensors")):
+            raise RequestError(
+                f"{folder} holds blocks but no {MANIFEST} that says whose; name another --out, or "
+                "use --force to replace them"
+            )
+        return
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    wanted = json.loads(json.dumps(request))  # with lists for tuples, as it is read
+    if found == wanted:
+        return
+    known = found if isinstance(found, dict) else {}
+    other = sorted(key for key in known.keys() | wanted if known.get(key) != wanted.get(key))
+    raise RequestError(
+        f"{folder} holds another run ({', '.join(other)} differ); name another --out, or use "
+        "--force to replace it"
+    )
 
 
 def new_folder(parent: Path, name: str) -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
+from rlskit.errors import RequestError
 from rlskit.results.result import Result
 
 _NAMES = {
@@ -55,19 +56,25 @@ def diversity_table(result: Result) -> Table:
     return table
 
 
-def comparison_table(rows: dict[str, Sequence[Result]], title: str) -> Table:
+def comparison_table(rows: Mapping[str, Sequence[Result]], title: str) -> Table:
     """Return defenses side by side: clean, each attack with its protocol, and kappa.
 
     Args:
-        rows: Name of a defense -> its results of `attack` and, last, of `diversity`.
+        rows: Name of a defense -> its results of `attack`, at least one, and, last, of `diversity`.
         title: The table's title.
+
+    Raises:
+        RequestError: The rows are not of the same attacks and protocols.
     """
+    heads = [[_attack_head(result) for result in results[:-1]] for results in rows.values()]
+    if any(head != heads[0] for head in heads):
+        raise RequestError("a comparison needs the same attacks and protocols in every row")
     table = Table(title=title, title_justify="left")
     table.add_column("defense")
-    *attacks, _ = next(iter(rows.values()))
+    table.add_column("N", justify="right")
     table.add_column("clean %\n95 % interval", justify="right")
-    for result in attacks:
-        table.add_column(f"{_attack(result)}\n{protocol(result)}", justify="right")
+    for head in heads[0]:
+        table.add_column(head, justify="right")
     table.add_column("kappa\nmean ± std", justify="right")
     for name, (*found, diversity) in rows.items():
         cells = [found[0].accuracy["clean"], *(result.accuracy["robust"] for result in found)]
@@ -75,7 +82,7 @@ def comparison_table(rows: dict[str, Sequence[Result]], title: str) -> Table:
         assert diversity.agreement is not None
         kappa = diversity.agreement["kappa"]
         spread = f"{number(kappa['mean'])} ± {number(kappa['std'])}"
-        table.add_row(name, *shown, spread, end_section=True)
+        table.add_row(name, str(found[0].n_samples), *shown, spread, end_section=True)
     return table
 
 
@@ -103,6 +110,10 @@ def number(value: float | None) -> str:
 def _title(result: Result) -> str:
     data = f"{result.data['name']} ({result.data['split']})"
     return f"{result.defense} · {result.model['architecture']} · {data}"
+
+
+def _attack_head(result: Result) -> str:
+    return f"{_attack(result)}\n{protocol(result)}"
 
 
 def _attack(result: Result) -> str:

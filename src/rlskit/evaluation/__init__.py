@@ -1,0 +1,222 @@
+"""Evaluation: accuracy of the mean of N draws, on clean images and under attack.
+
+The unit of work is a block, a fixed run of dataset indices: the same block gives the same numbers
+in any order and after any interruption.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlskit.attacks import PreparedAttack, prepare
+from rlskit.data import Data
+from rlskit.errors import RequestError
+from rlskit.evaluation.options import EvalOptions
+from rlskit.evaluation.run import Run, Threat, finite_logits
+from rlskit.evaluation.subject import Subject, subject_of
+from rlskit.files import write_text
+from rlskit.models.banks import BankedModel
+from rlskit.results import RESULTS, Journal, Result, dump, refuse_finished
+from rlskit.threat import check_view, protocol_of
+from rlskit.types import Progress, no_progress
+
+__all__ = [
+    "EvalOptions",
+    "Subject",
+    "Threat",
+    "attack",
+    "attack_all",
+    "evaluate",
+    "finite_logits",
+    "subject_of",
+]
+
+
+def attack(
+    model: BankedModel,
+    data: str | Data | None = None,
+    *,
+    method: str = "pgd",
+    n_attacked: int = 1,
+    protocol: str | None = None,
+    view: str = "mean-prob",
+    engine: str = "rlskit",
+    pixel_range: str = "0:1",
+    options: EvalOptions | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    save_adversarial: bool = False,
+    progress: Progress = no_progress,
+    **params: Any,
+) -> Result:
+    """Attack a model and score the adversarial images on fresh draws.
+
+    Args:
+        model: From `convert` or `load`, on the device to use.
+        data: A `--data` name, or data from `load_data`; by default what the model was made for.
+        method: A key of `rlskit.attacks.ATTACKS`.
+        n_attacked: Draws in the attacker's view.
+        protocol: `transfer`, `multi` or `eot`; by default the first two, by `n_attacked`.
+        view: How several draws are seen: `mean-prob` (the defender's rule) or `mean-logit`.
+        engine: `rlskit` or `torchattacks`.
+        pixel_range: The scale that `params` are stated in, `0:1` or the paper's `-1:1`.
+        options: Draws, repeats, block size, seed; one N only. Its fields may be given directly
+            among `params`.
+        out: The run's folder; an unfinished run of the same request is continued.
+        force: Replace what the folder holds.
+        save_adversarial: Also write the first repeat's adversarial images to the folder, and score
+            all repeats' after rounding to 8 bits.
+        progress: Told of every block.
+        **params: Options of the method, such as eps, steps, c; fields of `EvalOptions`.
+
+    Raises:
+        RequestError: An option, the data or the folder is wrong.
+        UntrustedError: The preflight or a budget check failed: numbers would mean nothing.
+    """
+    fields = {name: params.pop(name) for name in _OPTION_NAMES & params.keys()}
+    (result,) = attack_all(
+        model,
+        data,
+        attacks=[prepare(method, pixel_range=pixel_range, engine=engine, **params)],
+        n_attacked=n_attacked,
+        protocol=protocol,
+        view=view,
+        options=dataclasses.replace(options or EvalOptions(), **fields),
+        out=out,
+        force=force,
+        save_adversarial=save_adversarial,
+        progress=progress,
+    )
+    return result
+
+
+def attack_all(
+    model: BankedModel,
+    data: str | Data | None = None,
+    *,
+    attacks: Sequence[PreparedAttack],
+    n_attacked: int = 1,
+    protocol: str | None = None,
+    view: str = "mean-prob",
+    options: EvalOptions,
+    out: str | Path | None = None,
+    force: bool = False,
+    save_adversarial: bool = False,
+    progress: Progress = no_progress,
+) -> list[Result]:
+    """Run several attacks on the same images, views and draws; see `attack` for the arguments.
+
+    Returns:
+        One result per attack. With a folder, each attack has its own below `out` when there are
+        several, and `out/results.json` lists them all.
+
+    Raises:
+        RequestError: An option, the data or the folder is wrong.
+        UntrustedError: The preflight or a budget check failed: numbers would mean nothing.
+    """
+    protocol = protocol_of(protocol, n_attacked)
+    check_view(view)
+    threats = [Threat(one, protocol, n_attacked, view, save_adversarial) for one in attacks]
+    out = _folder(out, force)
+    for threat in threats:
+        _check_request(threat, options.counts(model), out)
+    subject = subject_of(model, data)
+    works = [Run(subject, options, threat) for threat in threats]
+    for run in works:
+        run.preflight()
+    if out is not None:
+        (out / RESULTS).unlink(missing_ok=True)  # of a run that `force` replaces
+    journals = [
+        Journal(folder, run.request(), force=force)
+        for run, folder in zip(works, _folders(out, attacks), strict=True)
+    ]
+    results = []
+    for run, journal in zip(works, journals, strict=True):
+        results += (found := run.finish(journal, progress))
+        journal.write_results(dump(found))
+    if out is not None and len(results) > 1:
+        write_text(out / RESULTS, dump(results), force=True)
+    return results
+
+
+def evaluate(
+    model: BankedModel,
+    data: str | Data | None = None,
+    *,
+    adversarial: str | Path | None = None,
+    options: EvalOptions | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+    **fields: Any,
+) -> list[Result]:
+    """Score the mean of N draws on clean images, or on saved adversarial ones.
+
+    Args:
+        model: From `convert` or `load`, on the device to use.
+        data: A `--data` name, or data from `load_data`; by default what the model was made for.
+        adversarial: A file that an attack saved; its images take the place of the data.
+        options: Draws, repeats, block size, seed. With several N the draws nest, so that the
+            largest N costs all.
+        out: The run's folder; an unfinished run of the same request is continued.
+        force: Replace what the folder holds.
+        progress: Told of every block.
+        **fields: Fields of `EvalOptions`; they go before those of `options`.
+
+    Returns:
+        One result per N, ascending.
+
+    Raises:
+        RequestError: An option, the data or a file is wrong.
+        UntrustedError: The weights or logits are not finite.
+    """
+    options = dataclasses.replace(options or EvalOptions(), **fields)
+    folder = _folder(out, force)
+    run = Run(subject_of(model, data, adversarial), options)
+    run.preflight()
+    journal = Journal(folder, run.request(), force=force)
+    results = run.finish(journal, progress)
+    journal.write_results(dump(results))
+    return results
+
+
+_OPTION_NAMES = {field.name for field in dataclasses.fields(EvalOptions)}
+
+
+def _folder(out: str | Path | None, force: bool) -> Path | None:
+    """Return the run's folder, which holds no finished run."""
+    if out is None:
+        return None
+    refuse_finished(Path(out), force=force)
+    return Path(out)
+
+
+def _folders(out: Path | None, attacks: Sequence[PreparedAttack]) -> list[Path | None]:
+    """Return the folder of each attack: `out` itself for a single one."""
+    if out is None or len(attacks) == 1:
+        return [out] * len(attacks)
+    names = [a.method if a.eps is None else f"{a.method}-{a.stated['eps']:.4g}" for a in attacks]
+    seen: Counter[str] = Counter()
+    folders: list[Path | None] = []
+    for name in names:
+        seen[name] += 1
+        folders.append(out / (name if seen[name] == 1 else f"{name}-no{seen[name]}"))
+    return folders
+
+
+def _check_request(threat: Threat, counts: tuple[int, ...], out: Path | None) -> None:
+    if threat.protocol == "eot" and threat.attack.norm is None:
+        raise RequestError(
+            f"--protocol eot attacks with fgsm or pgd so far, not {threat.attack.method}: a search "
+            "for the smallest perturbation needs the same classifier at every step"
+        )
+    if len(counts) > 1:
+        raise RequestError(
+            "an attack is scored with one --n-samples; save its images and sweep them with eval"
+        )
+    if threat.save and out is None:
+        raise RequestError("the adversarial images need a folder: give out")

@@ -1,0 +1,47 @@
+"""What all evaluations have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlskit.defenses import defense_of
+from rlskit.errors import RequestError
+from rlskit.models.banks import BankedModel
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What all evaluations have in common.
+
+    Attributes:
+        n_samples: N, the defender's draws that answer together, or several N, scored in one pass
+            on nested draws; None for the defense's own number.
+        repeats: R, each with its own draws.
+        batch_size: Images per block.
+        num_workers: Threads that decode images.
+        seed: All randomness derives from it.
+    """
+
+    n_samples: int | Sequence[int] | None = None
+    repeats: int = 1
+    batch_size: int = 128
+    num_workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_samples is not None and min(self._given(), default=0) < 1:
+            raise RequestError(f"--n-samples must be at least 1, not {self.n_samples}")
+        for flag, value in (("--repeats", self.repeats), ("--batch-size", self.batch_size)):
+            if value < 1:
+                raise RequestError(f"{flag} must be at least 1, not {value}")
+
+    def counts(self, model: BankedModel) -> tuple[int, ...]:
+        """Return the Ns to score, ascending."""
+        return self._given() or (defense_of(model).samples(model),)
+
+    def _given(self) -> tuple[int, ...]:
+        if self.n_samples is None:
+            return ()
+        several = (self.n_samples,) if isinstance(self.n_samples, int) else self.n_samples
+        return tuple(sorted(set(several)))

@@ -1,0 +1,125 @@
+"""What a result is about: a model, and the images that it is scored on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rlskit import checkpoint
+from rlskit.adversarial import read_adversarial
+from rlskit.data import Data, load
+from rlskit.models.banks import BankedModel
+from rlskit.preflight import check_weights
+
+LIBRARIES = ("rlskit", "torch", "torchvision", "timm", "torchattacks")
+"""What a number depends on."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and the images that it is scored on.
+
+    Attributes:
+        model: The model, on the device it runs on.
+        data: The images as the model takes them.
+        digest: The sha256 of the model's tensors.
+        saved: What a file of adversarial images says of itself; None for an ordinary data set.
+    """
+
+    model: BankedModel
+    data: Data
+    digest: str
+    saved: dict[str, Any] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the fields of a `Result` that do not depend on what is measured."""
+        return {
+            "checkpoint": {"path": self.model.path, "sha256": self.digest},
+            "model": self._model_json(),
+            "defense": self.model.card.defense,
+            "data": self.data_json(),
+            "protocol": "clean" if self.saved is None else self.saved["protocol"],
+            "attack": None if self.saved is None else self.saved["attack"],
+            "n_attacked": None if self.saved is None else self.saved["n_attacked"],
+            "device": self.model.device.type,
+            "versions": {name: version(name) for name in LIBRARIES},
+            "warnings": self._warnings(),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """Return all of `facts` that decides numbers, and what of the model no tensor shows."""
+        card = self.model.card
+        definition = [
+            card.architecture.to_json(), card.pixels.to_json(), self.model.partition.to_json()
+        ]  # fmt: skip
+        text = json.dumps(definition, sort_keys=True)
+        facts = {k: v for k, v in self.facts().items() if k not in ("checkpoint", "warnings")}
+        return {
+            **facts,
+            "checkpoint_sha256": self.digest,
+            "definition_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        }
+
+    def data_json(self) -> dict[str, Any]:
+        """Return the JSON object that stands as `data` in a result.
+
+        Saved adversarial images are named by the data set that they were made from, and by their
+        own digest as `adversarial_sha256`.
+        """
+        data = self.data
+        if self.saved is not None:
+            own = {"n": len(data), "adversarial_sha256": data.sha256}
+            return {**self.saved["data"], **own}
+        return {"name": data.name, "split": data.split, "n": len(data), "sha256": data.sha256}
+
+    def _model_json(self) -> dict[str, Any]:
+        model = self.model
+        return {
+            "architecture": model.card.architecture.label,
+            "banks": model.num_banks,
+            "layers": model.num_layers,
+            "granularity": model.partition.granularity,
+            "parameters": sum(p.numel() for p in model.banks[0].parameters()),
+            "trained": model.card.trained,
+        }
+
+    def _warnings(self) -> tuple[str, ...]:
+        """Return what a reader of numbers about this model on this data must know first."""
+        card, data, found = self.model.card, self.data_json(), []
+        if not card.trained:
+            found.append("UNTRAINED MODEL: its weights are random and these numbers mean nothing.")
+        elif card.data and card.data != data["name"]:
+            found.append(f"The model was made for {card.data}, but this is {data['name']}.")
+        if any(record.get("data_sha256") == data["sha256"] for record in card.training):
+            found.append("TRAINING IMAGES: the model was trained on the images it is scored on.")
+        if self.saved is not None and self.saved.get("checkpoint_sha256") != self.digest:
+            found.append("These images were made against another checkpoint: a transfer test.")
+        return tuple(found)
+
+
+def subject_of(
+    model: BankedModel, data: str | Data | None, adversarial: str | Path | None = None
+) -> Subject:
+    """Return a model with finite weights and the images to score it on, fitted to it.
+
+    Args:
+        model: From `convert` or `load`.
+        data: A `--data` name, or data from `load_data`; by default what the model was made for.
+        adversarial: A file that an attack saved; its images take the place of the data.
+
+    Raises:
+        RequestError: The data or the file is unknown, or does not fit the model.
+        UntrustedError: The weights are not finite.
+    """
+    check_weights(model)
+    digest = checkpoint.fingerprint(checkpoint.stored_tensors(model))
+    if adversarial is not None:
+        file = read_adversarial(adversarial, model.card)
+        return Subject(model, file.data, digest, file.about)
+    if not isinstance(data, Data):
+        data = load(data or model.card.default_data(), "test")
+    return Subject(model, data.adapted(model.card.pixels, model.card.classes), digest)

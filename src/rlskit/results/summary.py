@@ -1,0 +1,104 @@
+"""From the finished blocks of a run to its numbers.
+
+A block has the columns `index` and `label`, for each kind of images in `KINDS` the predicted class
+`[B, counts]` under the kind's name and the share of single draws that are right under
+`KIND_gibbs`, the norms of the perturbation, and what the block cost. Counts: the Ns that were
+scored, ascending; `which` picks one of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlskit.results.journal import Journal
+from rlskit.stats import accuracy
+
+KINDS = ("clean", "robust", "robust_8bit")
+"""Kinds of images that are scored: untouched, attacked, attacked and saved with 8 bits."""
+
+NORMS = ("l0", "l1", "l2", "linf")
+
+
+def accuracies(journal: Journal, repeats: int, which: int) -> dict[str, dict[str, Any]]:
+    """Return every accuracy of the design's section 4 that was scored, each with its denominator.
+
+    `attack_success` is the share of the correctly classified images that the attack turned; its
+    denominator is the least over repeats, and it is missing where a repeat got no image right.
+    """
+    kinds = [kind for kind in KINDS if kind in journal.names]
+    found = {}
+    for kind in kinds:
+        right = [_right(journal, kind, repeat, which).double() for repeat in range(repeats)]
+        found[kind] = _accuracy(right)
+        gibbs = f"{kind}_gibbs"
+        if gibbs in journal.names:
+            single = [journal.column(gibbs, repeat)[:, which] for repeat in range(repeats)]
+            found[gibbs] = _accuracy(single)
+    if {"clean", "robust"} <= set(kinds):
+        found |= _attack_success(journal, repeats, which)
+    return found
+
+
+def perturbation(journal: Journal, repeats: int) -> dict[str, dict[str, float]] | None:
+    """Return median and maximum of each norm over all images and repeats; None without an attack.
+
+    Images that the attack left alone count with 0.
+    """
+    if not set(NORMS) <= set(journal.names):
+        return None
+    found = {}
+    for norm in NORMS:
+        values = torch.cat([journal.column(norm, repeat) for repeat in range(repeats)]).tolist()
+        found[norm] = {"median": statistics.median(values), "max": max(values)}
+    return found
+
+
+def timing(journal: Journal) -> dict[str, float]:
+    """Return what all blocks cost; passes are images x draws, those that score included."""
+    seconds = journal.total("seconds")
+    return {
+        "seconds": seconds,
+        "images_per_second": journal.rows / seconds,
+        "forwards": journal.total("forwards"),
+        "backwards": journal.total("backwards"),
+    }
+
+
+def per_image(journal: Journal, repeats: int) -> dict[str, list[Any]]:
+    """Return the columns of the per-image table; classes and shares are those of the largest N."""
+    scores = [name for kind in KINDS for name in (kind, f"{kind}_gibbs")]
+    names = [name for name in ("index", "label", *scores, *NORMS) if name in journal.names]
+    columns: dict[str, list[Any]] = {name: [] for name in ("repeat", *names)}
+    for repeat in range(repeats):
+        for name in names:
+            column = journal.column(name, repeat)
+            columns[name] += (column[:, -1] if column.ndim == 2 else column).tolist()
+        columns["repeat"] += [repeat] * len(journal.column("index", repeat))
+    return columns
+
+
+def _accuracy(per_repeat: list[Tensor]) -> dict[str, Any]:
+    """Summarise the shares `[n]` in [0, 1] by which each image was right, one tensor per repeat."""
+    # `fmean` rounds once, so that the way the column lies in memory does not matter
+    means = [statistics.fmean(one.tolist()) for one in per_repeat]
+    return accuracy(means, len(per_repeat[0])).to_json()
+
+
+def _attack_success(journal: Journal, repeats: int, which: int) -> dict[str, dict[str, Any]]:
+    shares, denominators = [], []
+    for repeat in range(repeats):
+        correct = _right(journal, "clean", repeat, which)
+        turned = correct & ~_right(journal, "robust", repeat, which)
+        denominators.append(int(correct.sum()))
+        shares.append(int(turned.sum()) / max(denominators[-1], 1))
+    if not min(denominators):
+        return {}
+    return {"attack_success": accuracy(shares, min(denominators)).to_json()}
+
+
+def _right(journal: Journal, kind: str, repeat: int, which: int) -> Tensor:
+    return journal.column(kind, repeat)[:, which] == journal.column("label", repeat)

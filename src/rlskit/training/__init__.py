@@ -1,0 +1,60 @@
+"""Group optimization: K sampled models per step, trained on their mean prediction (section 3.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rlskit.data import Data, load
+from rlskit.models.banks import BankedModel
+from rlskit.training.batch_norm import reestimate_batch_norm
+from rlskit.training.files import EpochRecord, Files, TrainingResult
+from rlskit.training.losses import LOSSES, group_loss, separate_loss
+from rlskit.training.options import SCHEDULES, TrainOptions
+from rlskit.training.run import Run
+from rlskit.types import Progress, no_progress
+
+__all__ = [
+    "LOSSES",
+    "SCHEDULES",
+    "EpochRecord",
+    "TrainOptions",
+    "TrainingResult",
+    "group_loss",
+    "reestimate_batch_norm",
+    "separate_loss",
+    "train",
+]
+
+
+def train(
+    model: BankedModel,
+    data: str | Data | None = None,
+    *,
+    options: TrainOptions | None = None,
+    out: str | Path | None = None,
+    progress: Progress = no_progress,
+    **fields: Any,
+) -> TrainingResult:
+    """Train a model in place, on the device it is on, the way its defense is trained.
+
+    Args:
+        model: From `convert` or `load`.
+        data: A `--data` name, or a training split from `load_data`; by default what the model was
+            made for.
+        options: How to train.
+        out: Checkpoint to write after each epoch. The best epoch's stands beside it as
+            `NAME.best.safetensors`, the log as `NAME.train.jsonl`.
+        progress: Told of every step.
+        **fields: Fields of `TrainOptions`; they go before those of `options`.
+
+    Raises:
+        RequestError: An option or the data is wrong.
+        RunError: The loss or the weights are not finite; files keep the last good epoch.
+    """
+    options = dataclasses.replace(options or TrainOptions(), **fields)
+    if not isinstance(data, Data):
+        data = load(data or model.card.default_data(), "train")
+    data = data.adapted(model.card.pixels, model.card.classes)
+    return Run(model, options, data, Files(Path(out) if out is not None else None)).go(progress)

@@ -1,0 +1,89 @@
+"""What a training did, and the three files it keeps: last and best weights, and the log."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rlskit import checkpoint
+from rlskit.errors import RequestError
+from rlskit.models.banks import BankedModel
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One line of the training log: means over the epoch's steps, and the held-out accuracy."""
+
+    epoch: int
+    steps: int
+    loss: float
+    accuracy: float
+    holdout_accuracy: float | None
+    lr: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training did.
+
+    Attributes:
+        epochs: One record per epoch.
+        steps: Gradient steps in all.
+        best_epoch: The epoch of the best held-out accuracy, or the last one without a holdout.
+        last: File with the weights of the last epoch, if files were written.
+        best: File with those of the best epoch, likewise.
+        log: File with the records as JSON lines, likewise.
+    """
+
+    epochs: tuple[EpochRecord, ...]
+    steps: int
+    best_epoch: int
+    last: Path | None = None
+    best: Path | None = None
+    log: Path | None = None
+
+
+class Files:
+    """The files of a training; without a place to write them, all of them None.
+
+    Args:
+        out: The checkpoint of the last epoch; the others stand beside it.
+
+    Raises:
+        RequestError: There is no folder to write in, or it may not be written to.
+    """
+
+    def __init__(self, out: Path | None) -> None:
+        self.last, self.best, self.log = out, None, None
+        if out is None:
+            return
+        if not out.parent.is_dir():
+            raise RequestError(f"there is no folder {out.parent} to write {out.name} in")
+        if out.is_dir():
+            raise RequestError(f"{out} is a folder; --out names the checkpoint to write")
+        if not os.access(out.parent, os.W_OK):
+            raise RequestError(f"the folder {out.parent} cannot be written to; name another --out")
+        self.best = out.with_name(f"{out.stem}.best.safetensors")
+        self.log = out.with_name(f"{out.stem}.train.jsonl")
+
+    def keep(self, model: BankedModel, record: EpochRecord, *, best: bool) -> None:
+        """Write the weights of an epoch, and its line of the log."""
+        if self.last is None or self.best is None or self.log is None:
+            return
+        checkpoint.save(model, self.last, force=True)
+        if best:
+            checkpoint.save(model, self.best, force=True)
+        with self.log.open("w" if record.epoch == 1 else "a", encoding="utf-8") as lines:
+            lines.write(json.dumps(asdict(record)) + "\n")
+
+    def kept(self, epochs: int) -> str:
+        """Say what a run that fails after so many whole epochs leaves behind."""
+        if self.last is None:
+            return "the model in memory is of no use any more"
+        if epochs:
+            return f"{self.last} keeps epoch {epochs}"
+        return f"{self.last} {'is as it was' if self.last.exists() else 'was not written'}"

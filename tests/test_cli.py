@@ -1,0 +1,330 @@
+"""The command line: what a user types, what comes back, and the documented exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import rlskit
+from rlskit.cli import run
+
+TINY = """
+from torch import nn
+
+def tiny(num_classes=10, in_chans=1):
+    return nn.Sequential(
+        nn.Conv2d(in_chans, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, num_classes),
+    )
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with a tiny architecture in tiny.py."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.py").write_text(TINY)
+    return tmp_path
+
+
+@pytest.fixture
+def trained(folder: Path) -> Path:
+    """The folder with a trained tiny RLS model in rls.safetensors."""
+    assert run(["convert", "tiny.py:tiny", "--image-size", "8", "-q"]) == 0
+    assert run(["train", "--epochs", "3", "--lr", "0.1", "-q"]) == 0
+    return folder
+
+
+def fails(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail with `code` and one sentence; return the sentence."""
+    capsys.readouterr()
+    assert run(arguments) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("rlskit: ")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_the_main_job(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    attack = ["attack", "--method", "pgd", "--eps", "0.02", "--n-attacked", "3"]
+    assert run([*attack, "-o", "run", "--save-adversarial"]) == 0
+    captured = capsys.readouterr()
+    assert "multi n=3" in captured.out
+    assert "UNTRAINED" not in captured.err
+    result = json.loads((trained / "run" / "results.json").read_text())
+    assert result["protocol"] == "multi"
+    assert result["attack"]["params"]["step_size"] == pytest.approx(0.002)
+    assert result["data"]["n"] == 360
+    assert result["model"]["banks"] == 2
+
+    adversarial = ["--adversarial", "run/adversarial.safetensors"]
+    assert run(["eval", *adversarial, "--n-samples", "1,10", "--json", "-"]) == 0
+    one, ten = json.loads(capsys.readouterr().out)
+    assert (one["n_samples"], ten["n_samples"]) == (1, 10)
+    assert ten["accuracy"]["robust"] == result["accuracy"]["robust"]
+
+    assert run(["diversity", "--repeats", "3", "--json", "d.json"]) == 0
+    assert "kappa" in capsys.readouterr().out
+    assert -1 / 9 <= json.loads(Path("d.json").read_text())["agreement"]["kappa"]["mean"] <= 1
+
+
+def test_results_on_stdout_are_json_alone_and_without_colour(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["eval", "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["schema"] == "rlskit.result/1"
+    assert "\x1b" not in captured.out + captured.err
+
+
+def test_untrained_model_is_said_loudly(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["convert", "tiny.py:tiny", "--image-size", "8"]) == 0
+    assert "untrained" in capsys.readouterr().err
+    assert run(["attack", "--method", "fgsm", "--eps", "8/255", "--json", "-", "-q"]) == 0
+    captured = capsys.readouterr()
+    assert "UNTRAINED" in captured.err
+    assert json.loads(captured.out)["model"]["trained"] is False
+
+
+def test_gate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    attack = ["attack", "--method", "fgsm", "--eps", "0.01", "--json", "-", "-q"]
+    assert run([*attack, "--fail-under", "0.99"]) == 1
+    captured = capsys.readouterr()
+    bound = json.loads(captured.out)["accuracy"]["robust"]["lower_bound"]
+    assert f"at least {100 * bound:.1f} %" in captured.err
+    assert run([*attack, "--fail-under", str(bound)]) == 0
+    assert run(["eval", "-q", "--fail-under", "1"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["convert", "resnet5O"], ["resnet5O", "resnet50"]),
+        (["convert", "tiny.py:huge"], ["tiny.py", "huge"]),
+        (["convert", "nowhere.py:tiny"], ["nowhere.py"]),
+        (["convert", "tiny.py:tiny", "--banks", "0"], ["--banks", "0"]),
+        (["convert", "tiny.py:tiny", "--granularity", "atom"], ["atom", "layer, block"]),
+        (["convert", "resnet18", "--weights", "nowhere.pth"], ["nowhere.pth"]),
+        (["convert", "tiny.py:tiny", "--mean", "a,b"], ["--mean", "a,b"]),
+        (["convert"], ["NAME"]),
+        (["convert", "tiny.py:tiny", "--bank", "x"], ["--bank"]),
+        (["attack", "nowhere.safetensors"], ["nowhere.safetensors", "convert"]),
+        (["attack", "--method", "pgf"], ["pgf", "pgd"]),
+        (["attack", "--eps", "-0.1"], ["--eps", "-0.1"]),
+        (["attack", "--eps", "big"], ["--eps", "big", "8/255"]),
+        (["attack", "--eps", "nan"], ["--eps", "nan"]),
+        (["attack", "--eps", "8"], ["--eps 8", "8/255"]),
+        (["attack", "--method", "fgsm", "--steps", "3"], ["--steps", "fgsm"]),
+        (["attack", "--n-samples", "0"], ["--n-samples", "at least 1"]),
+        (["attack", "--n-attacked", "0"], ["--n-attacked", "at least 1"]),
+        (["attack", "--protocol", "white-box"], ["white-box", "transfer"]),
+        (["attack", "--fail-under", "40"], ["--fail-under", "0.40"]),
+        (["attack", "--device", "cuda:7"], ["cuda:7"]),
+        (["attack", "--split", "dev"], ["dev"]),
+        (["eval", "--n-samples", "0"], ["--n-samples"]),
+        (["eval", "--n-samples", "many"], ["many"]),
+        (["eval", "--data", "imagenet"], ["imagenet", "digits"]),
+        (["eval", "--data", "mnist", "--data-dir", "."], ["mnist", "--download"]),
+        (["eval", "--adversarial", "nowhere"], ["nowhere"]),
+        (["diversity", "--n-samples", "1"], ["--n-samples"]),
+        (["train", "--lr", "0"], ["--lr"]),
+        (["train", "--loss", "hinge"], ["hinge", "ce"]),
+        (["models", "no-such-model"], ["no-such-model"]),
+        (["export"], ["--plan", "--bank"]),
+        (["export", "--plan", "0"], ["plan"]),
+        (["export", "--bank", "2"], ["plan"]),
+    ],
+)
+def test_bad_requests(
+    folder: Path, arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    if arguments[0] not in ("convert", "models"):
+        assert run(["convert", "tiny.py:tiny", "--image-size", "8", "-q"]) == 0
+    message = fails(arguments, 2, capsys)
+    for word in words:
+        assert word in message
+    assert not (folder / "runs").exists() or not list((folder / "runs").rglob("*.json"))
+
+
+def test_unfitting_data_and_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["convert", "tiny.py:tiny", "--image-size", "8", "-q"]) == 0
+    labels = np.arange(20)
+    np.savez("colour.npz", x_test=np.zeros((20, 3, 8, 8), np.uint8), y_test=labels % 10)
+    np.savez("few.npz", x_test=np.zeros((20, 8, 8), np.uint8), y_test=labels % 4)
+    assert "channel" in fails(["eval", "--data", "npz:colour.npz"], 2, capsys)
+    message = fails(["eval", "--data", "npz:few.npz"], 2, capsys)
+    assert "4 classes" in message
+    assert "10" in message
+
+    whole = Path("rls.safetensors").read_bytes()
+    Path("cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "cut.safetensors" in fails(["eval", "cut.safetensors"], 2, capsys)
+    flipped = bytearray(whole)
+    flipped[-3] ^= 1
+    Path("flipped.safetensors").write_bytes(flipped)
+    assert "checksum" in fails(["eval", "flipped.safetensors"], 2, capsys)
+
+    save_file({"conv.weight": torch.zeros(1)}, "other.safetensors")
+    weights = ["--weights", "other.safetensors", "--data", "digits", "-o", "new.safetensors"]
+    assert "0.weight" in fails(["convert", "tiny.py:tiny", *weights], 2, capsys)
+    assert not Path("new.safetensors").exists()
+
+
+def test_existing_files_are_kept_without_force(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert = ["convert", "tiny.py:tiny", "--image-size", "8", "-q"]
+    assert run(convert) == 0
+    before = Path("rls.safetensors").read_bytes()
+    assert "--force" in fails([*convert, "--seed", "1"], 2, capsys)
+    assert Path("rls.safetensors").read_bytes() == before
+    assert run([*convert, "--seed", "1", "--force"]) == 0
+    assert Path("rls.safetensors").read_bytes() != before
+    assert run(["attack", "-q", "--eps", "0.1", "-o", "run"]) == 0
+    capsys.readouterr()
+    assert "--force" in fails(["attack", "-q", "--eps", "0.1", "-o", "run"], 2, capsys)
+
+
+def test_nan_weights_are_exit_4_before_any_attack(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["convert", "tiny.py:tiny", "--image-size", "8", "-q"]) == 0
+    model = rlskit.load("rls.safetensors")
+    with torch.no_grad():
+        next(model.banks[1].parameters())[0] = float("nan")
+    rlskit.save(model, "nan.safetensors")
+    message = fails(["attack", "nan.safetensors", "-o", "run"], 4, capsys)
+    assert "0.weight of bank 1" in message
+    assert not (folder / "run").exists()
+
+
+def test_a_loss_that_explodes_is_exit_3_and_keeps_the_last_good_weights(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path("rls.safetensors").read_bytes()
+    assert "loss" in fails(["train", "--lr", "1e30", "--epochs", "2", "-q"], 3, capsys)
+    assert Path("rls.safetensors").read_bytes() == before
+
+
+def test_export_gives_a_state_dict_that_loads_strictly(trained: Path) -> None:
+    import importlib.util
+
+    assert run(["export", "--plan", "0,1", "-o", "x.safetensors", "-q"]) == 0
+    spec = importlib.util.spec_from_file_location("tiny", "tiny.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network = module.tiny().eval()
+    network.load_state_dict(load_file("x.safetensors"), strict=True)
+    model = rlskit.load("rls.safetensors")
+    images = torch.rand(5, 1, 8, 8)
+    expected = model.sampled(torch.tensor([0, 1]))(images)
+    assert torch.equal(network(model.normalize(images)), expected)
+
+
+def test_inspect_and_models(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(["inspect"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("tiny.py:tiny", "layers L                2", "M^L      4", "digits", "3 epochs"):
+        assert words in shown
+    assert run(["models", "resnet50"]) == 0
+    names = capsys.readouterr().out.split()
+    assert "resnet50" in names
+    assert "torchvision:resnet50" in names
+    assert run(["models"]) == 0
+    assert len(capsys.readouterr().out.split()) > 1400
+
+
+def test_another_machine_asks_for_ones_own_code(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rlskit.models import own
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(trained / "elsewhere"))
+    monkeypatch.setattr(own, "_introduced", {})
+    assert "--model" in fails(["eval", "-q"], 2, capsys)
+    assert run(["eval", "-q", "--model", "tiny.py:tiny"]) == 0
+
+
+def test_the_published_resnet20_scores_776_of_846(
+    folder: Path, shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    factory = f"{Path(__file__).parent / 'cifar_resnet.py'}:resnet20"
+    weights = shared / "checkpoints" / "cifar10-resnet20.safetensors"
+    constants = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
+    convert = ["convert", factory, "--weights", str(weights), "--banks", "1", "--image-size", "32"]
+    assert run([*convert, *constants]) == 0
+    data = f"folder:{shared / 'data' / 'cifar10-subset'}"
+    capsys.readouterr()
+    assert run(["eval", "--data", data, "--split", "test", "-o", "run"]) == 0
+    assert "91.7" in capsys.readouterr().out
+    clean = json.loads(Path("run/results.json").read_text())["accuracy"]["clean"]
+    assert clean["n"] == 846
+    assert round(clean["mean"] * 846) == 776
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_readme_in_an_empty_folder(folder: Path) -> None:
+    command = Path(sys.executable).with_name("rlskit")
+
+    def rlskit_(*arguments: str) -> str:
+        done = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    rlskit_("convert", "resnet50", "--banks", "2")
+    attack = ("attack", "--method", "pgd", "--eps", "0.02", "--n-attacked", "2", "--limit", "20")
+    assert "UNTRAINED" in rlskit_(*attack)
+    rlskit_("train", "--epochs", "1", "--limit", "64")
+    assert "UNTRAINED" not in rlskit_(*attack)
+
+
+def test_interruption_is_130_and_the_same_command_goes_on(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rlskit.attacks import PreparedAttack
+
+    attack = ["attack", "-q", "--eps", "0.1", "--batch-size", "90", "-o", "run", "--json", "-"]
+    assert run([*attack[:-4], "-o", "whole", "--json", "-"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    calls = 0
+    original = PreparedAttack.__call__
+
+    def interrupted(*args: object, **kwargs: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 5:  # two are the preflight's
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PreparedAttack, "__call__", interrupted)
+    assert "--out" in fails(attack, 130, capsys)
+    assert len(list(Path("run/blocks").glob("*"))) == 2
+    assert run(attack) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["accuracy"] == whole["accuracy"]
+    assert again["perturbation"] == whole["perturbation"]
+
+
+def test_help_is_quick() -> None:
+    """Issue 2: `rlskit --help` takes at most 3 times as long as importing typer and rich."""
+    # The modules that it loads are checked in test_structure; here only that it works at all.
+    command = Path(sys.executable).with_name("rlskit")
+    start = time.perf_counter()
+    done = subprocess.run(
+        [command, "--help"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
+    )
+    assert done.returncode == 0
+    assert "convert" in done.stdout
+    assert time.perf_counter() - start < 60

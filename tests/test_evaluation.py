@@ -1,0 +1,606 @@
+"""Evaluations end to end on real digits and tiny networks: every number against one by hand."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchattacks
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import small_models
+from rlskit import attack, attack_all, draws, evaluate, seeds
+from rlskit.attacks import ATTACKS, prepare
+from rlskit.errors import RequestError, UntrustedError
+from rlskit.evaluation import EvalOptions
+from rlskit.models.banks import BankedModel
+from rlskit.pixels import round_to_8bit
+from rlskit.results import Result
+from rlskit.threat import DrawsView, attackers_view
+from rlskit.training import train
+
+DATA = small_models.digits(50)
+IMAGES, LABELS = DATA.images(range(50)), DATA.labels
+PGD: dict[str, Any] = {"method": "pgd", "eps": 0.15, "steps": 4, "step_size": 0.05}
+
+
+def trained(defense: str, banks: int) -> BankedModel:
+    model = small_models.model(banks, defense)
+    train(
+        model, small_models.digits(400, "train"),
+        epochs=8, lr=0.1, batch_size=40, schedule="cosine", bn_batches=5,
+    )  # fmt: skip
+    return model
+
+
+@pytest.fixture(scope="module")
+def rls() -> BankedModel:
+    return trained("rls", 3)
+
+
+@pytest.fixture(scope="module")
+def undefended() -> BankedModel:
+    return trained("none", 1)
+
+
+def defenders(model: BankedModel, count: int, repeat: int = 0, seed: int = 0) -> list[nn.Module]:
+    return draws(model, count, seed=seed, purpose="defender", repeat=repeat)
+
+
+def answers(members: list[nn.Module], images: Tensor) -> Tensor:
+    """The class of the largest mean probability, in double precision."""
+    with torch.no_grad():
+        probabilities = torch.stack([member(images).double().softmax(-1) for member in members])
+    return probabilities.mean(0).argmax(-1)
+
+
+def share(right: Tensor) -> float:
+    return float(right.double().mean())
+
+
+def lasting(result: Result | dict[str, Any]) -> dict[str, Any]:
+    """A result without what a clock says."""
+    found = dict(result.to_json() if isinstance(result, Result) else result)
+    timing = found.pop("timing")
+    return {**found, "passes": (timing["forwards"], timing["backwards"])}
+
+
+# clean images ------------------------------------------------------------------------------------
+
+
+def test_accuracy_and_gibbs_by_hand(rls: BankedModel) -> None:
+    (result,) = evaluate(rls, DATA, n_samples=6, batch_size=16)
+    members = defenders(rls, 6)
+    assert result.accuracy["clean"]["mean"] == share(answers(members, IMAGES) == LABELS)
+    single = [share(member(IMAGES).argmax(-1) == LABELS) for member in members]
+    assert result.accuracy["clean_gibbs"]["mean"] == pytest.approx(sum(single) / 6, rel=1e-12)
+    assert 0.5 < result.accuracy["clean"]["mean"] < 1
+    assert len(set(single)) > 1
+    assert result.accuracy["clean"]["n"] == 50
+    assert (result.command, result.protocol, result.attack) == ("eval", "clean", None)
+    assert (result.timing["forwards"], result.timing["backwards"]) == (300, 0)
+    assert result.data == {"name": "digits", "split": "test", "n": 50, "sha256": DATA.sha256}
+
+
+def test_each_n_of_several_is_that_n_alone(rls: BankedModel) -> None:
+    several = evaluate(rls, DATA, n_samples=(10, 1, 5, 5), batch_size=16)
+    assert [result.n_samples for result in several] == [1, 5, 10]
+    for result in several:
+        (alone,) = evaluate(rls, DATA, n_samples=result.n_samples, batch_size=16)
+        assert result.accuracy == alone.accuracy
+    one = several[0].accuracy
+    assert one["clean"] == one["clean_gibbs"]
+
+
+def test_the_default_n_is_the_defenses(rls: BankedModel, undefended: BankedModel) -> None:
+    assert [evaluate(m, DATA)[0].n_samples for m in (rls, undefended)] == [10, 1]
+
+
+def test_repeats_are_fresh_draws_and_their_spread_is_reported(rls: BankedModel) -> None:
+    (result,) = evaluate(rls, DATA, n_samples=1, repeats=4, batch_size=16)
+    shares = [share(answers(defenders(rls, 1, repeat), IMAGES) == LABELS) for repeat in range(4)]
+    clean = result.accuracy["clean"]
+    mean = sum(shares) / 4
+    assert clean["mean"] == pytest.approx(mean)
+    assert clean["std"] == pytest.approx(math.sqrt(sum((s - mean) ** 2 for s in shares) / 3))
+    assert clean["std"] > 0
+    assert clean["n"] == 50
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 1000])
+def test_block_size_changes_no_answer(rls: BankedModel, batch_size: int) -> None:
+    (wanted,) = evaluate(rls, DATA, n_samples=3, batch_size=16)
+    (result,) = evaluate(rls, DATA, n_samples=3, batch_size=batch_size)
+    assert result.accuracy == wanted.accuracy
+
+
+def test_the_global_state_neither_matters_nor_changes(rls: BankedModel) -> None:
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        found.append(lasting(attack(rls, DATA, **PGD, n_samples=3)))
+        assert torch.equal(torch.get_rng_state(), state)
+        rls.train()
+    rls.eval()
+    assert found[0] == found[1]
+
+
+# attacks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["pgd", "fgsm"])
+@pytest.mark.parametrize(("protocol", "n"), [("transfer", 1), ("multi", 3)])
+def test_bits_are_those_of_torchattacks_called_directly(
+    rls: BankedModel, tmp_path: Path, method: str, protocol: str, n: int
+) -> None:
+    options = {"eps": 0.15} if method == "fgsm" else {k: v for k, v in PGD.items() if k != "method"}
+    result = attack(
+        rls, DATA, method=method, **options, n_attacked=n, protocol=protocol, seed=7,
+        batch_size=30, n_samples=5, save_adversarial=True, out=tmp_path,
+    )  # fmt: skip
+    members = draws(rls, n, seed=7, purpose="attacker")
+    view = members[0] if n == 1 else DrawsView(members)
+    if method == "fgsm":
+        direct: Any = torchattacks.FGSM(view, eps=0.15)
+    else:
+        direct = torchattacks.PGD(view, eps=0.15, alpha=0.05, steps=4)
+    wanted = []
+    for block in (slice(0, 30), slice(30, 50)):
+        torch.manual_seed(seeds.derive(7, "attack", 0, block.start))
+        wanted.append(direct(IMAGES[block], LABELS[block]))
+    found = load_file(tmp_path / "adversarial.safetensors")
+    assert torch.equal(found["images"], torch.cat(wanted))
+    assert torch.equal(found["labels"], LABELS)
+    right = answers(defenders(rls, 5, seed=7), found["images"]) == LABELS
+    assert result.accuracy["robust"]["mean"] == share(right)
+    assert (result.protocol, result.n_attacked) == (protocol, n)
+    assert result.accuracy["robust"]["mean"] < result.accuracy["clean"]["mean"]
+
+
+def test_eot_attacks_fresh_draws_at_every_step(rls: BankedModel, tmp_path: Path) -> None:
+    result = attack(
+        rls, DATA, **PGD, protocol="eot", n_attacked=2, save_adversarial=True, out=tmp_path
+    )
+    torch.manual_seed(seeds.derive(0, "attack", 0, 0))
+    view = attackers_view(rls, "eot", 2, seed=0, repeat=0, block=0)
+    wanted = torchattacks.PGD(view, eps=0.15, alpha=0.05, steps=4)(IMAGES, LABELS)
+    assert torch.equal(load_file(tmp_path / "adversarial.safetensors")["images"], wanted)
+    assert (result.protocol, result.n_attacked) == ("eot", 2)
+    # 4 steps on 2 draws; clean, robust and 8-bit images on 10 draws
+    assert result.timing["forwards"] == 50 * (4 * 2 + 3 * 10)
+    assert result.timing["backwards"] == 50 * 4 * 2
+
+
+def test_every_accuracy_of_an_attack_by_hand(rls: BankedModel, tmp_path: Path) -> None:
+    result = attack(
+        rls, DATA, **PGD, n_samples=4, save_adversarial=True, out=tmp_path, batch_size=20
+    )
+    changed = load_file(tmp_path / "adversarial.safetensors")["images"]
+    members = defenders(rls, 4)
+    clean, robust = (answers(members, images) == LABELS for images in (IMAGES, changed))
+    single = [share(member(changed).argmax(-1) == LABELS) for member in members]
+    eight_bit = answers(members, round_to_8bit(changed)) == LABELS
+    wanted = {
+        "clean": (share(clean), 50),
+        "robust": (share(robust), 50),
+        "robust_gibbs": (sum(single) / 4, 50),
+        "robust_8bit": (share(eight_bit), 50),
+        "attack_success": (int((clean & ~robust).sum()) / int(clean.sum()), int(clean.sum())),
+    }
+    for name, (mean, n) in wanted.items():
+        assert result.accuracy[name]["mean"] == pytest.approx(mean, rel=1e-12), name
+        assert result.accuracy[name]["n"] == n
+    assert result.perturbation is not None
+    delta = (changed - IMAGES).flatten(1).double()
+    assert result.perturbation["linf"]["max"] == pytest.approx(0.15, rel=1e-6)
+    assert result.perturbation["l2"]["max"] == pytest.approx(float(delta.norm(dim=1).max()))
+    middle = sorted(delta.norm(dim=1).tolist())[24:26]
+    assert result.perturbation["l2"]["median"] == pytest.approx(sum(middle) / 2)
+    assert result.attack is not None
+    assert result.attack["params"]["eps"] == 0.15
+    assert result.attack["stated"]["eps"] == 0.15
+
+
+def test_repeats_of_an_attack_have_their_own_views(rls: BankedModel, tmp_path: Path) -> None:
+    result = attack(rls, DATA, **PGD, n_samples=2, repeats=3, save_adversarial=True, out=tmp_path)
+    shares, rounded = [], []
+    for repeat in range(3):
+        (draw,) = draws(rls, 1, seed=0, purpose="attacker", repeat=repeat)
+        torch.manual_seed(seeds.derive(0, "attack", repeat, 0))
+        changed = torchattacks.PGD(draw, eps=0.15, alpha=0.05, steps=4)(IMAGES, LABELS)
+        members = defenders(rls, 2, repeat)
+        shares.append(share(answers(members, changed) == LABELS))
+        rounded.append(share(answers(members, round_to_8bit(changed)) == LABELS))
+        if repeat == 0:
+            saved = load_file(tmp_path / "adversarial.safetensors")["images"]
+            assert torch.equal(saved, changed)
+    assert len(set(shares)) > 1
+    assert result.accuracy["robust"]["mean"] == pytest.approx(sum(shares) / 3)
+    assert result.accuracy["robust_8bit"]["mean"] == pytest.approx(sum(rounded) / 3)
+    assert result.repeats == 3
+
+
+def test_without_a_defense_the_attacker_sees_what_answers(undefended: BankedModel) -> None:
+    """Random start off: what PGD fools is fooled, and eps 0 fools nothing."""
+    strong = attack(undefended, DATA, **PGD | {"eps": 0.3, "steps": 20}, random_start=False)
+    assert strong.accuracy["robust"]["mean"] < 0.1
+    none = attack(undefended, DATA, method="fgsm", eps=0)
+    assert none.accuracy["robust"] == none.accuracy["clean"]
+    assert none.accuracy["attack_success"]["mean"] == 0
+    assert none.perturbation is not None
+    assert none.perturbation["linf"]["max"] == 0
+
+
+@pytest.mark.parametrize("method", ["deepfool", "cw", "ead"])
+def test_minimum_norm_attacks_run_on_the_mean_of_draws(rls: BankedModel, method: str) -> None:
+    options: dict[str, Any] = {} if method == "deepfool" else {"c": 10, "steps": 40, "lr": 0.05}
+    result = attack(rls, DATA.subset(range(20)), method=method, **options, n_attacked=3)
+    assert result.protocol == "multi"
+    assert result.accuracy["robust"]["mean"] < result.accuracy["clean"]["mean"]
+
+
+# folders -----------------------------------------------------------------------------------------
+
+
+class StopError(Exception):
+    """An interruption."""
+
+
+def stop_after(images: int) -> Any:
+    def progress(step: str, done: int, total: int, **facts: float) -> None:
+        if done >= images:
+            raise StopError
+
+    return progress
+
+
+@pytest.mark.parametrize("images", [10, 30, 60, 90])
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    rls: BankedModel, tmp_path: Path, images: int
+) -> None:
+    request: dict[str, Any] = {
+        **PGD, "n_samples": 3, "repeats": 2, "batch_size": 10, "save_adversarial": True
+    }  # fmt: skip
+    whole = attack(rls, DATA, **request, out=tmp_path / "whole")
+    with pytest.raises(StopError):
+        attack(rls, DATA, **request, out=tmp_path / "parts", progress=stop_after(images))
+    assert len(list((tmp_path / "parts" / "blocks").iterdir())) == images // 10
+    assert not (tmp_path / "parts" / "results.json").exists()
+    seen: list[int] = []
+    parts = attack(
+        rls, DATA, **request, out=tmp_path / "parts",
+        progress=lambda step, done, total, **facts: seen.append(done),
+    )  # fmt: skip
+    assert seen == list(range(images + 10, 101, 10))
+    assert lasting(parts) == lasting(whole)
+    for name in ("results.json", "per_image.csv", "adversarial.safetensors"):
+        first, second = ((tmp_path / run / name).read_bytes() for run in ("whole", "parts"))
+        if name == "results.json":
+            assert lasting(json.loads(first)) == lasting(json.loads(second))
+        else:
+            assert first == second
+
+
+def test_an_interrupted_eval_goes_on(rls: BankedModel, tmp_path: Path) -> None:
+    request: dict[str, Any] = {"n_samples": (1, 4), "batch_size": 10}
+    whole = evaluate(rls, DATA, **request)
+    with pytest.raises(StopError):
+        evaluate(rls, DATA, **request, out=tmp_path, progress=stop_after(20))
+    parts = evaluate(rls, DATA, **request, out=tmp_path)
+    assert [result.accuracy for result in parts] == [result.accuracy for result in whole]
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert [lasting(one) for one in written] == [lasting(one) for one in parts]
+
+
+def test_a_torn_block_is_done_again(rls: BankedModel, tmp_path: Path) -> None:
+    whole = attack(rls, DATA, **PGD, batch_size=10, out=tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    block = tmp_path / "run" / "blocks" / "0-20.safetensors"
+    intact = load_file(block)
+    block.write_bytes(block.read_bytes()[:-3])
+    seen: list[int] = []
+    again = attack(
+        rls, DATA, **PGD, batch_size=10, out=tmp_path / "run",
+        progress=lambda step, done, total, **facts: seen.append(done),
+    )  # fmt: skip
+    assert seen == [50]
+    assert lasting(again) == lasting(whole)
+    redone = load_file(block)
+    assert all(torch.equal(redone[name], intact[name]) for name in intact if name != "seconds")
+
+
+def other_pixels(model: BankedModel) -> BankedModel:
+    """The same tensors behind another normalisation: other numbers, the same checksum."""
+    pixels = dataclasses.replace(model.card.pixels, mean=(0.7,))
+    card = dataclasses.replace(model.card, pixels=pixels)
+    return BankedModel(list(model.banks), model.partition, card).eval()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"eps": 0.1}, "attack"),
+        ({"n_attacked": 2}, "n_attacked, protocol"),
+        ({"n_samples": 5}, "n_samples"),
+        ({"batch_size": 20}, "batch_size"),
+        ({"repeats": 2}, "repeats"),
+        ({"data": DATA.subset(range(30))}, "data"),
+        ({"view": "mean-logit"}, "attack"),
+        ({"save_adversarial": True}, "save"),
+        ({"model": "other weights"}, "checkpoint_sha256"),
+        ({"model": "other pixels"}, "definition_sha256"),
+    ],
+)
+def test_blocks_of_another_request_are_refused(
+    rls: BankedModel, tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    request = {**PGD, "n_samples": 2, "batch_size": 10, "data": DATA, "model": rls}
+    with pytest.raises(StopError):
+        attack(**request, out=tmp_path, progress=stop_after(10))
+    change = dict(change)
+    if "model" in change:
+        other = {"other weights": small_models.model(3), "other pixels": other_pixels(rls)}
+        change["model"] = other[change["model"]]
+    with pytest.raises(RequestError, match="holds another run") as caught:
+        attack(**request | change, out=tmp_path)
+    assert f"{named}" in str(caught.value)
+    attack(**request, out=tmp_path)
+
+
+def test_a_finished_run_is_replaced_by_force_only(rls: BankedModel, tmp_path: Path) -> None:
+    evaluate(rls, DATA, n_samples=1, out=tmp_path)
+    before = (tmp_path / "results.json").read_text()
+    with pytest.raises(RequestError, match="holds a finished run; name another --out, or use"):
+        evaluate(rls, DATA, n_samples=1, out=tmp_path)
+    with pytest.raises(RequestError, match="holds a finished run"):
+        attack_all(
+            rls, DATA, attacks=[prepare("fgsm"), prepare("pgd")], options=EvalOptions(),
+            out=tmp_path,
+        )  # fmt: skip
+    broken = small_models.model(3)
+    small_models.tensor(broken, 0, "6.weight").fill_(math.nan)
+    with pytest.raises(UntrustedError):
+        evaluate(broken, DATA, out=tmp_path, force=True)
+    assert (tmp_path / "results.json").read_text() == before
+    evaluate(rls, DATA, n_samples=2, out=tmp_path, force=True)
+    assert json.loads((tmp_path / "results.json").read_text())["n_samples"] == 2
+
+
+def test_several_attacks_are_each_as_if_alone(rls: BankedModel, tmp_path: Path) -> None:
+    attacks = [
+        prepare("fgsm", eps=0.1),
+        prepare("fgsm", eps="0.2"),
+        prepare("pgd", eps=0.1, steps=3),
+        prepare("cw", c=1, steps=5),
+        prepare("cw", c=10, steps=5),
+    ]
+    options = EvalOptions(n_samples=3, batch_size=25)
+    results = attack_all(rls, DATA, attacks=attacks, options=options, out=tmp_path / "all")
+    names = ["fgsm-0.1", "fgsm-0.2", "pgd-0.1", "cw", "cw-no2"]
+    written = json.loads((tmp_path / "all" / "results.json").read_text())
+    for prepared, result, name, one in zip(attacks, results, names, written, strict=True):
+        (alone,) = attack_all(rls, DATA, attacks=[prepared], options=options, out=tmp_path / name)
+        assert lasting(result) == lasting(alone) == lasting(one)
+        own = json.loads((tmp_path / "all" / name / "results.json").read_text())
+        assert own == one
+    assert len({str(result.accuracy["robust"]) for result in results}) > 2
+
+
+def test_several_attacks_go_on_where_they_were_interrupted(
+    rls: BankedModel, tmp_path: Path
+) -> None:
+    """The first is finished, the second half done: neither is lost."""
+    request: dict[str, Any] = {
+        "attacks": [prepare("fgsm", eps=0.1), prepare("pgd", eps=0.1, steps=3)],
+        "options": EvalOptions(n_samples=2, batch_size=10),
+    }
+    whole = attack_all(rls, DATA, **request)
+
+    def stop(step: str, done: int, total: int, **facts: float) -> None:
+        if step == "attacking with pgd" and done == 20:
+            raise StopError
+
+    with pytest.raises(StopError):
+        attack_all(rls, DATA, **request, out=tmp_path, progress=stop)
+    seen: list[tuple[str, int]] = []
+    parts = attack_all(
+        rls, DATA, **request, out=tmp_path,
+        progress=lambda step, done, total, **facts: seen.append((step, done)),
+    )  # fmt: skip
+    assert seen == [("attacking with pgd", done) for done in (30, 40, 50)]
+    assert [one.accuracy for one in parts] == [one.accuracy for one in whole]
+
+
+def test_the_per_image_table_agrees_with_the_accuracies(rls: BankedModel, tmp_path: Path) -> None:
+    result = attack(rls, DATA, **PGD, n_samples=3, repeats=2, batch_size=16, out=tmp_path)
+    assert result.per_image == "per_image.csv"
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "per_image.csv").read_text())))
+    assert [row["index"] for row in rows] == [str(i) for i in range(50)] * 2
+    assert [int(row["label"]) for row in rows] == LABELS.tolist() * 2
+    for kind in ("clean", "robust"):
+        right = [row[kind] == row["label"] for row in rows]
+        assert sum(right) / 100 == pytest.approx(result.accuracy[kind]["mean"])
+        gibbs = [float(row[f"{kind}_gibbs"]) for row in rows]
+        assert sum(gibbs) / 100 == pytest.approx(result.accuracy[f"{kind}_gibbs"]["mean"])
+    assert result.perturbation is not None
+    assert max(float(row["linf"]) for row in rows) == result.perturbation["linf"]["max"]
+
+
+# saved adversarial images ------------------------------------------------------------------------
+
+
+def saved(model: BankedModel, folder: Path, **options: Any) -> tuple[Result, Path]:
+    result = attack(model, DATA, **PGD, **options, out=folder, save_adversarial=True)
+    return result, folder / "adversarial.safetensors"
+
+
+def test_saved_images_score_as_the_attack_said(rls: BankedModel, tmp_path: Path) -> None:
+    attacked, path = saved(rls, tmp_path / "a", n_samples=5, batch_size=16)
+    (again,) = evaluate(rls, adversarial=path, n_samples=5, batch_size=16, out=tmp_path / "b")
+    assert again.accuracy == {n: attacked.accuracy[n] for n in ("robust", "robust_gibbs")}
+    assert again.headline == attacked.headline
+    assert (again.protocol, again.n_attacked) == ("transfer", 1)
+    assert again.attack == attacked.attack
+    adversarial = again.data.pop("adversarial_sha256")
+    assert again.data == attacked.data
+    assert len(adversarial) == 64
+    assert again.warnings == ()
+    header = (tmp_path / "b" / "per_image.csv").read_text().splitlines()[0]
+    assert header == "repeat,index,label,robust,robust_gibbs"  # none of them is clean
+
+
+def test_images_made_against_another_checkpoint_say_so(rls: BankedModel, tmp_path: Path) -> None:
+    _, path = saved(rls, tmp_path)
+    (result,) = evaluate(small_models.model(2), adversarial=path)
+    assert result.warnings == (
+        "These images were made against another checkpoint: a transfer test.",
+    )
+
+
+def test_other_adversarial_images_are_another_request(rls: BankedModel, tmp_path: Path) -> None:
+    """Same attack on the same data, another seed: nothing but the images tells them apart."""
+    _, first = saved(rls, tmp_path / "a", seed=0)
+    _, second = saved(rls, tmp_path / "b", seed=1)
+    with pytest.raises(StopError):
+        evaluate(rls, adversarial=first, batch_size=10, out=tmp_path / "c", progress=stop_after(10))
+    with pytest.raises(RequestError, match=r"holds another run \(data differ\)"):
+        evaluate(rls, adversarial=second, batch_size=10, out=tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda raw: raw[:50], "is not a readable safetensors file"),
+        (lambda raw: raw.replace(b"rlskit.adversarial/1", b"rlskit.adversarial/9"), "holds no adv"),
+        (lambda raw: raw.replace(b"pixel_range", b"pixel_rinse"), "its metadata is unreadable"),
+        (lambda raw: raw.replace(b'\\"n_attacked\\": 1', b'\\"n_attacked\\": {'), "is not a read"),
+    ],
+)
+def test_damaged_adversarial_files(
+    rls: BankedModel, tmp_path: Path, damage: Any, message: str
+) -> None:
+    _, path = saved(rls, tmp_path)
+    raw = path.read_bytes()
+    assert damage(raw) != raw
+    path.write_bytes(damage(raw))
+    with pytest.raises(RequestError, match=message):
+        evaluate(rls, adversarial=path)
+    with pytest.raises(RequestError, match="there is no file"):
+        evaluate(rls, adversarial=tmp_path / "missing")
+
+
+def test_adversarial_images_of_other_classes_or_shape(rls: BankedModel, tmp_path: Path) -> None:
+    _, path = saved(rls, tmp_path)
+    networks = [small_models.network(0), small_models.network(1)]
+    pixels = dataclasses.replace(rls.card.pixels, height=16)
+    for fields in ({"classes": 100}, {"pixels": pixels}):
+        card = dataclasses.replace(rls.card, **fields)
+        with pytest.raises(RequestError, match=r"holds images of 10 classes and shape \[1, 8, 8\]"):
+            evaluate(BankedModel(networks, rls.partition, card), adversarial=path)
+
+
+# what is refused, and what is said ---------------------------------------------------------------
+
+
+def test_warnings(rls: BankedModel) -> None:
+    (fresh,) = evaluate(small_models.model(2, trained=False), DATA)
+    assert fresh.warnings == (
+        "UNTRAINED MODEL: its weights are random and these numbers mean nothing.",
+    )
+    assert not fresh.model["trained"]
+    (other,) = evaluate(rls, dataclasses.replace(DATA, name="npz:other.npz"))
+    assert other.warnings == ("The model was made for digits, but this is npz:other.npz.",)
+    (own,) = evaluate(rls, small_models.digits(400, "train"))
+    assert own.warnings == (
+        "TRAINING IMAGES: the model was trained on the images it is scored on.",
+    )
+    (honest,) = evaluate(rls, DATA)
+    assert honest.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"n_samples": 0}, "--n-samples must be at least 1, not 0"),
+        ({"n_samples": (5, 0)}, "--n-samples must be at least 1"),
+        ({"n_samples": ()}, "--n-samples must be at least 1"),
+        ({"repeats": 0}, "--repeats must be at least 1, not 0"),
+        ({"batch_size": 0}, "--batch-size must be at least 1, not 0"),
+        ({"n_samples": (1, 5)}, "an attack is scored with one --n-samples"),
+        ({"n_attacked": 0}, "--n-attacked must be at least 1"),
+        ({"protocol": "adaptive"}, "'adaptive' is unknown"),
+        ({"view": "max"}, "--view 'max' is unknown"),
+        ({"method": "cw", "protocol": "eot"}, "--protocol eot attacks with fgsm or pgd so far"),
+        ({"eps": 8}, "did you mean 8/255"),
+        ({"epz": 0.1}, "--epz is no option of pgd"),
+        ({"save_adversarial": True}, "need a folder"),
+    ],
+)
+def test_wrong_requests(rls: BankedModel, request_: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        attack(rls, DATA, **request_)
+
+
+def test_a_wrong_request_leaves_no_folder_behind(rls: BankedModel, tmp_path: Path) -> None:
+    with pytest.raises(RequestError):
+        attack(rls, DATA, view="max", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_and_fields_go_together(rls: BankedModel) -> None:
+    options = EvalOptions(repeats=2)
+    (result,) = evaluate(rls, DATA, options=options, seed=5, n_samples=2)
+    assert (result.repeats, result.seed, result.n_samples) == (2, 5, 2)
+    attacked = attack(rls, DATA, method="fgsm", options=options, n_samples=3)
+    assert (attacked.repeats, attacked.n_samples) == (2, 3)
+    assert dataclasses.replace(EvalOptions(), seed=1) == EvalOptions(seed=1)
+
+
+def test_nan_weights_stop_before_any_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_models.model(2)
+    small_models.tensor(model, 1, "6.bias")[0] = math.nan
+
+    def never(*_: Any, **__: Any) -> Tensor:
+        raise AssertionError("an attack ran")
+
+    for name, known in ATTACKS.items():
+        monkeypatch.setitem(ATTACKS, name, dataclasses.replace(known, run=never))
+    with pytest.raises(UntrustedError, match=r"6\.bias of bank 1"):
+        attack(model, DATA)
+
+
+def test_one_draw_with_infinite_logits_stops_the_run() -> None:
+    """Finite weights, a fine first draw: the preflight passes, and argmax would say class 0."""
+    model = small_models.model(2)
+    plans = [small_models.plan_of(draw, model) for draw in defenders(model, 10)]
+    good = plans[0]
+    assert any(plan != good for plan in plans)
+    bad = 1 - good[1]
+    small_models.tensor(model, bad, "6.weight")[0] = torch.finfo().max
+    assert defenders(model, 1)[0](IMAGES).isfinite().all()
+    with pytest.raises(UntrustedError, match="NaN or infinite logits") as caught:
+        evaluate(model, DATA)
+    assert caught.value.exit_code == 4
+
+
+def test_an_attack_that_breaks_its_budget_on_one_block_stops_the_run(
+    rls: BankedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def act(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, **_: Any) -> Tensor:
+        far = eps if len(images) == 10 else min(eps, 0.05)  # the preflight's images keep it
+        return (images + 2 * far).clamp(0, 1)
+
+    monkeypatch.setitem(ATTACKS, "fgsm", dataclasses.replace(ATTACKS["fgsm"], run=act))
+    prepared = dataclasses.replace(prepare("pgd", eps=0.1), method="fgsm", params={"eps": 0.1})
+    with pytest.raises(UntrustedError, match="broke its budget"):
+        attack_all(rls, DATA, attacks=[prepared], options=EvalOptions(batch_size=10))

@@ -1,0 +1,151 @@
+"""The preflight: each check fails on what it is for, and an honest model passes all."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import small_models
+from rlskit import preflight as checks
+from rlskit.attacks import ATTACKS, PreparedAttack, prepare
+from rlskit.defenses import draws
+from rlskit.errors import RequestError, UntrustedError
+from rlskit.models.banks import BankedModel
+from rlskit.threat import attackers_view
+
+DATA = small_models.digits(4)
+IMAGES, LABELS = DATA.images(range(4)), DATA.labels
+
+
+class Answering(nn.Module):
+    """A classifier of 10 classes that answers by a function."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.answer(images)
+
+
+def honest(images: Tensor) -> Tensor:
+    return images.flatten(1)[:, 20:30] * 3
+
+
+def run(model: BankedModel, attack: PreparedAttack, view: nn.Module | None = None) -> None:
+    (draw,) = draws(model, 1, seed=0, purpose="defender")
+    checks.preflight(model, draw, view or draw, attack, IMAGES, LABELS)
+
+
+@pytest.mark.parametrize("method", ATTACKS)
+@pytest.mark.parametrize("engine", ["rlskit", "torchattacks"])
+def test_an_honest_model_passes_with_every_attack(method: str, engine: str) -> None:
+    run(small_models.model(2), prepare(method, engine=engine))
+
+
+def test_the_eot_view_passes() -> None:
+    model = small_models.model(2)
+    run(model, prepare("pgd"), attackers_view(model, "eot", 2, seed=0, repeat=0))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("bank", [0, 1])
+def test_broken_weights_are_named(value: float, bank: int) -> None:
+    model = small_models.model(2)
+    small_models.tensor(model, bank, "6.weight")[3, 5] = value
+    with pytest.raises(
+        UntrustedError, match=rf"6\.weight of bank {bank} holds NaN or inf"
+    ) as caught:
+        checks.check_weights(model)
+    assert caught.value.exit_code == 4
+
+
+def test_broken_running_statistics_are_named() -> None:
+    model = small_models.model(1)
+    small_models.tensor(model, 0, "2.running_var")[0] = math.nan
+    with pytest.raises(UntrustedError, match=r"2\.running_var of bank 0"):
+        checks.check_weights(model)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: honest(x)[:, :9], r"answers with shape \[4, 9\], not \[4, 10\]"),
+        (lambda x: honest(x)[:2], r"answers with shape \[2, 10\]"),
+        (lambda x: honest(x).log(), "NaN or infinite logits"),
+        (lambda x: honest(x) / 0, "NaN or infinite logits"),
+        (lambda x: honest(x) + torch.randn(4, 10), "claims no randomness but answers"),
+    ],
+)
+def test_answers(answer: Callable[[Tensor], Tensor], message: str) -> None:
+    checks.check_answers(Answering(honest), IMAGES, 10)
+    with pytest.raises(UntrustedError, match=message):
+        checks.check_answers(Answering(answer), IMAGES, 10)
+
+
+@pytest.mark.parametrize("images", [IMAGES * 255, IMAGES - 0.1, IMAGES / 0])
+def test_images_out_of_range(images: Tensor) -> None:
+    with pytest.raises(RequestError, match=r"must lie in|NaN or infinite pixels"):
+        checks.check_answers(Answering(honest), images, 10)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: (x > 0.5).float().flatten(1)[:, 20:30] + 0 * x.sum(), "all zero"),
+        (lambda x: honest(x) * 1e6, "all zero"),  # the softmax saturates
+        (lambda x: (honest(x) * 0).sqrt(), "NaN or infinite"),
+    ],
+)
+def test_gradients(answer: Callable[[Tensor], Tensor], message: str) -> None:
+    images = 0.1 + 0.8 * torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = honest(images).argmax(1)
+    checks.check_gradients(Answering(honest), images, labels)
+    with pytest.raises(UntrustedError, match=f"gradients at the images are {message}"):
+        checks.check_gradients(Answering(answer), images, labels)
+
+
+def replaced(monkeypatch: pytest.MonkeyPatch, method: str, act: Callable[..., Tensor]) -> None:
+    attack = dataclasses.replace(ATTACKS[method], run=act)
+    monkeypatch.setitem(ATTACKS, method, attack)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda m, x, y, *, eps, generator: (x + 2 * eps).clamp(0, 1), "broke its budget: linf"),
+        (lambda m, x, y, *, eps, generator: x + eps, r"left \[0, 1\]"),
+        (lambda m, x, y, *, eps, generator: x[:2], "images of shape"),
+        (lambda m, x, y, *, eps, generator: x * math.nan, "NaN or infinite pixels"),
+        (
+            lambda m, x, y, *, eps, generator: (x + 1e-7 * (x < 0.5)).clamp(0, 1),
+            "fgsm changes images although its budget is 0",
+        ),
+    ],
+)
+def test_an_attack_that_breaks_its_promise(
+    act: Callable[..., Tensor], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare("fgsm", eps=0.1)
+    replaced(monkeypatch, "fgsm", act)
+    with pytest.raises(UntrustedError, match=message):
+        run(small_models.model(1), prepared)
+
+
+def test_the_trial_run_is_never_longer_than_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def act(m: nn.Module, x: Tensor, y: Tensor, *, steps: int, **_: object) -> Tensor:
+        seen.append(steps)
+        return x
+
+    prepared = [prepare("pgd", steps=steps) for steps in (1, 1000)]
+    replaced(monkeypatch, "pgd", act)
+    for attack in prepared:
+        checks.check_attack(attack, Answering(honest), IMAGES, LABELS)
+    assert seen == [1, 1, 2, 2]

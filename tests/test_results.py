@@ -1,0 +1,268 @@
+"""Results: the JSON's schema, the journal, the numbers that come from it, and the tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from rlskit.errors import RequestError
+from rlskit.results import (
+    Journal,
+    Result,
+    accuracy_table,
+    comparison_table,
+    diversity_table,
+    dump,
+    new_folder,
+    refuse_finished,
+    summary,
+)
+
+DESIGN = (
+    "command checkpoint model defense data attack protocol n_attacked n_samples repeats seed "
+    "batch_size device versions accuracy perturbation timing per_image"
+)
+"""Keys of the design, section 7."""
+
+ACCURACY = {"mean": 0.75, "std": None, "ci95": [0.3, 0.95], "n": 4, "lower_bound": 0.25}
+
+
+def result(**fields: Any) -> Result:
+    defaults: dict[str, Any] = {
+        "command": "attack",
+        "checkpoint": {"path": None, "sha256": "x"},
+        "model": {"architecture": "timm:test_resnet"},
+        "defense": "rls",
+        "data": {"name": "digits", "split": "test", "n": 4, "sha256": "y"},
+        "protocol": "multi",
+        "n_attacked": 5,
+        "n_samples": 10,
+        "repeats": 1,
+        "seed": 0,
+        "batch_size": 128,
+        "device": "cpu",
+        "versions": {},
+        "accuracy": {"clean": ACCURACY, "robust": {**ACCURACY, "mean": 0.5, "std": 0.01}},
+        "attack": {"method": "pgd", "stated": {"eps": 0.1, "c": None}, "pixel_range": "-1:1"},
+    }
+    return Result(**defaults | fields)
+
+
+def text(table: Table) -> str:
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(table)
+    return console.export_text()
+
+
+def test_the_json_has_the_keys_of_the_design() -> None:
+    (found,) = [json.loads(dump([result()]))]
+    assert found["schema"] == "rlskit.result/1"
+    assert set(found) == {"schema", *DESIGN.split(), "agreement", "warnings"}
+
+
+def test_one_result_is_an_object_and_several_are_a_list() -> None:
+    assert isinstance(json.loads(dump([result()])), dict)
+    assert [one["seed"] for one in json.loads(dump([result(seed=1), result(seed=2)]))] == [1, 2]
+
+
+def test_nan_becomes_null() -> None:
+    agreement = {"kappa": {"mean": math.nan, "std": math.inf}, "more": [math.nan, 1.5]}
+    found = json.loads(dump([result(agreement=agreement)]))
+    assert found["agreement"] == {"kappa": {"mean": None, "std": None}, "more": [None, 1.5]}
+
+
+def test_the_headline_is_robust_where_there_is_one() -> None:
+    assert result().headline["mean"] == 0.5
+    assert result(accuracy={"clean": ACCURACY}).headline["mean"] == 0.75
+
+
+def block(first: int, labels: list[int], clean: list[int], robust: list[int]) -> dict[str, Any]:
+    """A block of one N whose Gibbs shares are 0.5, with l2 norms 1, 2, ..."""
+    n = len(labels)
+    norms = {norm: torch.arange(n) + first + 1.0 for norm in summary.NORMS}
+    return {
+        "index": torch.arange(first, first + n),
+        "label": torch.tensor(labels),
+        "clean": torch.tensor(clean)[:, None],
+        "clean_gibbs": torch.full((n, 1), 0.5, dtype=torch.float64),
+        "robust": torch.tensor(robust)[:, None],
+        "robust_gibbs": torch.full((n, 1), 0.5, dtype=torch.float64),
+        **norms,
+        "forwards": torch.tensor([10]),
+        "backwards": torch.tensor([5]),
+        "seconds": torch.tensor([0.5], dtype=torch.float64),
+    }
+
+
+def journal(folder: Path | None = None, request: dict[str, Any] | None = None) -> Journal:
+    """Two blocks of two images: three are right, and the attack turns one of them."""
+    found = Journal(folder, request or {"seed": 0})
+    found.put(0, 2, block(2, [2, 3], [2, 0], [2, 3]))  # order does not matter
+    found.put(0, 0, block(0, [0, 1], [0, 1], [5, 1]))
+    return found
+
+
+def test_accuracies_by_hand() -> None:
+    found = summary.accuracies(journal(), 1, 0)
+    assert {name: (value["mean"], value["n"]) for name, value in found.items()} == {
+        "clean": (0.75, 4),
+        "clean_gibbs": (0.5, 4),
+        "robust": (0.75, 4),
+        "robust_gibbs": (0.5, 4),
+        "attack_success": (1 / 3, 3),
+    }
+    assert all(value["std"] is None for value in found.values())
+
+
+def test_repeats_spread_and_success_has_the_least_denominator() -> None:
+    found = journal()
+    found.put(1, 0, block(0, [0, 1], [9, 9], [9, 9]))
+    found.put(1, 2, block(2, [2, 3], [9, 3], [9, 9]))
+    accuracies = summary.accuracies(found, 2, 0)
+    assert accuracies["clean"]["mean"] == 0.5
+    assert accuracies["clean"]["std"] == pytest.approx(math.sqrt(0.125))  # of 0.75 and 0.25
+    assert accuracies["clean"]["n"] == 4  # images, not images x repeats
+    assert accuracies["attack_success"]["mean"] == pytest.approx((1 / 3 + 1) / 2)
+    assert accuracies["attack_success"]["n"] == 1
+
+
+def test_attack_success_without_a_right_answer_is_missing() -> None:
+    found = Journal(None, {})
+    found.put(0, 0, block(0, [0, 1], [9, 9], [0, 9]))
+    assert "attack_success" not in summary.accuracies(found, 1, 0)
+
+
+def test_perturbation_and_timing_by_hand() -> None:
+    found = journal()
+    assert summary.perturbation(found, 1) == {
+        norm: {"median": 2.5, "max": 4.0} for norm in summary.NORMS
+    }
+    assert summary.timing(found) == {
+        "seconds": 1.0, "images_per_second": 4.0, "forwards": 20.0, "backwards": 10.0
+    }  # fmt: skip
+
+
+def test_per_image_table(tmp_path: Path) -> None:
+    found = journal(tmp_path)
+    assert found.write_per_image(summary.per_image(found, 1)) == "per_image.csv"
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "per_image.csv").read_text())))
+    assert [(r["repeat"], r["index"], r["label"], r["clean"], r["robust"]) for r in rows] == [
+        ("0", "0", "0", "0", "5"),
+        ("0", "1", "1", "1", "1"),
+        ("0", "2", "2", "2", "2"),
+        ("0", "3", "3", "0", "3"),
+    ]
+    assert [row["l2"] for row in rows] == ["1.0", "2.0", "3.0", "4.0"]
+
+
+def test_a_journal_takes_over_the_blocks_of_the_same_request(tmp_path: Path) -> None:
+    first = journal(tmp_path, {"seed": 0, "n_samples": (1, 2)})
+    again = Journal(tmp_path, {"n_samples": (1, 2), "seed": 0})
+    for start in (0, 2):
+        found, wanted = again.get(0, start), first.get(0, start)
+        assert found is not None
+        assert wanted is not None
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert again.get(0, 4) is None
+    assert again.get(1, 0) is None
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, -1])
+def test_a_torn_block_is_not_finished(tmp_path: Path, length: int) -> None:
+    journal(tmp_path)
+    file = tmp_path / "blocks" / "0-2.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    again = Journal(tmp_path, {"seed": 0})
+    assert again.get(0, 2) is None
+    assert again.get(0, 0) is not None
+
+
+def test_another_request_is_refused_and_named(tmp_path: Path) -> None:
+    journal(tmp_path)
+    with pytest.raises(RequestError, match=r"holds another run \(repeats, seed differ\)"):
+        Journal(tmp_path, {"seed": 1, "repeats": 2})
+    assert Journal(tmp_path, {"seed": 1}, force=True).get(0, 0) is None
+    assert not list((tmp_path / "blocks").iterdir())
+
+
+def test_blocks_of_nobody_knows_what_are_refused(tmp_path: Path) -> None:
+    journal(tmp_path)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(RequestError, match=r"holds blocks but no run\.json"):
+        Journal(tmp_path, {"seed": 0})
+    assert Journal(tmp_path, {"seed": 0}, force=True).get(0, 0) is None
+    (tmp_path / "run.json").write_text("{torn")
+    with pytest.raises(RequestError, match="holds another run"):
+        Journal(tmp_path, {"seed": 0})
+
+
+def test_a_finished_run_is_refused(tmp_path: Path) -> None:
+    found = journal(tmp_path)
+    refuse_finished(tmp_path, force=False)
+    refuse_finished(tmp_path / "new", force=False)
+    found.write_results(dump([result()]))
+    with pytest.raises(RequestError, match="holds a finished run"):
+        refuse_finished(tmp_path, force=False)
+    refuse_finished(tmp_path, force=True)
+    assert (tmp_path / "results.json").exists()  # until the new run begins
+    with pytest.raises(RequestError, match="is a file, not the folder of a run"):
+        refuse_finished(tmp_path / "results.json", force=True)
+
+
+def test_new_folders_are_numbered(tmp_path: Path) -> None:
+    names = [new_folder(tmp_path / "runs", "attack").name for _ in range(2)]
+    assert names == ["attack-001", "attack-002"]
+
+
+def test_the_accuracy_table_shows_protocol_and_interval_beside_every_number() -> None:
+    lines = text(accuracy_table([result()])).splitlines()
+    (clean,) = [line for line in lines if "75.0" in line]
+    (robust,) = [line for line in lines if "50.0" in line]
+    assert [cell.strip() for cell in clean.split("│")[1:-1]] == [
+        "pgd eps=0.1 in -1:1", "clean", "clean", "10", "75.0", "30.0 – 95.0", "4"
+    ]  # fmt: skip
+    assert [cell.strip() for cell in robust.split("│")[1:-1]] == [
+        "", "robust", "multi n=5", "10", "50.0 ± 1.0", "30.0 – 95.0", "4"
+    ]  # fmt: skip
+
+
+def test_every_accuracy_has_a_row() -> None:
+    names = ("clean", "clean_gibbs", "robust", "robust_gibbs", "robust_8bit", "attack_success")
+    shown = text(accuracy_table([result(accuracy=dict.fromkeys(names, ACCURACY))]))
+    assert shown.count("75.0") == 6
+    assert shown.count("multi n=5") == 4
+    (gibbs,) = [line for line in shown.splitlines() if "robust, one draw" in line]
+    assert gibbs.split("│")[4].strip() == "1"
+
+
+def test_the_diversity_table() -> None:
+    agreement = {
+        "kappa": {"mean": 0.4321, "std": 0.01},
+        "q_statistic": {"mean": math.nan, "std": None},
+    }
+    shown = text(diversity_table(result(agreement=agreement, repeats=10)))
+    assert "10 draws, 10 repeats" in shown
+    assert "0.432" in shown
+    (q,) = [line for line in shown.splitlines() if "q statistic" in line]
+    assert [cell.strip() for cell in q.split("│")[2:4]] == ["–", "–"]
+
+
+def test_the_comparison_table() -> None:
+    kappa = {"kappa": {"mean": 0.5, "std": 0.25}}
+    rows: dict[str, Sequence[Result]] = {"RLS": [result(), result(agreement=kappa)]}
+    shown = text(comparison_table(rows, "three defenses"))
+    for figure in ("multi n=5", "75.0", "30.0 – 95.0", "50.0 ± 1.0", "0.500 ± 0.250", "10"):
+        assert figure in shown
+    rows["none"] = [result(protocol="transfer", n_attacked=1), result(agreement=kappa)]
+    with pytest.raises(RequestError, match="same attacks and protocols in every row"):
+        comparison_table(rows, "apples and pears")
