@@ -42,8 +42,8 @@ def main() -> None:
     path.write_text(json.dumps(objects, indent=2) + "\n")
     console.print(f"everything behind the table: {path}   ({time.perf_counter() - start:.0f} s)")
     console.print(
-        "transfer is the paper's protocol: the attacked draw is not among those that answer, "
-        "except where there\nis only one. Fresh draws at every step find less robustness:\n"
+        "transfer is the paper's protocol: an attack on one draw, scored on others drawn anew (the "
+        "undefended\nnetwork has only the one). Fresh draws at every step find less robustness:\n"
         f"  rlskit attack {FOLDER}/rls.safetensors --eps {EPS} --protocol eot --n-attacked 10"
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rlskit.conversion import JITTER, convert
 from rlskit.errors import RequestError, RlskitError
 from rlskit.models import BankedModel, list_models, resolve
+from rlskit.models.stem import set_input_channels
 from rlskit.models.trace import tensor_names
 
 NET = """
@@ -186,6 +187,17 @@ def test_torchvision_models_take_other_channels() -> None:
     assert answer(model).shape == (2, 10)
 
 
+def test_channels_are_carried_over() -> None:
+    conv = nn.Conv2d(2, 1, 1, bias=False)
+    conv.weight = nn.Parameter(torch.tensor([3.0, 6.0]).view(1, 2, 1, 1))
+    for channels, weights in ((3, [2.0, 4.0, 2.0]), (1, [8.0]), (2, [4.0, 4.0])):
+        set_input_channels(nn.Sequential(conv), channels)
+        assert conv.weight.flatten().tolist() == weights
+        assert conv(torch.ones(1, channels, 1, 1)).item() == sum(weights)
+    with pytest.raises(RequestError, match="the first convolution is grouped"):
+        set_input_channels(nn.Sequential(nn.Conv2d(4, 4, 1, groups=2)), 3)
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_image_size_reaches_networks_that_have_it_built_in(name: str) -> None:
     model = convert(name, banks=1, image_size=64)
@@ -208,7 +220,7 @@ def test_mean_and_std() -> None:
     three = convert("test_resnet", data="cifar10", mean=(0.1,), std=(0.2, 0.3, 0.4)).card.pixels
     assert (three.mean, three.std) == ((0.1, 0.1, 0.1), (0.2, 0.3, 0.4))
     for mean, std in (((0.1, 0.2), None), (None, (0.0,)), ((float("nan"),), None)):
-        with pytest.raises(RequestError, match="mean|std"):
+        with pytest.raises(RequestError, match=r"mean|std"):
             convert("test_resnet", mean=mean, std=std)
 
 
@@ -281,7 +293,7 @@ def test_names_of_both_libraries() -> None:
     [
         ("resnet51", "resnet50"), ("ResNet50", "resnet50"), ("timm:resnet51", "timm:resnet50"),
         ("torchvision:vgg17", "torchvision:vgg16"), ("swin_u", "swin_t"),
-        ("resnet50.a1", "resnet50.a1_in1k"), ("torchvision:resnet18.a1_in1k", "resnet18"),
+        ("resnet50.a1_in2k", "resnet50.a1_in1k"), ("torchvision:resnet18.a1_in1k", "resnet18"),
     ],
 )  # fmt: skip
 def test_an_unknown_name_gets_the_nearest(name: str, near: str) -> None:
@@ -339,7 +351,7 @@ def test_networks_that_cannot_take_such_images(
 
 
 def test_pretrained_code_of_ones_own_does_not_exist(folder: Path) -> None:
-    with pytest.raises(RequestError, match="no library has weights of net.py:net"):
+    with pytest.raises(RequestError, match=r"no library has weights of net\.py:net"):
         convert("net.py:net", pretrained=True)
 
 

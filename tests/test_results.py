@@ -23,7 +23,7 @@ from rlskit.results import (
     comparison_table,
     diversity_table,
     dump,
-    new_folder,
+    free_folder,
     refuse_finished,
     summary,
 )
@@ -220,8 +220,9 @@ def test_a_finished_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_new_folders_are_numbered(tmp_path: Path) -> None:
-    names = [new_folder(tmp_path / "runs", "attack").name for _ in range(2)]
-    assert names == ["attack-001", "attack-002"]
+    assert free_folder(tmp_path, "attack") == tmp_path / "attack-001"
+    (tmp_path / "attack-001").mkdir()
+    assert free_folder(tmp_path, "attack") == tmp_path / "attack-002"
 
 
 def test_the_accuracy_table_shows_protocol_and_interval_beside_every_number() -> None:

@@ -32,6 +32,7 @@ from rlskit.pixels import Pixels
 
 FORMAT = "rlskit.checkpoint/1"
 _SHOWN = 5
+_LARGEST_SIDE = 10_000
 
 
 def save(model: BankedModel, path: str | Path, *, force: bool = False) -> str:
@@ -195,6 +196,8 @@ def _parsed(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Card,
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise RequestError(f"its metadata is unreadable ({error!r})") from error
+    if max(card.pixels.shape) > _LARGEST_SIDE:
+        raise RequestError(f"it wants images of the shape {list(card.pixels.shape)}, beyond reason")
     if len(sizes) != len(partition.layers):
         raise RequestError(f"it counts the parameters of {len(sizes)} layers, not of its own")
     with_tensors = {name.partition(".")[0] for name in tensors}

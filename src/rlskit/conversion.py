@@ -81,26 +81,15 @@ def convert(
     """
     if defense not in DEFENSES:
         raise RequestError(f"--defense {defense!r} is unknown; it is one of {', '.join(DEFENSES)}")
-    for option, value in (
-        ("--num-classes", num_classes), ("--in-chans", in_chans), ("--image-size", image_size),
-    ):  # fmt: skip
-        if value is not None and value < 1:
-            raise RequestError(f"{option} must be at least 1, not {value}")
+    _check_counts(num_classes=num_classes, in_chans=in_chans, image_size=image_size)
     banks = _checked_banks(banks, defense)
     init = _checked_init(init, pretrained=pretrained, weights=weights)
     architecture = resolve(name)
     if pretrained and architecture.source == "own":
-        raise RequestError(
-            f"--pretrained: no library has weights of {name}; give it --weights FILE"
-        )
+        raise RequestError(f"--pretrained: no library has weights of {name}; give --weights FILE")
     facts = _facts(architecture, data, data_dir, image_size, pretrained=pretrained, weights=weights)
     pixels = _pixels(facts, architecture, in_chans=in_chans, side=image_size, mean=mean, std=std)
-    wanted = num_classes or facts["classes"]
-    if wanted == 0:
-        raise RequestError(
-            f"the published weights of {name} have no classification head; --num-classes or "
-            "--data gives it one to train"
-        )
+    wanted = _wanted_classes(num_classes or facts["classes"], name)
     architecture = configure(
         architecture,
         classes=wanted,
@@ -109,21 +98,25 @@ def convert(
         small_images=small_images,
         pretrained=pretrained,
     )
-    shown = trace(build_on_meta(architecture), pixels.shape)
-    classes = _checked_classes(shown.output[1], wanted, architecture)
-    networks = _banks(architecture, banks, init, pretrained=pretrained, weights=weights, seed=seed)
-    return BankedModel(
-        networks,
-        partition(networks[0], shown, granularity or DEFENSES[defense].granularity, bank_only),
-        Card(
-            architecture=architecture,
-            pixels=pixels,
-            classes=classes,
-            defense=defense,
-            data=facts["data"],
-            pretrained="library" if pretrained else Path(weights).name if weights else "",
-        ),
+    on_meta = build_on_meta(architecture)  # what is wrong shows before time is spent on weights
+    shown = trace(on_meta, pixels.shape)
+    card = Card(
+        architecture=architecture,
+        pixels=pixels,
+        classes=_checked_classes(shown.output[1], wanted, architecture),
+        defense=defense,
+        data=facts["data"],
+        pretrained="library" if pretrained else Path(weights).name if weights else "",
     )
+    parts = partition(on_meta, shown, granularity or DEFENSES[defense].granularity, bank_only)
+    networks = _banks(architecture, banks, init, pretrained=pretrained, weights=weights, seed=seed)
+    return BankedModel(networks, parts, card)
+
+
+def _check_counts(**options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise RequestError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
 def _checked_banks(banks: int | None, defense: str) -> int:
@@ -213,6 +206,15 @@ def _constant(
     if known is None or channels == of:
         return known
     return (sum(known) / len(known),) * channels
+
+
+def _wanted_classes(wanted: int | None, name: str) -> int | None:
+    if wanted == 0:
+        raise RequestError(
+            f"the published weights of {name} have no classification head; --num-classes or "
+            "--data gives it one to train"
+        )
+    return wanted
 
 
 def _checked_classes(found: int, wanted: int | None, architecture: Architecture) -> int:

@@ -47,6 +47,12 @@ def options(
         raise typer.Exit
 
 
+_KEPT = (
+    "what was finished is kept: attack and eval go on with the same command and --out the run's "
+    "folder, a training keeps its last epoch"
+)
+
+
 class _TerminatedError(BaseException):
     """SIGTERM came."""
 
@@ -68,9 +74,9 @@ def run(arguments: list[str]) -> int:
     except RlskitError as error:
         return _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; the same command with the same --out goes on", 130, debug)
+        return _fail(f"interrupted; {_KEPT}", 130, debug)
     except _TerminatedError:
-        return _fail("terminated; the same command with the same --out goes on", 143, debug)
+        return _fail(f"terminated; {_KEPT}", 143, debug)
     except Exception as error:
         return _unexpected(error, debug)
 

@@ -93,7 +93,7 @@ def attack(
     from rlskit.attacks.requests import prepare_all
     from rlskit.devices import choose_device
     from rlskit.evaluation import EvalOptions
-    from rlskit.results import accuracy_table, new_folder
+    from rlskit.results import accuracy_table, free_folder
 
     check_gate(fail_under)
     params = {
@@ -110,7 +110,8 @@ def attack(
     images = rlskit.load_data(
         data or banked.card.default_data(), split, data_dir=data_dir, download=download, limit=limit
     )
-    folder = out or new_folder(Path("runs"), "attack")
+    folder = out or free_folder(Path("runs"), "attack")
+    note(f"run folder: {folder}", quiet=quiet)
     with progress_bar(quiet) as progress:
         results = rlskit.attack_all(
             banked, images, attacks=wanted, n_attacked=n_attacked, protocol=protocol, view=view,

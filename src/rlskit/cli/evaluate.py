@@ -60,7 +60,7 @@ def evaluate(
     import rlskit
     from rlskit.devices import choose_device
     from rlskit.evaluation import EvalOptions
-    from rlskit.results import accuracy_table, new_folder
+    from rlskit.results import accuracy_table, free_folder
 
     check_gate(fail_under)
     options = EvalOptions(_counts(n_samples), repeats, batch_size, num_workers, seed)
@@ -74,7 +74,8 @@ def evaluate(
             download=download,
             limit=limit,
         )
-    folder = out or new_folder(Path("runs"), "eval")
+    folder = out or free_folder(Path("runs"), "eval")
+    note(f"run folder: {folder}", quiet=quiet)
     with progress_bar(quiet) as progress:
         results = rlskit.evaluate(
             banked, images, adversarial=adversarial, options=options, out=folder, force=force,

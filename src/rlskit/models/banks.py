@@ -106,7 +106,7 @@ class BankedModel(nn.Module):
     """M ordinary networks and a partition of their tensors into L layers.
 
     Nothing patches the architecture's own modules: a sampled model is a lookup, for each name the
-    tensor of the bank that the plan chose.
+    tensor of the bank that the plan chose. It starts in eval mode.
 
     Args:
         networks: M networks of one architecture, the banks.
@@ -132,6 +132,7 @@ class BankedModel(nn.Module):
         first_paths = dict(networks[0].named_modules())
         self._places = [n for n in self._names[0] if n.rpartition(".")[0] in first_paths]
         self._check_constants()
+        self.eval()
 
     @property
     def num_banks(self) -> int:

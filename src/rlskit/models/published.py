@@ -19,8 +19,7 @@ _IMAGENET: dict[str, Any] = {
 }  # fmt: skip
 
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
-"""Models of torchvision that drop their auxiliary heads, and normalise images once more inside
-(`transform_input`), when they are built with weights."""
+"""Models of torchvision whose weights want images normalised once more (`transform_input`)."""
 
 
 def library_pixels(architecture: Architecture) -> dict[str, Any]:
@@ -57,13 +56,14 @@ def load_torchvision_weights(network: nn.Module, name: str) -> None:
     """
     import torchvision
 
-    kwargs = {"aux_logits": True} if name in WITH_AUXILIARY_HEADS else {}
     donor = torchvision.models.get_model(
-        name, weights=_torchvision_weights(name), progress=sys.stderr.isatty(), **kwargs
+        name, weights=_torchvision_weights(name), progress=sys.stderr.isatty()
     )
     given = tensor_names(donor)
     with torch.no_grad():
         for tensor_name, tensor in tensor_names(network).items():
+            if tensor_name.startswith("aux") and tensor_name not in given:
+                continue  # GoogLeNet's auxiliary heads were not published
             source = given[tensor_name]
             if source.shape == tensor.shape:
                 tensor.copy_(source)

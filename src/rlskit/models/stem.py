@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from rlskit.errors import RequestError
@@ -20,21 +19,23 @@ def set_input_channels(network: nn.Module, channels: int) -> None:
     """Let the first convolution read `channels` channels, in place.
 
     Its weights are carried over as timm does for its own models: one channel gets the sum over the
-    former ones, more channels repeat them, scaled to the same total. A network without convolutions
+    former ones, several repeat them, scaled to the same total. A network without convolutions
     (one's own) is left as it is.
 
     Raises:
         RequestError: The convolution is grouped.
     """
-    from timm.models import adapt_input_conv
-
     found = first_convolution(network)
     if found is None or found[1].in_channels == channels:
         return
     conv = found[1]
     if conv.groups != 1:
         raise RequestError(f"--in-chans {channels}: the first convolution is grouped")
-    with torch.no_grad():
-        weight = adapt_input_conv(channels, conv.weight)
+    before = conv.weight.detach()
+    if channels == 1:
+        weight = before.sum(1, keepdim=True)
+    else:
+        former = conv.in_channels
+        weight = before[:, [c % former for c in range(channels)]] * (former / channels)
     conv.weight = nn.Parameter(weight)
     conv.in_channels = channels

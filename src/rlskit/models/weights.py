@@ -34,7 +34,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]
             break
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {
+        name: value
+        for name, value in state.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
     if not tensors:
         raise RequestError(f"{path} holds no state dict")
     if all(name.startswith("module.") for name in tensors):
@@ -68,11 +72,8 @@ def load_weights(network: nn.Module, tensors: dict[str, Tensor], where: str) -> 
         for name, tensor in wanted.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
-    for kind, names in (
-        ("lacks", missing),
-        ("has another shape:", reshaped),
-        ("has also", unexpected),
-    ):
+    odd = {"lacks": missing, "has another shape:": reshaped, "has also": unexpected}
+    for kind, names in odd.items():
         if names:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             raise RequestError(

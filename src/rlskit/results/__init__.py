@@ -1,6 +1,6 @@
 """Results: what was found, written and shown. Knows nothing of models."""
 
-from rlskit.results.journal import ADVERSARIAL, RESULTS, Journal, new_folder, refuse_finished
+from rlskit.results.journal import ADVERSARIAL, RESULTS, Journal, free_folder, refuse_finished
 from rlskit.results.result import SCHEMA, Result, dump
 from rlskit.results.table import accuracy_table, comparison_table, diversity_table
 
@@ -14,6 +14,6 @@ __all__ = [
     "comparison_table",
     "diversity_table",
     "dump",
-    "new_folder",
+    "free_folder",
     "refuse_finished",
 ]

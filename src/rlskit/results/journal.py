@@ -163,15 +163,9 @@ def _refuse_another(folder: Path, request: Mapping[str, Any]) -> None:
     )
 
 
-def new_folder(parent: Path, name: str) -> Path:
-    """Create and return the first free `parent/name-NNN`."""
-    parent.mkdir(parents=True, exist_ok=True)
+def free_folder(parent: Path, name: str) -> Path:
+    """Return the first `parent/name-NNN` that is not there yet; it is not made."""
     number = 1
-    while True:
-        folder = parent / f"{name}-{number:03d}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
+    while (folder := parent / f"{name}-{number:03d}").exists():
+        number += 1
+    return folder

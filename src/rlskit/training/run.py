@@ -56,11 +56,14 @@ class Run:
     def go(self, progress: Progress) -> TrainingResult:
         """Train all epochs; the model is left in eval mode, the global random state as it was."""
         devices = [self.model.device] if self.model.device.type == "cuda" else []
+        # Convolutions train faster so: ResNets by a quarter on a CPU, by half together with --amp.
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         try:
             with torch.random.fork_rng(devices=devices):
                 for epoch in range(self.options.epochs):
                     self._epoch(epoch, progress)
         finally:
+            self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             self.model.eval()
         return TrainingResult(
             epochs=tuple(self.records),
