@@ -10,6 +10,7 @@ import torch
 
 import small_models
 from rlskit import seeds
+from rlskit.conversion import convert
 from rlskit.defenses import DEFENSES, defense_of, draws
 from rlskit.defenses.rls import sample_plan
 from rlskit.errors import RequestError
@@ -155,3 +156,16 @@ def test_wrong_requests() -> None:
     model.card.defense = "moat"
     with pytest.raises(RequestError, match="'moat' is unknown; it is one of none, rls, ensemble"):
         defense_of(model)
+
+
+def test_bank_probs_weigh_the_banks() -> None:
+    model = convert("test_resnet", banks=3, bank_probs=(0.7, 0.3, 0.0), image_size=16)
+    generator = seeds.generator(0, "test")
+    plans = torch.stack([sample_plan(model, generator) for _ in range(1000)]).flatten()
+    shares = torch.bincount(plans, minlength=3) / len(plans)
+    assert shares[:2].tolist() == pytest.approx([0.7, 0.3], abs=0.02)  # 4 standard deviations
+    assert shares[2] == 0
+    with pytest.raises(RequestError, match="add up to 1"):
+        convert("test_resnet", banks=2, bank_probs=(0.7, 0.7), image_size=16)
+    with pytest.raises(RequestError, match="for --defense rls"):
+        convert("test_resnet", defense="ensemble", bank_probs=(0.5, 0.5), image_size=16)

@@ -37,6 +37,7 @@ def convert(
     defense: str = "rls",
     granularity: str | None = None,
     bank_only: str | None = None,
+    bank_probs: tuple[float, ...] = (),
     data: str | None = None,
     data_dir: str | Path | None = None,
     num_classes: int | None = None,
@@ -59,6 +60,7 @@ def convert(
         defense: A key of `rlskit.defenses.DEFENSES`.
         granularity: One of `rlskit.models.GRANULARITIES`; by default the defense's.
         bank_only: Glob over layer names; the other layers are shared by all banks.
+        bank_probs: Probability of each bank in a random plan of `rls`; by default 1/M each.
         data: The data set whose classes, channels, size and mean/std the model is made for;
             `digits` by default, unless weights are given.
         data_dir: Where torchvision's data sets lie.
@@ -83,6 +85,8 @@ def convert(
         raise RequestError(f"--defense {defense!r} is unknown; it is one of {', '.join(DEFENSES)}")
     _check_counts(num_classes=num_classes, in_chans=in_chans, image_size=image_size)
     banks = _checked_banks(banks, defense)
+    if bank_probs and defense != "rls":
+        raise RequestError(f"--bank-probs is for --defense rls, not {defense}")
     init = _checked_init(init, pretrained=pretrained, weights=weights)
     architecture = resolve(name)
     if pretrained and architecture.source == "own":
@@ -105,6 +109,7 @@ def convert(
         pixels=pixels,
         classes=_checked_classes(shown.output[1], wanted, architecture),
         defense=defense,
+        bank_probs=bank_probs,
         data=facts["data"],
         pretrained="library" if pretrained else Path(weights).name if weights else "",
     )

@@ -25,6 +25,9 @@ def convert(
     bank_only: Annotated[
         str | None, typer.Option(help="Glob of layer names; all others are shared by the banks.")
     ] = None,
+    bank_probs: Annotated[
+        str | None, typer.Option(help="Probability of each bank, as 0.7,0.3; by default 1/M each.")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="Data set that sets classes, channels, size, mean, std (digits)."),
@@ -66,6 +69,7 @@ def convert(
         defense=defense,
         granularity=granularity,
         bank_only=bank_only,
+        bank_probs=_numbers("--bank-probs", bank_probs) or (),
         data=data,
         data_dir=data_dir,
         num_classes=num_classes,

@@ -13,7 +13,10 @@ SAMPLES = 10
 
 
 def sample_plan(model: BankedModel, generator: torch.Generator) -> Tensor:
-    """Draw a plan, long `[L]`, from the categorical of eq. 2 with mu = 1/M."""
+    """Draw a plan, long `[L]`, from the categorical of eq. 2; mu = 1/M unless the model says."""
+    if model.card.bank_probs:
+        mu = torch.tensor(model.card.bank_probs, dtype=torch.float64)
+        return torch.multinomial(mu, model.num_layers, replacement=True, generator=generator)
     return torch.randint(model.num_banks, (model.num_layers,), generator=generator)
 
 

@@ -30,6 +30,7 @@ class Card:
         pixels: What an image must look like.
         classes: Number of classes.
         defense: A key of `rlskit.defenses.DEFENSES`.
+        bank_probs: Probability of each bank in a random plan (mu of eq. 2); empty for 1/M each.
         data: The data set's name, or "" when it was never said.
         training: One record per training run; empty for an untrained model.
         pretrained: Where the first weights came from, or "".
@@ -39,6 +40,7 @@ class Card:
     pixels: Pixels
     classes: int
     defense: str = "rls"
+    bank_probs: tuple[float, ...] = ()
     data: str = ""
     training: list[dict[str, Any]] = field(default_factory=list)
     pretrained: str = ""
@@ -132,6 +134,7 @@ class BankedModel(nn.Module):
         first_paths = dict(networks[0].named_modules())
         self._places = [n for n in self._names[0] if n.rpartition(".")[0] in first_paths]
         self._check_constants()
+        _check_probabilities(card.bank_probs, len(networks))
         self.eval()
 
     @property
@@ -245,3 +248,13 @@ class BankedModel(nn.Module):
             tensor = getattr(self.banks[0].get_submodule(path), leaf)
             for bank in list(self.banks)[1:]:
                 setattr(bank.get_submodule(path), leaf, tensor)  # an LSTM keeps a list of them too
+
+
+def _check_probabilities(bank_probs: Sequence[float], banks: int) -> None:
+    if not bank_probs:
+        return
+    total = sum(bank_probs)
+    if len(bank_probs) != banks or not min(bank_probs) >= 0 or not abs(total - 1) < 1e-6:
+        raise RequestError(
+            f"--bank-probs needs {banks} probabilities that add up to 1, not {list(bank_probs)}"
+        )
