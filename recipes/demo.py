@@ -70,7 +70,7 @@ def evaluated(defense: str, console: Console) -> list[Result]:
             raise SystemExit("the saved images do not score as the attack said")
         results.append(result)
     step(console, f"diversity {path}")
-    return [*results, rlskit.diversity(model, "digits")]
+    return [*results, rlskit.measure_diversity(model, "digits")]
 
 
 def step(console: Console, command: str) -> None:

@@ -14,7 +14,7 @@ import small_models
 from rlskit.adversarial import write_adversarial
 from rlskit.agreement import agreement
 from rlskit.defenses import draws
-from rlskit.diversity import diversity
+from rlskit.diversity import measure_diversity
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
 from rlskit.training import train
@@ -38,7 +38,7 @@ def correct(model: BankedModel, count: int, repeat: int) -> NDArray[np.bool_]:
 
 
 def test_measures_are_those_of_the_predictions(model: BankedModel) -> None:
-    result = diversity(model, DATA, n_samples=6, repeats=3, batch_size=25, seed=4)
+    result = measure_diversity(model, DATA, n_samples=6, repeats=3, batch_size=25, seed=4)
     found = [agreement(correct(model, 6, repeat)) for repeat in range(3)]
     assert result.agreement is not None
     for name in ("kappa", "disagreement", "double_fault", "q_statistic"):
@@ -55,7 +55,7 @@ def test_measures_are_those_of_the_predictions(model: BankedModel) -> None:
 
 def test_kappa_by_hand(model: BankedModel) -> None:
     """From the pairwise disagreement: kappa = 1 - mean disagreement / (2 p (1 - p))."""
-    result = diversity(model, DATA, n_samples=2, repeats=1, seed=4)
+    result = measure_diversity(model, DATA, n_samples=2, repeats=1, seed=4)
     first, second = correct(model, 2, 0)
     p = (first.mean() + second.mean()) / 2
     wanted = 1 - (first != second).mean() / (2 * p * (1 - p))
@@ -66,7 +66,7 @@ def test_kappa_by_hand(model: BankedModel) -> None:
 def test_one_bank_agrees_with_itself() -> None:
     found = small_models.model(1)
     train(found, small_models.digits(200, "train"), epochs=1, lr=0.1, batch_size=20)
-    result = diversity(found, DATA, n_samples=3, repeats=2)
+    result = measure_diversity(found, DATA, n_samples=3, repeats=2)
     assert result.agreement is not None
     assert result.agreement["kappa"] == {"mean": 1.0, "std": 0.0}
     assert result.agreement["disagreement"]["mean"] == 0
@@ -77,8 +77,8 @@ def test_members_of_an_ensemble_are_measured_once_each(model: BankedModel) -> No
     ensemble = BankedModel(list(model.banks), model.partition, model.card)
     ensemble.card.defense = "ensemble"
     try:
-        ten = diversity(ensemble, DATA, n_samples=10, repeats=2)
-        three = diversity(ensemble, DATA, n_samples=3, repeats=2)
+        ten = measure_diversity(ensemble, DATA, n_samples=10, repeats=2)
+        three = measure_diversity(ensemble, DATA, n_samples=3, repeats=2)
     finally:
         model.card.defense = "rls"
     assert ten.n_samples == 3
@@ -88,7 +88,7 @@ def test_members_of_an_ensemble_are_measured_once_each(model: BankedModel) -> No
 
 
 def test_undefined_measures_are_nan_and_say_why() -> None:
-    alone = diversity(small_models.model(1, "none"), DATA, repeats=2)
+    alone = measure_diversity(small_models.model(1, "none"), DATA, repeats=2)
     assert alone.agreement is not None
     assert np.isnan(alone.agreement["kappa"]["mean"])
     assert np.isnan(alone.agreement["kappa"]["std"])
@@ -100,7 +100,7 @@ def test_undefined_measures_are_nan_and_say_why() -> None:
     never = small_models.model(2)
     for bank in range(2):
         small_models.tensor(never, bank, "6.bias")[7] = -1e3
-    wrong = diversity(never, sevens, repeats=2)
+    wrong = measure_diversity(never, sevens, repeats=2)
     assert wrong.accuracy["clean_gibbs"]["mean"] == 0
     assert any("wrong on every image" in warning for warning in wrong.warnings)
 
@@ -119,8 +119,10 @@ def test_a_file_of_adversarial_images(model: BankedModel, tmp_path: Path) -> Non
     write_adversarial(path, DATA.images(range(60)), DATA.labels, torch.arange(60), about)
     model.card.data = "folder:gone"  # which must not be looked for
     try:
-        result = diversity(model, adversarial=path, n_samples=6, repeats=3, batch_size=25, seed=4)
-        clean = diversity(model, DATA, n_samples=6, repeats=3, batch_size=25, seed=4)
+        result = measure_diversity(
+            model, adversarial=path, n_samples=6, repeats=3, batch_size=25, seed=4
+        )
+        clean = measure_diversity(model, DATA, n_samples=6, repeats=3, batch_size=25, seed=4)
     finally:
         model.card.data = "digits"
     assert result.agreement == clean.agreement
@@ -133,10 +135,10 @@ def test_a_file_of_adversarial_images(model: BankedModel, tmp_path: Path) -> Non
 
 def test_wrong_requests(model: BankedModel) -> None:
     with pytest.raises(RequestError, match="--n-samples must be 2 or more, not 1"):
-        diversity(model, DATA, n_samples=1)
+        measure_diversity(model, DATA, n_samples=1)
     with pytest.raises(RequestError, match="--repeats must be at least 1"):
-        diversity(model, DATA, repeats=0)
+        measure_diversity(model, DATA, repeats=0)
     broken = small_models.model(2)
     small_models.tensor(broken, 1, "6.weight").fill_(torch.finfo().max)
     with pytest.raises(UntrustedError, match="NaN or infinite logits"):
-        diversity(broken, DATA)
+        measure_diversity(broken, DATA)

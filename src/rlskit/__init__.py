@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rlskit.conversion import convert
     from rlskit.data import load as load_data
     from rlskit.defenses import draws
-    from rlskit.diversity import diversity
+    from rlskit.diversity import measure_diversity
     from rlskit.errors import RequestError, RlskitError, RunError, UntrustedError
     from rlskit.evaluation import attack, attack_all, evaluate
     from rlskit.models import BankedModel, list_models
@@ -35,13 +35,13 @@ _HOMES = {
     "attack": "rlskit.evaluation",
     "attack_all": "rlskit.evaluation",
     "convert": "rlskit.conversion",
-    "diversity": "rlskit.diversity",
     "draws": "rlskit.defenses",
     "evaluate": "rlskit.evaluation",
     "export": "rlskit.checkpoint",
     "inspect": "rlskit.checkpoint",
     "list_models": "rlskit.models",
     "load": "rlskit.checkpoint",
+    "measure_diversity": "rlskit.diversity",
     "load_data": "rlskit.data",
     "save": "rlskit.checkpoint",
     "train": "rlskit.training",
@@ -56,7 +56,6 @@ __all__ = [
     "attack",
     "attack_all",
     "convert",
-    "diversity",
     "draws",
     "evaluate",
     "export",
@@ -64,6 +63,7 @@ __all__ = [
     "list_models",
     "load",
     "load_data",
+    "measure_diversity",
     "save",
     "train",
 ]

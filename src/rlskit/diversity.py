@@ -27,7 +27,7 @@ DRAWS, REPEATS = 10, 10
 _MEASURES = ("kappa", "disagreement", "double_fault", "q_statistic")
 
 
-def diversity(
+def measure_diversity(
     model: BankedModel,
     data: str | Data | None = None,
     *,

@@ -70,7 +70,10 @@ def run(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        return int(app(arguments, prog_name="rlskit", standalone_mode=False) or 0)
+        code = int(app(arguments, prog_name="rlskit", standalone_mode=False) or 0)
+        if code == 130:  # what Typer makes of Ctrl-C
+            raise KeyboardInterrupt
+        return code
     except RlskitError as error:
         return _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):

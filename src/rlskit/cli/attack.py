@@ -27,7 +27,7 @@ from rlskit.cli.options import (
     SplitOption,
     WorkersOption,
 )
-from rlskit.cli.show import check_gate, gate, note, progress_bar, show
+from rlskit.cli.show import check_gate, gate, note, progress_bar, resumable, show
 
 
 def attack(
@@ -111,8 +111,7 @@ def attack(
         data or banked.card.default_data(), split, data_dir=data_dir, download=download, limit=limit
     )
     folder = out or free_folder(Path("runs"), "attack")
-    note(f"run folder: {folder}", quiet=quiet)
-    with progress_bar(quiet) as progress:
+    with resumable(folder), progress_bar(quiet) as progress:
         results = rlskit.attack_all(
             banked, images, attacks=wanted, n_attacked=n_attacked, protocol=protocol, view=view,
             options=options, out=folder, force=force, save_adversarial=save_adversarial,

@@ -64,7 +64,7 @@ def diversity(
             limit=limit,
         )
     with progress_bar(quiet) as progress:
-        result = rlskit.diversity(
+        result = rlskit.measure_diversity(
             banked, images, adversarial=adversarial, n_samples=n_samples, repeats=repeats,
             batch_size=batch_size, num_workers=num_workers, seed=seed, progress=progress,
         )  # fmt: skip

@@ -27,7 +27,7 @@ from rlskit.cli.options import (
     SplitOption,
     WorkersOption,
 )
-from rlskit.cli.show import check_gate, gate, note, progress_bar, show
+from rlskit.cli.show import check_gate, gate, note, progress_bar, resumable, show
 from rlskit.errors import RequestError
 
 
@@ -75,8 +75,7 @@ def evaluate(
             limit=limit,
         )
     folder = out or free_folder(Path("runs"), "eval")
-    note(f"run folder: {folder}", quiet=quiet)
-    with progress_bar(quiet) as progress:
+    with resumable(folder), progress_bar(quiet) as progress:
         results = rlskit.evaluate(
             banked, images, adversarial=adversarial, options=options, out=folder, force=force,
             progress=progress,

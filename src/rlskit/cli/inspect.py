@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,13 +48,20 @@ def inspect(
     for name, value in facts.items():
         typer.echo(f"{name:24}{value}")
     for number, record in enumerate(about["training"], 1):
-        typer.echo(
-            f"{f'training {number}':24}{record['epochs']} epochs, {record['steps']} steps on "
-            f"{record['data']}, loss {record['loss']:.4f}, seed {record['options']['seed']}"
-        )
+        typer.echo(f"{f'training {number}':24}{_summary(record)}")
     if not about["training"]:
         typer.echo(f"{'training':24}none")
     table = Table("layer", "name", "parameters", "tensors")
     for index, (layer, size) in enumerate(zip(layers, about["parameters"], strict=True)):
         table.add_row(str(index), layer["name"], f"{size:,}", str(len(layer["tensors"])))
     print_table(table)
+
+
+def _summary(record: dict[str, Any]) -> str:
+    try:
+        return (
+            f"{record['epochs']} epochs, {record['steps']} steps on {record['data']}, "
+            f"loss {record['loss']:.4f}, seed {record['options']['seed']}"
+        )
+    except (KeyError, TypeError, ValueError):  # a checkpoint may come from anyone
+        return f"unreadable record {record}"

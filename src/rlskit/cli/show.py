@@ -46,6 +46,17 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
         yield show
 
 
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Name the run's folder when the run is interrupted, so that it can be continued there."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            note(f"run folder: {folder}", loud=True)
+        raise
+
+
 def note(message: str, *, quiet: bool = False, loud: bool = False) -> None:
     """Print a line on stderr; a loud one stands out, and is not silenced."""
     if quiet and not loud:
