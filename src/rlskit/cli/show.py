@@ -40,7 +40,7 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
 
         def show(step: str, done: int, total: int, **facts: float) -> None:
             if step not in tasks:
-                tasks[step] = bars.add_task(step, facts="")
+                tasks[step] = bars.add_task(step, total=total, facts="")
             bars.update(tasks[step], completed=done, total=total, facts=_facts(facts))
 
         yield show

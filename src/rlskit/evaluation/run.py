@@ -45,6 +45,12 @@ class Threat:
     view: str
     save: bool = False
 
+    @property
+    def label(self) -> str:
+        """The method and its budget in the scale it was stated in, for people."""
+        eps = self.attack.stated.get("eps")
+        return self.attack.method if eps is None else f"{self.attack.method} {eps:.4g}"
+
     def facts(self) -> dict[str, Any]:
         """Return the fields of a `Result` that tell what was done to the images."""
         stated = dict(self.attack.stated)
@@ -127,8 +133,7 @@ class Run:
         )
         sizes = runs(len(data), options.batch_size)
         finished = {i for i, run in enumerate(sizes) if journal.get(repeat, run.start)}
-        method = self.threat.attack.method if self.threat else ""
-        step = f"attacking with {method}" if method else "evaluating"
+        step = "evaluating" if self.threat is None else f"attacking with {self.threat.label}"
         stream = blocks(data, options.batch_size, options.num_workers, done=finished)
         for indices, images, labels in stream:
             journal.put(
