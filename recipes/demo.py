@@ -21,7 +21,8 @@ from rlskit.training import TrainOptions
 FOLDER = Path("demo")
 NETWORK = "test_resnet"  # timm's smallest ResNet
 EPS = 0.1
-TRAINING = TrainOptions(epochs=25, lr=0.05, schedule="cosine")
+SIDE = 24
+TRAINING = TrainOptions(epochs=20, batch_size=32, lr=0.1, schedule="cosine")
 DEFENSES = {"none": "undefended", "ensemble": "plain ensemble, M=3", "rls": "RLS, M=2 K=3 N=10"}
 
 
@@ -51,10 +52,13 @@ def main() -> None:
 def evaluated(defense: str, console: Console) -> list[Result]:
     """Convert, train, attack, score and measure one defense."""
     path = FOLDER / f"{defense}.safetensors"
-    step(console, f"convert {NETWORK} --defense {defense} -o {path}")
-    model = rlskit.convert(NETWORK, defense=defense)
-    schedule = f"--epochs {TRAINING.epochs} --lr {TRAINING.lr} --schedule {TRAINING.schedule}"
-    step(console, f"train {path} {schedule}")
+    step(console, f"convert {NETWORK} --defense {defense} --image-size {SIDE} -o {path}")
+    model = rlskit.convert(NETWORK, defense=defense, image_size=SIDE)
+    step(
+        console,
+        f"train {path} --epochs {TRAINING.epochs} --batch-size {TRAINING.batch_size} "
+        f"--lr {TRAINING.lr} --schedule {TRAINING.schedule}",
+    )
     trained = rlskit.train(model, "digits", options=TRAINING, out=path)
     console.print(f"  {trained.steps} steps, loss {trained.epochs[-1].loss:.4f}", highlight=False)
     results = []
