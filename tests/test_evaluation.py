@@ -407,7 +407,7 @@ def test_several_attacks_go_on_where_they_were_interrupted(
     whole = attack_all(rls, DATA, **request)
 
     def stop(step: str, done: int, total: int, **facts: float) -> None:
-        if step == "attacking with pgd" and done == 20:
+        if step == "attacking with pgd 0.1" and done == 20:
             raise StopError
 
     with pytest.raises(StopError):
@@ -417,7 +417,7 @@ def test_several_attacks_go_on_where_they_were_interrupted(
         rls, DATA, **request, out=tmp_path,
         progress=lambda step, done, total, **facts: seen.append((step, done)),
     )  # fmt: skip
-    assert seen == [("attacking with pgd", done) for done in (30, 40, 50)]
+    assert seen == [("attacking with pgd 0.1", done) for done in (30, 40, 50)]
     assert [one.accuracy for one in parts] == [one.accuracy for one in whole]
 
 
