@@ -32,3 +32,8 @@ class UntrustedError(RlskitError, RuntimeError):
     """It ran, but the result cannot be trusted: the preflight or a budget check failed."""
 
     exit_code = 4
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of another library's error, to stand in brackets in ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from rlskit.errors import RequestError
+from rlskit.errors import RequestError, first_line
 
 _MAPS = {"conv1d", "conv2d", "conv3d", "linear", "bilinear"} | {
     f"conv_transpose{n}d" for n in (1, 2, 3)
@@ -126,7 +126,7 @@ def logits_of(output: object) -> Tensor:
 
 def _unusable(network: nn.Module, shape: tuple[int, int, int], error: Exception) -> RequestError:
     channels, height, width = shape
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return RequestError(
         f"{type(network).__name__} cannot process images of {channels}x{height}x{width} "
         f"({reason}); choose another --image-size or --in-chans"

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rlskit.errors import RequestError
+from rlskit.errors import RequestError, first_line
 from rlskit.models.trace import tensor_names
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -96,7 +96,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise RequestError(
             f"{path} cannot be read as plain weights ({reason}); save it as safetensors"
         ) from error
