@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rlskit.attacks import ATTACKS, prepare
-from rlskit.attacks import upstream as ta
 from rlskit.attacks.cw import cw
 from rlskit.attacks.deepfool import deepfool
 from rlskit.attacks.ead import ead
-from rlskit.attacks.fgsm import fgsm
-from rlskit.attacks.minimum_norm import margin, search_constant, wins
-from rlskit.attacks.pgd import pgd
+from rlskit.attacks.losses import LOSSES, margin
+from rlskit.attacks.minimum_norm import search_constant, wins
+from rlskit.attacks.randomness import image_generators
+from rlskit.attacks.targets import choose_targets
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.pixels import perturbation_norms
 
@@ -29,6 +29,10 @@ SHAPE = (3, 4, 4)
 QUICK: dict[str, dict[str, Any]] = {
     "fgsm": {"eps": 0.05},
     "pgd": {"eps": 0.05},
+    "pgd-l2": {"eps": 0.5},
+    "bim": {"eps": 0.05},
+    "mifgsm": {"eps": 0.05},
+    "eotpgd": {"eps": 0.05},
     "deepfool": {},
     "cw": {"c": 20, "steps": 60, "lr": 0.05},
     "ead": {"c": 20, "steps": 60, "lr": 0.03},
@@ -215,41 +219,39 @@ def test_fgsm_on_a_linear_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
+    ("method", "options", "theirs"),
     [
+        ("fgsm", {"eps": 0.03}, lambda m: torchattacks.FGSM(m, eps=0.03)),
+        ("pgd", {}, lambda m: torchattacks.PGD(m, eps=0.01, alpha=0.01 / 10, steps=10)),
+        ("pgd-l2", {}, lambda m: torchattacks.PGDL2(m, eps=0.5, alpha=0.5 / 10, steps=10)),
+        ("bim", {"steps": 3}, lambda m: torchattacks.BIM(m, eps=0.01, alpha=0.01 / 10, steps=3)),
+        ("mifgsm", {}, lambda m: torchattacks.MIFGSM(m, eps=0.01, alpha=0.01 / 10, steps=10)),
+        ("eotpgd", {}, lambda m: torchattacks.EOTPGD(m, eps=0.01, alpha=0.01 / 10, steps=10)),
         (
-            lambda m, x, y, g: fgsm(m, x, y, eps=0.03, generator=g),
-            lambda m: torchattacks.FGSM(m, eps=0.03),
-        ),
-        (
-            lambda m, x, y, g: pgd(m, x, y, generator=g),
-            lambda m: torchattacks.PGD(m, eps=0.01, alpha=0.01 / 10, steps=10),
-        ),
-        (
-            lambda m, x, y, g: pgd(
-                m, x, y, eps=0.1, steps=3, step_size=0.05, random_start=False, generator=g
-            ),
-            lambda m: torchattacks.PGD(m, eps=0.1, alpha=0.05, steps=3, random_start=False),
-        ),
-        (
-            lambda m, x, y, g: ta.deepfool(m, x, y, steps=4, overshoot=0.1, generator=g),
+            "deepfool",
+            {"steps": 4, "overshoot": 0.1},
             lambda m: torchattacks.DeepFool(m, steps=4, overshoot=0.1),
         ),
         (
-            lambda m, x, y, g: ta.cw(m, x, y, c=2, kappa=0.2, steps=15, lr=0.1, generator=g),
+            "cw",
+            {"c": 2, "kappa": 0.2, "steps": 15, "lr": 0.1},
             lambda m: torchattacks.CW(m, c=2, kappa=0.2, steps=15, lr=0.1),
         ),
         (
-            lambda m, x, y, g: ta.ead(m, x, y, c=200, steps=12, search_steps=2, generator=g),
+            "ead",
+            {"c": 200, "steps": 12, "search_steps": 2},
             lambda m: torchattacks.EADEN(m, 0.1, 0.01, 2, 12, initial_const=200, beta=0.01),
         ),
         (
-            lambda m, x, y, g: ta.ead(m, x, y, c=200, steps=12, decision_rule="l1", generator=g),
+            "ead",
+            {"c": 200, "steps": 12, "decision_rule": "l1"},
             lambda m: torchattacks.EADL1(m, 0.1, 0.01, 1, 12, initial_const=200, beta=0.01),
         ),
     ],
 )
-def test_bit_equal_to_torchattacks(ours: Any, theirs: Any) -> None:
+def test_the_engine_torchattacks_is_torchattacks(
+    method: str, options: dict[str, Any], theirs: Any
+) -> None:
     model, images, labels = net_and_images()
     torch.manual_seed(7)
     expected = theirs(model)(images, labels)
@@ -259,7 +261,10 @@ def test_bit_equal_to_torchattacks(ours: Any, theirs: Any) -> None:
     torch.manual_seed(123)
     outside = torch.get_rng_state()
     mine = generator(7)
-    actual = ours(model, images, labels, mine)
+    attack = prepare(method, engine="torchattacks", **options)
+    upstream = ATTACKS[method].upstream  # called without the checks: its EAD leaves [0, 1]
+    assert upstream is not None
+    actual = upstream(model, images, labels, generator=mine, **attack.params)
     assert torch.equal(actual, expected)
     assert not torch.equal(actual, images)
     assert torch.equal(mine.get_state(), after), "the generator advances as the global one would"
@@ -267,10 +272,146 @@ def test_bit_equal_to_torchattacks(ours: Any, theirs: Any) -> None:
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "theirs"),
+    [
+        ("fgsm", {"eps": 0.03}, lambda m: torchattacks.FGSM(m, eps=0.03)),
+        ("pgd", {}, lambda m: torchattacks.PGD(m, eps=0.01, alpha=0.01 / 10, steps=10)),
+        (
+            "pgd",
+            {"eps": 0.1, "steps": 3, "step_size": 0.05, "random_start": False},
+            lambda m: torchattacks.PGD(m, eps=0.1, alpha=0.05, steps=3, random_start=False),
+        ),
+        ("pgd-l2", {}, lambda m: torchattacks.PGDL2(m, eps=0.5, alpha=0.5 / 10, steps=10)),
+        ("bim", {"steps": 3}, lambda m: torchattacks.BIM(m, eps=0.01, alpha=0.01 / 10, steps=3)),
+        (
+            "mifgsm",
+            {"momentum": 0.7},
+            lambda m: torchattacks.MIFGSM(m, eps=0.01, alpha=0.01 / 10, steps=10, decay=0.7),
+        ),
+    ],
+)
+def test_ours_is_bit_equal_to_torchattacks_from_the_same_start(
+    method: str, options: dict[str, Any], theirs: Any
+) -> None:
+    model, images, labels = net_and_images()
+    ours = prepare(method, **options)
+    streams = image_generators(images, generator(7), "start", 0)
+    for image, label, stream in zip(
+        torch.split(images, 1), torch.split(labels, 1), streams, strict=True
+    ):
+        torch.manual_seed(stream.initial_seed())
+        expected = theirs(model)(image, label)
+        assert torch.equal(ours(model, image, label, generator=generator(7)), expected)
+        assert not torch.equal(expected, image)
+
+
+def test_a_batch_of_a_power_of_two_is_bit_equal_to_torchattacks_too() -> None:
+    # torchattacks averages the loss over the batch, which rounds unless it divides by 2^n.
+    model, images, labels = net_and_images(n=16)
+    attack = torchattacks.PGD(model, eps=0.1, alpha=0.03, steps=10, random_start=False)
+    expected = attack(images, labels)
+    ours = prepare("pgd", eps=0.1, step_size=0.03, random_start=False)
+    assert torch.equal(ours(model, images, labels, generator=generator()), expected)
+
+
+# --- What only the ascent has: losses, restarts, momentum, targets, samples of a random model.
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("method", ["pgd", "pgd-l2"])
+def test_every_loss_reaches_the_optimum_of_a_linear_model(method: str, loss: str) -> None:
+    # Between two classes: the gradient is the plane's normal, whatever the loss.
+    model = Linear(3, gap=30)
+    images = 0.5 + 0.02 * torch.randn(8, *SHAPE, generator=generator(5))
+    labels = torch.zeros(8, dtype=torch.long)
+    leads, normals = planes(model, images, labels)
+    dual = 1 if method == "pgd" else 2
+    least = closest(dual)(leads, normals)
+    assert (model(images).argmax(1) == 0).all()
+    for scale, fooled in ((0.99, 0), (1.01, 1)):
+        for image, label, distance in zip(
+            torch.split(images, 1), torch.split(labels, 1), least, strict=True
+        ):
+            eps = scale * distance.item()
+            adversarial = run(method, model, image, label, eps=eps, steps=40, loss=loss)
+            assert (model(adversarial).argmax(1) != label).item() == fooled
+
+
+def test_restarts_keep_the_worst_of_their_runs() -> None:
+    model, images, labels = net_and_images(5, n=24)
+    options = {"eps": 0.03, "steps": 1, "step_size": 0.01}
+    once = margin(model(run("pgd", model, images, labels, **options)), labels)
+    often = margin(model(run("pgd", model, images, labels, restarts=8, **options)), labels)
+    assert (often <= once).all()
+    assert (often < once).float().mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    "method", [m for m, attack in ATTACKS.items() if "target" in attack.defaults]
+)
+@pytest.mark.parametrize("target", ["random", "least-likely", 2])
+def test_targeted_attacks_reach_their_targets(method: str, target: str | int) -> None:
+    model, images, labels = net_and_images(n=16)
+    options = {"c": 50, "steps": 100} if method in ("cw", "ead") else {"eps": 0.9}
+    options = {"eps": 3} if method == "pgd-l2" else options
+    wanted = choose_targets(target, model, images, labels, generator())
+    adversarial = run(method, model, images, labels, target=target, **options)
+    asked = wanted != labels
+    hit = model(adversarial).argmax(1) == wanted
+    assert asked.any()
+    assert hit[asked].float().mean() > 0.8
+    assert torch.equal(adversarial[~asked], images[~asked])
+
+
+def test_targets_by_hand() -> None:
+    model, images, labels = net_and_images(n=64)
+    least = choose_targets("least-likely", model, images, labels, generator())
+    assert torch.equal(least, model(images).argmin(1))
+    drawn = choose_targets("random", model, images, labels, generator())
+    assert (drawn != labels).all()
+    assert set(((drawn - labels) % 4).tolist()) == {1, 2, 3}
+    assert torch.equal(
+        drawn[5:6], choose_targets("random", model, images[5:6], labels[5:6], generator())
+    )
+    assert choose_targets(3, model, images, labels, generator()).tolist() == [3] * 64
+    with pytest.raises(RequestError, match="--target 4 is no class: there are 4, from 0"):
+        choose_targets(4, model, images, labels, generator())
+
+
+class Coin(nn.Module):
+    """Its gradient is +1 or -1 by turns, and 3 at every third call."""
+
+    calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        slope = (1.0, -1.0, 3.0)[self.calls % 3]
+        self.calls += 1
+        rise = slope * (images - 0.5).flatten(1).sum(1)
+        return torch.stack([-rise, rise], 1)
+
+
+@pytest.mark.parametrize(("samples", "sign"), [(1, 1), (2, 0), (3, 1)])
+def test_eot_sums_gradients_over_calls(samples: int, sign: int) -> None:
+    images, labels = torch.full((2, *SHAPE), 0.5), torch.tensor([0, 0])
+    adversarial = run("fgsm", Coin(), images, labels, eot_samples=samples)
+    assert torch.equal(adversarial, images + 0.05 * sign)
+
+
+def test_losses_by_hand() -> None:
+    logits = torch.tensor([[3.0, 1.0, 0.0, -1.0]])
+    assert LOSSES["ce"](logits, torch.tensor([1])).item() == pytest.approx(2.18518, abs=1e-5)
+    assert LOSSES["margin"](logits, torch.tensor([1])).item() == 2
+    assert LOSSES["dlr"](logits, torch.tensor([1])).item() == pytest.approx(2 / 3)
+    assert LOSSES["dlr"](logits, torch.tensor([0])).item() == pytest.approx(-2 / 3)
+    with pytest.raises(RequestError, match="--loss dlr needs at least 3 classes, not 2"):
+        LOSSES["dlr"](logits[:, :2], torch.tensor([0]))
+
+
 @pytest.mark.parametrize("overshoot", [0.02, 0.2])
 def test_deepfool_agrees_with_torchattacks(overshoot: float) -> None:
     model, images, labels = net_and_images(3, n=32)
-    theirs = ta.deepfool(model, images, labels, overshoot=overshoot, generator=generator())
+    theirs = run("deepfool", model, images, labels, overshoot=overshoot, engine="torchattacks")
     ours = deepfool(model, images, labels, overshoot=overshoot, generator=generator())
     theirs_l2 = perturbation_norms(images, theirs)["l2"]
     ratio = perturbation_norms(images, ours)["l2"] / theirs_l2
@@ -292,14 +433,13 @@ def test_torchattacks_keeps_stdout_clean_on_a_model_without_parameters() -> None
 @pytest.mark.parametrize("method", ATTACKS)
 def test_a_result_does_not_depend_on_batch_mates(method: str) -> None:
     model, images, labels = net_and_images(1)
-    options = {"random_start": False} if method == "pgd" else {}
-    whole = run(method, model, images, labels, **options)
+    whole = run(method, model, images, labels)
     assert not torch.equal(whole, images)
     order = torch.randperm(len(images), generator=generator(3))
-    permuted = run(method, model, images[order], labels[order], **options)
+    permuted = run(method, model, images[order], labels[order])
     split = torch.cat(
         [
-            run(method, model, images[part], labels[part], **options)
+            run(method, model, images[part], labels[part])
             for part in (slice(0, 1), slice(1, 6), slice(6, None))
         ]
     )
@@ -326,8 +466,11 @@ def test_the_model_is_given_back_as_it_was(method: str) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("engine", ["rlskit", "torchattacks"])
-@pytest.mark.parametrize("method", ATTACKS)
+@pytest.mark.parametrize(
+    ("method", "engine"),
+    [(m, "rlskit") for m in ATTACKS]
+    + [(m, "torchattacks") for m, a in ATTACKS.items() if a.upstream],
+)
 def test_modes_are_restored_after_an_exception(method: str, engine: str) -> None:
     class OutOfMemory(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
@@ -554,8 +697,9 @@ def test_any_result_is_an_image_inside_its_budget(
     }[fill]
     before = images.clone()
     labels = torch.randint(classes, (n,), generator=generator(seed))
-    budget = {"eps": eps} if method in ("fgsm", "pgd") else {}
-    steps = {} if method == "fgsm" else {"steps": 5}
+    known = ATTACKS[method]
+    budget = {"eps": eps} if known.has_budget else {}
+    steps = {"steps": 5} if "steps" in known.defaults else {}
     adversarial = run(method, model, images, labels, **budget, **steps)
     assert torch.equal(images, before)
     assert adversarial.shape == images.shape
@@ -563,13 +707,14 @@ def test_any_result_is_an_image_inside_its_budget(
     if budget:
         numerator, _, denominator = eps.partition("/")
         largest = float(numerator) / float(denominator or 1)
-        assert (adversarial - images).abs().max() <= largest + 1e-6
+        moved_by = perturbation_norms(images, adversarial)[known.norms[0]]
+        assert moved_by.max() <= largest + 1e-6
     else:  # what moved fools, what did not is bitwise the clean image
         moved = (adversarial != images).flatten(1).any(1)
         assert (model(adversarial).argmax(1) != labels)[moved].all()
 
 
 def test_upstream_ead_needs_ten_steps() -> None:
-    with pytest.raises(RequestError, match="--steps of at least 10, not 9"):
+    with pytest.raises(RequestError, match="--steps of at least 10 here, not 9"):
         run("ead", Linear(2), torch.rand(1, *SHAPE), torch.tensor([0]), engine="torchattacks",
             optimizer=None, steps=9)  # fmt: skip

@@ -34,13 +34,25 @@ def test_defaults_are_those_of_the_function(method: str) -> None:
         for name, parameter in parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in ("generator", "bounds")
     }
-    assert own == dict(attack.defaults)
-    assert own.keys() <= READERS.keys()
-    assert (attack.norm is None) == ("eps" not in own)
-    assert (attack.norm is None) != (attack.minimises is None)
+    own |= {"target": None} if own.pop("targeted", None) is False else {}
+    assert own.keys() >= attack.defaults.keys()
+    assert attack.fixed.keys() <= own.keys()
+    assert {k: v for k, v in attack.defaults.items() if own[k] != v} == RENAMED.get(method, {})
+    assert attack.defaults.keys() <= READERS.keys()
+    assert not attack.defaults.keys() & attack.fixed.keys()
+    assert attack.needs in ("gradients", "logits", "nothing")
+    if len(attack.norms) > 1:
+        assert attack.defaults["norm"] == attack.norms[0]
     if attack.upstream is not None:
-        theirs = inspect.signature(attack.upstream).parameters
-        assert own.items() >= {k: theirs[k].default for k in own if k in theirs}.items()
+        assert attack.upstream.options <= attack.defaults.keys()
+
+
+RENAMED = {
+    "pgd-l2": {"eps": 0.5},
+    "mifgsm": {"momentum": 1.0},
+    "eotpgd": {"eot_samples": 2},
+}
+"""Defaults that a name gives to a function shared with other names."""
 
 
 def test_every_option_is_taken_by_some_method() -> None:
@@ -103,8 +115,11 @@ def test_every_option_is_taken_by_some_method() -> None:
 def test_params_and_stated(method: str, options: Any, params: Any, stated: Any) -> None:
     attack = prepare(method, **options)
     pixel_range = options.get("pixel_range", "0:1")
+    unsaid = {k: v for k, v in ATTACKS[method].defaults.items() if k in UNCHANGED}
+    if options.get("engine") != "torchattacks":
+        params, stated = unsaid | params, unsaid | stated
     for actual, expected in ((attack.params, params), (attack.stated, stated)):
-        numbers = {k: v for k, v in expected.items() if not isinstance(v, str)}
+        numbers = {k: v for k, v in expected.items() if isinstance(v, int | float)}
         assert {k: actual[k] for k in numbers} == pytest.approx(numbers, rel=1e-12)
         assert actual.items() - {("pixel_range", pixel_range)} >= (
             expected.items() - numbers.items()
@@ -116,6 +131,10 @@ def test_params_and_stated(method: str, options: Any, params: Any, stated: Any) 
     assert attack.eps == attack.params.get("eps")
     assert attack.norm == ("linf" if "eps" in params else None)
     assert pickle.loads(pickle.dumps(attack)) == attack
+
+
+UNCHANGED = ("loss", "momentum", "restarts", "eot_samples", "target")
+"""Options that no scale of pixels changes."""
 
 
 class Affine(nn.Module):
@@ -150,11 +169,11 @@ def test_another_scale_is_the_same_attack() -> None:
     ("method", "options", "message"),
     [
         ("pdg", {}, "'pdg' is unknown; did you mean pgd?"),
-        ("zzz", {}, "did you mean fgsm or pgd or deepfool or cw or ead?"),
+        ("zzz", {}, "'zzz' is unknown; `rlskit attacks` lists them"),
         ("pgd", {"engine": "foolbox"}, "--engine 'foolbox' is unknown; it is rlskit or"),
         ("pgd", {"pixel_range": "0:255"}, "--pixel-range '0:255' is unknown"),
         ("deepfool", {"eps": 0.1}, "--eps is no option of deepfool .* takes --norm, --steps, "),
-        ("fgsm", {"step_size": 0.1}, "--step-size is no option of fgsm .* it takes --eps$"),
+        ("fgsm", {"step_size": 0.1}, "--step-size is no option of fgsm .* it takes --eps, "),
         ("deepfool", {"engine": "torchattacks", "norm": "l2"}, "--norm is no option of deepfool"),
         ("ead", {"engine": "torchattacks", "optimizer": "adam"}, "--optimizer is no option of ead"),
         ("pgd", {"eps": 8}, "--eps 8 is more than the whole pixel range 0:1; did you mean 8/255"),
@@ -165,7 +184,7 @@ def test_another_scale_is_the_same_attack() -> None:
         ("pgd", {"steps": 0}, "--steps must be at least 1, not 0"),
         ("pgd", {"steps": 2.5}, "--steps 2.5 is not a whole number"),
         ("pgd", {"random_start": "perhaps"}, "--random-start 'perhaps' is unknown"),
-        ("deepfool", {"norm": "l1"}, "--norm 'l1' is unknown; it is l2 or linf"),
+        ("deepfool", {"norm": "l1"}, "--norm 'l1' is unknown to deepfool; it is l2 or linf"),
         ("deepfool", {"overshoot": -1}, "--overshoot -1 must be a finite number of at least 0"),
         ("deepfool", {"top_classes": 1}, "--top-classes must be at least 2, not 1"),
         ("cw", {"c": 0}, "--c must be above 0"),
@@ -174,6 +193,11 @@ def test_another_scale_is_the_same_attack() -> None:
         ("cw", {"search_steps": 0}, "--search-steps must be at least 1, not 0"),
         ("ead", {"beta": -1}, "--beta -1 must be a finite number"),
         ("ead", {"decision_rule": "l2"}, "--decision-rule 'l2' is unknown; it is en or l1"),
+        ("pgd", {"target": "nearest"}, "--target 'nearest' is no class, random or least-likely"),
+        ("pgd", {"loss": "mse"}, "--loss 'mse' is unknown; it is ce or margin or dlr"),
+        ("pgd", {"restarts": 0}, "--restarts must be at least 1, not 0"),
+        ("bim", {"restarts": 2}, "--restarts is no option of bim"),
+        ("cw", {"engine": "torchattacks", "target": 1}, "--target is no option of cw"),
         ("ead", {"optimizer": "sgd"}, "--optimizer 'sgd' is unknown; it is adam or fista"),
     ],
 )  # fmt: skip
@@ -184,13 +208,17 @@ def test_what_is_refused(method: str, options: Any, message: str) -> None:
 
 def test_engines_are_named_once() -> None:
     assert ENGINES == ("rlskit", "torchattacks")
-    for method in ATTACKS:
-        assert prepare(method, engine="torchattacks").engine == "torchattacks"
+    for method, attack in ATTACKS.items():
+        if attack.upstream is not None:
+            assert prepare(method, engine="torchattacks").engine == "torchattacks"
+        else:
+            with pytest.raises(RequestError, match=f"torchattacks has no {method}"):
+                prepare(method, engine="torchattacks")
 
 
 def test_a_broken_budget_is_the_attacks_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def overstep(
-        model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, generator: torch.Generator
+        model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, **_: Any
     ) -> Tensor:
         return (images + 2 * eps).clamp(0, 1)
 

@@ -118,12 +118,12 @@ def replaced(monkeypatch: pytest.MonkeyPatch, method: str, act: Callable[..., Te
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda m, x, y, *, eps, generator: (x + 2 * eps).clamp(0, 1), "broke its budget: linf"),
-        (lambda m, x, y, *, eps, generator: x + eps, r"left \[0, 1\]"),
-        (lambda m, x, y, *, eps, generator: x[:2], "images of shape"),
-        (lambda m, x, y, *, eps, generator: x * math.nan, "NaN or infinite pixels"),
+        (lambda m, x, y, *, eps, **_: (x + 2 * eps).clamp(0, 1), "broke its budget: linf"),
+        (lambda m, x, y, *, eps, **_: x + eps, r"left \[0, 1\]"),
+        (lambda m, x, y, *, eps, **_: x[:2], "images of shape"),
+        (lambda m, x, y, *, eps, **_: x * math.nan, "NaN or infinite pixels"),
         (
-            lambda m, x, y, *, eps, generator: (x + 1e-7 * (x < 0.5)).clamp(0, 1),
+            lambda m, x, y, *, eps, **_: (x + 1e-7 * (x < 0.5)).clamp(0, 1),
             "fgsm changes images although its budget is 0",
         ),
     ],

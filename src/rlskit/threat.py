@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rlskit.defenses import draws
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
+from rlskit.models.folding import ready_for_attack
 
 PROTOCOLS = ("transfer", "multi", "eot")
 VIEWS = ("mean-prob", "mean-logit")
@@ -102,10 +103,13 @@ def attackers_view(
     *,
     seed: int,
     repeat: int,
-    block: int = 0,
     view: str = "mean-prob",
+    folded: bool = True,
 ) -> nn.Module:
     """Return the classifier that an attack is computed on.
+
+    Fresh draws are a function of the repeat and of how often the view has been called before, so
+    that what befalls an image does not depend on the block it stands in.
 
     Args:
         model: The defended model.
@@ -113,23 +117,22 @@ def attackers_view(
         n_attacked: Number of draws in the view.
         seed: The user's seed.
         repeat: Index of the repeat; another repeat is another view.
-        block: Index of the first image of the block; fresh draws differ between blocks.
         view: One of `VIEWS`.
+        folded: Whether the draws are made ready for many gradients (`rlskit.models.folding`), which
+            changes their logits by rounding only.
 
     Raises:
         RequestError: Unknown view.
     """
     check_view(view)
+
+    def members_of(purpose: str, first: int) -> list[nn.Module]:
+        found = draws(model, n_attacked, seed=seed, purpose=purpose, repeat=repeat, first=first)
+        return ready_for_attack(model, found) if folded else found
+
     if protocol == "eot":
-
-        def fresh(call: int) -> list[nn.Module]:
-            return draws(
-                model, n_attacked, seed=seed, purpose=f"eot|{repeat}", repeat=block,
-                first=call * n_attacked,
-            )  # fmt: skip
-
-        return FreshDraws(fresh, view)
-    members = draws(model, n_attacked, seed=seed, purpose="attacker", repeat=repeat)
+        return FreshDraws(lambda call: members_of("eot", call * n_attacked), view)
+    members = members_of("attacker", 0)
     return members[0] if n_attacked == 1 else DrawsView(members, view)
 
 

@@ -1,11 +1,12 @@
-"""FGSM, through torchattacks."""
+"""FGSM."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from rlskit.attacks.upstream import run_torchattacks
+from rlskit.attacks.guard import under_attack
+from rlskit.attacks.losses import gradient, signed
 
 
 def fgsm(
@@ -14,24 +15,32 @@ def fgsm(
     labels: Tensor,
     *,
     eps: float = 0.01,
-    generator: torch.Generator,
+    loss: str = "ce",
+    eot_samples: int = 1,
+    targeted: bool = False,
+    generator: torch.Generator,  # noqa: ARG001  the method draws nothing
 ) -> Tensor:
-    """Move every pixel by `eps` along the sign of the cross-entropy's gradient, and clip to [0, 1].
+    """Move every pixel by `eps` along the sign of the loss's gradient, and clip to [0, 1].
 
     Goodfellow et al. 2015, "Explaining and harnessing adversarial examples"
-    (https://arxiv.org/abs/1412.6572).
+    (https://arxiv.org/abs/1412.6572). Bit-equal to torchattacks 3.5.1.
 
     Args:
         model: Maps images to logits or log-probabilities `[B, classes]`.
         images: `[B, C, H, W]` in [0, 1].
-        labels: Long `[B]`.
+        labels: Long `[B]`; the classes to reach when `targeted`.
         eps: Budget in linf, in [0, 1].
-        generator: Unused by the method; what the model draws from the global state comes from it.
+        loss: A key of `rlskit.attacks.losses.LOSSES`.
+        eot_samples: Calls of the model whose gradients are summed.
+        targeted: Descend towards the labels instead.
+        generator: Unused.
 
     Returns:
-        Adversarial images in [0, 1], bit-equal to `torchattacks.FGSM`.
+        Adversarial images in [0, 1].
 
     Raises:
         UntrustedError: Non-finite logits or gradients.
     """
-    return run_torchattacks("FGSM", model, images, labels, generator=generator, eps=eps)
+    with under_attack(model):
+        slope = gradient(model, images, labels, signed(loss, targeted), eot_samples)
+    return (images + eps * slope.sign()).clamp(0, 1).detach()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rlskit.attacks.losses import LOSSES
+from rlskit.attacks.targets import TARGETS
 from rlskit.errors import RequestError
 from rlskit.pixels import parse_budget, parse_number, range_width
 
@@ -14,17 +16,20 @@ def flag(option: str) -> str:
     return "--" + option.replace("_", "-")
 
 
-def read(option: str, value: Any, pixel_range: str) -> Any:
+def read(option: str, value: Any, pixel_range: str, norm: str = "linf") -> Any:
     """Return the value that a user states for an option, checked, in the scale it is stated in.
 
     Args:
         option: A key of `READERS`.
         value: A number, a string such as `8/255`, or one of the option's choices.
         pixel_range: The scale, a key of `rlskit.pixels.PIXEL_RANGES`.
+        norm: Of a budget; only one in linf cannot be wider than the pixel range.
 
     Raises:
         RequestError: The option cannot have this value.
     """
+    if option in BUDGETS and norm != "linf":
+        return parse_number(value, flag(option))
     return READERS[option](value, flag(option), pixel_range)
 
 
@@ -71,6 +76,14 @@ def _count(least: int) -> Callable[[Any, str, str], int]:
     return parse
 
 
+def _target(value: Any, name: str, _: str) -> str | int:
+    if value in TARGETS:
+        return str(value)
+    if not str(value).isdecimal():
+        raise RequestError(f"{name} {value!r} is no class, {' or '.join(TARGETS)}")
+    return int(value)
+
+
 def _choice(*choices: Any) -> Callable[[Any, str, str], Any]:
     def parse(value: Any, name: str, _: str) -> Any:
         if value not in choices:
@@ -81,12 +94,20 @@ def _choice(*choices: Any) -> Callable[[Any, str, str], Any]:
     return parse
 
 
+BUDGETS = ("eps", "step_size")
+"""Options that are lengths in the attack's norm."""
+
 READERS: dict[str, Callable[[Any, str, str], Any]] = {
     "eps": _budget,
     "step_size": _budget,
     "steps": _count(1),
     "random_start": _choice(True, False),
-    "norm": _choice("l2", "linf"),
+    "restarts": _count(1),
+    "eot_samples": _count(1),
+    "loss": _choice(*LOSSES),
+    "momentum": _number,
+    "target": _target,
+    "norm": _choice("linf", "l2", "l1"),
     "overshoot": _number,
     "top_classes": _count(2),
     "c": _positive,

@@ -1,11 +1,19 @@
-"""PGD in linf, through torchattacks."""
+"""PGD and its kin: iterated gradient ascent in a ball. BIM, MI-FGSM, EOT-PGD are settings of it.
+
+Shapes: B images, C channels, H x W pixels.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from rlskit.attacks.upstream import run_torchattacks
+from rlskit.attacks.guard import under_attack
+from rlskit.attacks.losses import gradient, signed, trail
+from rlskit.attacks.randomness import image_generators, normal, uniform
+
+TINY = 1e-10
+"""Least norm that is divided by: where there is no gradient, nothing moves."""
 
 
 def pgd(
@@ -13,41 +21,105 @@ def pgd(
     images: Tensor,
     labels: Tensor,
     *,
+    norm: str = "linf",
     eps: float = 0.01,
     steps: int = 10,
     step_size: float | None = None,
+    loss: str = "ce",
+    momentum: float = 0.0,
     random_start: bool = True,
+    restarts: int = 1,
+    eot_samples: int = 1,
+    targeted: bool = False,
     generator: torch.Generator,
 ) -> Tensor:
-    """Ascend the cross-entropy by signed steps inside the linf ball; return the last iterate.
+    """Step along the gradient's direction, project onto the ball and the box; return the last.
 
     Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks"
-    (https://arxiv.org/abs/1706.06083).
+    (https://arxiv.org/abs/1706.06083); with `momentum` Dong et al. 2018
+    (https://arxiv.org/abs/1710.06081). From the same start it is bit-equal to torchattacks 3.5.1;
+    the start is a function of the image and the seed, where torchattacks' is one of the image's
+    place in the batch.
 
     Args:
         model: Maps images to logits or log-probabilities `[B, classes]`.
         images: `[B, C, H, W]` in [0, 1].
-        labels: Long `[B]`.
-        eps: Budget in linf, in [0, 1].
+        labels: Long `[B]`; the classes to reach when `targeted`.
+        norm: Of the ball and of a step, `linf` or `l2`.
+        eps: Radius of the ball, in [0, 1] units.
         steps: Number of steps.
-        step_size: Length of a step, in [0, 1]; None for `eps / 10` (section 4.2 of the RLS paper).
-        random_start: Start at a uniformly random point of the ball.
-        generator: Source of the random start.
+        step_size: Length of a step; None for `eps / 10` (section 4.2 of the RLS paper).
+        loss: A key of `rlskit.attacks.losses.LOSSES`.
+        momentum: Decay of the sum of past gradients, each divided by its mean absolute value.
+        random_start: Start at a random point of the ball.
+        restarts: Runs per image; the one that ends with the least margin is returned.
+        eot_samples: Calls of the model whose gradients are summed in a step.
+        targeted: Descend towards the labels instead.
+        generator: Its seed is that of the random starts.
 
     Returns:
-        Adversarial images in [0, 1], bit-equal to `torchattacks.PGD` on the generator's seed.
+        Adversarial images in [0, 1].
 
     Raises:
         UntrustedError: Non-finite logits or gradients.
     """
-    return run_torchattacks(
-        "PGD",
-        model,
-        images,
-        labels,
-        generator=generator,
-        eps=eps,
-        alpha=eps / 10 if step_size is None else step_size,
-        steps=steps,
-        random_start=random_start,
-    )
+    stride = eps / 10 if step_size is None else step_size
+    objective = signed(loss, targeted)
+
+    def run(restart: int) -> Tensor:
+        x = images.detach()
+        if random_start:
+            x = (x + _start(images, norm, eps, generator, restart)).clamp(0, 1)
+        velocity = torch.zeros_like(x)
+        for _ in range(steps):
+            slope = gradient(model, x, labels, objective, eot_samples)
+            if momentum:
+                slope = slope / slope.abs().mean((1, 2, 3), keepdim=True).clamp_min(TINY)
+                velocity = slope = slope + momentum * velocity
+            moved = x + stride * _direction(slope, norm)
+            x = (images + _project(moved - images, norm, eps)).clamp(0, 1)
+        return x
+
+    with under_attack(model):
+        best = run(0)
+        for restart in range(1, restarts):
+            best = _more_harmful(model, best, run(restart), labels, targeted)
+    return best
+
+
+def _direction(slope: Tensor, norm: str) -> Tensor:
+    """Return the step of length 1 that raises the loss most."""
+    return slope.sign() if norm == "linf" else slope / (_l2(slope) + TINY)
+
+
+def _project(delta: Tensor, norm: str, eps: float) -> Tensor:
+    """Return the nearest perturbation inside the ball."""
+    if norm == "linf":
+        return delta.clamp(-eps, eps)
+    return delta * (eps / _l2(delta).clamp_min(TINY)).clamp_max(1)
+
+
+def _start(
+    images: Tensor, norm: str, eps: float, generator: torch.Generator, restart: int
+) -> Tensor:
+    """Return a random perturbation inside the ball, each image's from its own stream."""
+    streams = image_generators(images, generator, "start", restart)
+    if norm == "linf":
+        return uniform(images, streams, eps)
+    delta = normal(images, streams)
+    share = torch.stack([torch.rand((1, 1, 1), generator=stream) for stream in streams])
+    return delta * (share.to(images) / _l2(delta) * eps)
+
+
+def _l2(delta: Tensor) -> Tensor:
+    return delta.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+@torch.no_grad()
+def _more_harmful(
+    model: nn.Module, first: Tensor, second: Tensor, labels: Tensor, targeted: bool
+) -> Tensor:
+    """Return, per image, the one whose margin is worse for the defender."""
+    sign = -1 if targeted else 1
+    harm = [sign * trail(model(x), labels) for x in (first, second)]
+    return torch.where((harm[1] > harm[0])[:, None, None, None], second, first)

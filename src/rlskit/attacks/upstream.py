@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +18,61 @@ from torch import Tensor, nn
 
 from rlskit.attacks.guard import under_attack
 from rlskit.errors import RequestError
+
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+"""Our names of norms -> torchattacks'."""
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """An attack of torchattacks, to be called under our option names.
+
+    Attributes:
+        attack: Name of its class; or one for each decision rule.
+        names: Our option -> the name of its argument.
+        fixed: Further arguments and their values.
+        least_steps: Fewer end in a division by zero.
+    """
+
+    attack: str | Mapping[str, str]
+    names: Mapping[str, str]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    least_steps: int = 1
+
+    @property
+    def options(self) -> set[str]:
+        """The options it takes, under our names."""
+        return {*self.names} | (set() if isinstance(self.attack, str) else {"decision_rule"})
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        generator: torch.Generator,
+        **options: Any,
+    ) -> Tensor:
+        """Run it; see `run_torchattacks`.
+
+        Raises:
+            RequestError: Too few steps.
+            UntrustedError: Non-finite logits or gradients.
+        """
+        if options.get("steps", self.least_steps) < self.least_steps:
+            raise RequestError(
+                f"torchattacks needs --steps of at least {self.least_steps} here, "
+                f"not {options['steps']}"
+            )
+        attack = self.attack
+        if not isinstance(attack, str):
+            attack = attack[options.pop("decision_rule")]
+        given = {self.names[name]: value for name, value in options.items()}
+        if "norm" in options:
+            given[self.names["norm"]] = NORMS[options["norm"]]
+        return run_torchattacks(
+            attack, model, images, labels, generator=generator, **{**self.fixed, **given}
+        )
 
 
 def run_torchattacks(
@@ -66,71 +122,3 @@ def _global_rng(generator: torch.Generator, device: torch.device) -> Iterator[No
             torch.set_rng_state(generator.get_state())
             yield
             generator.set_state(torch.get_rng_state())
-
-
-def deepfool(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    steps: int = 50,
-    overshoot: float = 0.02,
-    generator: torch.Generator,
-) -> Tensor:
-    """Run `torchattacks.DeepFool` (l2, all classes; NaN where the gradient is zero)."""
-    return run_torchattacks(
-        "DeepFool", model, images, labels, generator=generator, steps=steps, overshoot=overshoot
-    )
-
-
-def cw(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    c: float = 0.01,
-    kappa: float = 0.1,
-    steps: int = 1000,
-    lr: float = 0.01,
-    generator: torch.Generator,
-) -> Tensor:
-    """Run `torchattacks.CW` (blind on negative logits; pixels at 0 and 1 do not move)."""
-    return run_torchattacks(
-        "CW", model, images, labels, generator=generator, c=c, kappa=kappa, steps=steps, lr=lr
-    )
-
-
-def ead(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    c: float = 0.01,
-    beta: float = 0.01,
-    kappa: float = 0.1,
-    steps: int = 1000,
-    lr: float = 0.01,
-    search_steps: int = 1,
-    decision_rule: str = "en",
-    generator: torch.Generator,
-) -> Tensor:
-    """Run `torchattacks.EADEN` or `torchattacks.EADL1` (FISTA; one early stop for the batch).
-
-    Raises:
-        RequestError: Fewer than 10 steps, by which torchattacks divides by zero.
-    """
-    if steps < 10:
-        raise RequestError(f"torchattacks' EAD needs --steps of at least 10, not {steps}")
-    return run_torchattacks(
-        {"en": "EADEN", "l1": "EADL1"}[decision_rule],
-        model,
-        images,
-        labels,
-        generator=generator,
-        initial_const=c,
-        beta=beta,
-        kappa=kappa,
-        max_iterations=steps,
-        lr=lr,
-        binary_search_steps=search_steps,
-    )

@@ -113,7 +113,7 @@ class Run:
         if self.threat is None:
             check_answers(draw, images, model.card.classes)
         else:
-            view = self._view(self.threat, 0, 0)
+            view = self._view(self.threat, 0)
             preflight(model, draw, view, self.threat.attack, images, labels)
 
     def finish(self, journal: Journal, progress: Progress) -> list[Result]:
@@ -158,8 +158,8 @@ class Run:
         block |= self._scores(scored, defenders, images, wanted)
         cost = [len(images) * len(defenders), 0]
         if self.threat is not None:
-            meter = Meter(self._view(self.threat, repeat, indices.start), self.threat.n_attacked)
-            noise = seeds.generator(self.options.seed, "attack", repeat, indices.start)
+            meter = Meter(self._view(self.threat, repeat), self.threat.n_attacked)
+            noise = seeds.generator(self.options.seed, "attack", repeat)
             changed = self.threat.attack(meter, images, wanted, generator=noise)
             block |= self._scores("robust", defenders, changed, wanted)
             block |= perturbation_norms(images, changed)
@@ -190,10 +190,10 @@ class Run:
         single = [right[:n].mean(0) for n in self.counts]
         return {kind: torch.stack(answers, 1), f"{kind}_gibbs": torch.stack(single, 1)}
 
-    def _view(self, threat: Threat, repeat: int, first: int) -> nn.Module:
+    def _view(self, threat: Threat, repeat: int) -> nn.Module:
         return attackers_view(
-            self.subject.model, threat.protocol, threat.n_attacked,
-            seed=self.options.seed, repeat=repeat, block=first, view=threat.view,
+            self.subject.model, threat.protocol, threat.n_attacked, seed=self.options.seed,
+            repeat=repeat, view=threat.view, folded=threat.attack.engine == "rlskit",
         )  # fmt: skip
 
     def _write_adversarial(self, threat: Threat, journal: Journal) -> None:

@@ -127,6 +127,7 @@ class BankedModel(nn.Module):
         self.partition = partition
         self.card = card
         self.path: str | None = None  # of the checkpoint it was loaded from, for the record
+        self.foldable: tuple[tuple[str, str], ...] | None = None  # once `folding` has looked
         self._share(partition.shared)
         self._names = [tuple(tensor_names(network)) for network in networks]
         if any(names != self._names[0] for names in self._names):

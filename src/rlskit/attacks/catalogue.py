@@ -1,0 +1,174 @@
+"""The attacks: what is known about each, and its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from rlskit.attacks.cw import cw
+from rlskit.attacks.deepfool import deepfool
+from rlskit.attacks.ead import ead
+from rlskit.attacks.fgsm import fgsm
+from rlskit.attacks.pgd import pgd
+from rlskit.attacks.upstream import Upstream
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What is known about one attack.
+
+    Attributes:
+        title: Its name in words.
+        run: Our function.
+        paper: Citation and link.
+        norms: What a budget bounds, or what an attack without one makes small. Several are the
+            choices of `--norm`, the first its default.
+        needs: What it needs of the model: `gradients`, `logits`, or `nothing`.
+        random: Whether its result depends on the generator's seed.
+        defaults: Option -> default, stated in whatever scale `--pixel-range` names. None: derived
+            from another option, or not done. Budgets and constants are those of section 4.2 of the
+            RLS paper.
+        fixed: What the name says of `run`'s arguments, and no option changes.
+        upstream: torchattacks' own, under the same option names; None where it has none.
+    """
+
+    title: str
+    run: Callable[..., Tensor]
+    paper: str
+    norms: tuple[str, ...]
+    needs: str
+    random: bool
+    defaults: Mapping[str, Any]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    upstream: Upstream | None = None
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether `--eps` bounds what it does; else it makes a perturbation as small as it can."""
+        return "eps" in self.defaults
+
+
+_ASCENT: Mapping[str, Any] = {
+    "eps": 0.01, "steps": 10, "step_size": None, "loss": "ce", "momentum": 0.0,
+    "random_start": True, "restarts": 1, "eot_samples": 1, "target": None,
+}  # fmt: skip
+_NAMES = {"eps": "eps", "steps": "steps", "step_size": "alpha"}
+
+
+def _without(*options: str) -> dict[str, Any]:
+    return {name: value for name, value in _ASCENT.items() if name not in options}
+
+
+ATTACKS: dict[str, Attack] = {
+    "fgsm": Attack(
+        title="Fast gradient sign method",
+        run=fgsm,
+        paper="Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572",
+        norms=("linf",),
+        needs="gradients",
+        random=False,
+        defaults={"eps": 0.01, "loss": "ce", "eot_samples": 1, "target": None},
+        upstream=Upstream("FGSM", {"eps": "eps"}),
+    ),
+    "bim": Attack(
+        title="Basic iterative method",
+        run=pgd,
+        paper="Kurakin et al. 2017, https://arxiv.org/abs/1607.02533",
+        norms=("linf",),
+        needs="gradients",
+        random=False,
+        defaults=_without("random_start", "restarts", "momentum"),
+        fixed={"random_start": False},
+        upstream=Upstream("BIM", _NAMES),
+    ),
+    "pgd": Attack(
+        title="Projected gradient descent",
+        run=pgd,
+        paper="Madry et al. 2018, https://arxiv.org/abs/1706.06083",
+        norms=("linf",),
+        needs="gradients",
+        random=True,
+        defaults=_ASCENT,
+        upstream=Upstream("PGD", {**_NAMES, "random_start": "random_start"}),
+    ),
+    "pgd-l2": Attack(
+        title="Projected gradient descent in l2",
+        run=pgd,
+        paper="Madry et al. 2018, https://arxiv.org/abs/1706.06083",
+        norms=("l2",),
+        needs="gradients",
+        random=True,
+        defaults={**_ASCENT, "eps": 0.5},
+        fixed={"norm": "l2"},
+        upstream=Upstream("PGDL2", {**_NAMES, "random_start": "random_start"}),
+    ),
+    "mifgsm": Attack(
+        title="Momentum iterative FGSM",
+        run=pgd,
+        paper="Dong et al. 2018, https://arxiv.org/abs/1710.06081",
+        norms=("linf",),
+        needs="gradients",
+        random=False,
+        defaults={**_without("random_start", "restarts"), "momentum": 1.0},
+        fixed={"random_start": False},
+        upstream=Upstream("MIFGSM", {**_NAMES, "momentum": "decay"}),
+    ),
+    "eotpgd": Attack(
+        title="PGD on gradients summed over calls of the model",
+        run=pgd,
+        paper="Athalye et al. 2018, https://arxiv.org/abs/1802.00420",
+        norms=("linf",),
+        needs="gradients",
+        random=True,
+        defaults={**_ASCENT, "eot_samples": 2},
+        upstream=Upstream(
+            "EOTPGD", {**_NAMES, "random_start": "random_start", "eot_samples": "eot_iter"}
+        ),
+    ),
+    "deepfool": Attack(
+        title="DeepFool",
+        run=deepfool,
+        paper="Moosavi-Dezfooli et al. 2016, https://arxiv.org/abs/1511.04599",
+        norms=("l2", "linf"),
+        needs="gradients",
+        random=False,
+        defaults={"norm": "l2", "steps": 50, "overshoot": 0.02, "top_classes": 10},
+        upstream=Upstream("DeepFool", {"steps": "steps", "overshoot": "overshoot"}),
+    ),
+    "cw": Attack(
+        title="Carlini & Wagner",
+        run=cw,
+        paper="Carlini & Wagner 2017, https://arxiv.org/abs/1608.04644",
+        norms=("l2",),
+        needs="gradients",
+        random=False,
+        defaults={
+            "c": 0.01, "kappa": 0.1, "steps": 1000, "lr": 0.01, "search_steps": 1, "target": None,
+        },
+        upstream=Upstream("CW", {"c": "c", "kappa": "kappa", "steps": "steps", "lr": "lr"}),
+    ),
+    "ead": Attack(
+        title="Elastic-net attack",
+        run=ead,
+        paper="Chen et al. 2018, https://arxiv.org/abs/1709.04114",
+        norms=("elastic net",),
+        needs="gradients",
+        random=False,
+        defaults={
+            "c": 0.01, "beta": 0.01, "kappa": 0.1, "steps": 1000, "lr": 0.01, "search_steps": 1,
+            "decision_rule": "en", "optimizer": "adam", "target": None,
+        },
+        upstream=Upstream(
+            {"en": "EADEN", "l1": "EADL1"},
+            {
+                "c": "initial_const", "beta": "beta", "kappa": "kappa", "steps": "max_iterations",
+                "lr": "lr", "search_steps": "binary_search_steps",
+            },
+            least_steps=10,
+        ),
+    ),
+}  # fmt: skip
+"""Name of a method -> what is known about it."""

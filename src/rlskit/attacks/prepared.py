@@ -1,0 +1,136 @@
+"""How a request for an attack is checked, and put into the pixel scale [0, 1]."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlskit.attacks.catalogue import ATTACKS, Attack
+from rlskit.attacks.options import flag, in_unit_range, read
+from rlskit.attacks.targets import choose_targets
+from rlskit.errors import RequestError
+from rlskit.pixels import check_adversarial
+
+ENGINES = ("rlskit", "torchattacks")
+"""Whose implementation runs."""
+
+
+@dataclass(frozen=True)
+class PreparedAttack:
+    """An attack with all its options checked, ready to run on images in [0, 1].
+
+    Attributes:
+        method: A key of `ATTACKS`.
+        engine: One of `ENGINES`.
+        params: Every option and its value, in [0, 1] units.
+        stated: The same in the scale that the request named, and that scale as `pixel_range`.
+    """
+
+    method: str
+    engine: str
+    params: Mapping[str, Any] = field(hash=False)
+    stated: Mapping[str, Any] = field(hash=False)
+
+    @property
+    def norm(self) -> str | None:
+        """The norm that `eps` bounds; None for an attack without a budget."""
+        known = ATTACKS[self.method]
+        return self.params.get("norm", known.norms[0]) if known.has_budget else None
+
+    @property
+    def eps(self) -> float | None:
+        """The budget, in [0, 1]; None for an attack without one."""
+        return self.params.get("eps")
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: torch.Generator
+    ) -> Tensor:
+        """Return the adversarial images, after checking shape, range and budget.
+
+        Args:
+            model: Maps images to logits or log-probabilities `[B, classes]`.
+            images: `[B, C, H, W]` in [0, 1].
+            labels: Long `[B]`.
+            generator: Its seed is that of all randomness. An image whose label is the target asked
+                for comes back unchanged.
+
+        Raises:
+            UntrustedError: Non-finite logits or gradients, or the attack broke its promise.
+        """
+        adversarial = self._run(model, images, labels, generator)
+        check_adversarial(images, adversarial, self.norm, self.eps)
+        return adversarial
+
+    def _run(
+        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        known, options = ATTACKS[self.method], dict(self.params)
+        if self.engine == "torchattacks":
+            assert known.upstream is not None
+            return known.upstream(model, images, labels, generator=generator, **options)
+        options.update(known.fixed)
+        target = options.pop("target", None)
+        if target is None:
+            return known.run(model, images, labels, generator=generator, **options)
+        wanted = choose_targets(target, model, images, labels, generator)
+        moved = known.run(model, images, wanted, targeted=True, generator=generator, **options)
+        return torch.where((wanted == labels)[:, None, None, None], images, moved)
+
+
+def prepare(
+    method: str, *, pixel_range: str = "0:1", engine: str = "rlskit", **options: Any
+) -> PreparedAttack:
+    """Check a request for an attack and put its options into the pixel scale [0, 1].
+
+    Args:
+        method: A key of `ATTACKS`.
+        pixel_range: The scale the options are stated in, a key of `rlskit.pixels.PIXEL_RANGES`.
+        engine: One of `ENGINES`.
+        options: As a user states them: numbers or strings such as `8/255`; None means not given.
+
+    Raises:
+        RequestError: An unknown method, engine or scale, an option that the method does not take,
+            or a value that it cannot have.
+    """
+    known = _known(method)
+    defaults = _defaults(method, known, engine)
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in (option for option in given if option not in defaults):
+        flags = ", ".join(map(flag, defaults))
+        raise RequestError(f"{flag(option)} is no option of {method} ({engine}): it takes {flags}")
+    norm = given.get("norm", known.norms[0])
+    if norm not in known.norms:
+        known_norms = " or ".join(known.norms)
+        raise RequestError(f"--norm {norm!r} is unknown to {method}; it is {known_norms}")
+    stated: dict[str, Any] = {
+        option: None if value is None else read(option, value, pixel_range, norm)
+        for option, value in (defaults | given).items()
+    }
+    if "step_size" in stated and stated["step_size"] is None:
+        stated["step_size"] = stated["eps"] / 10
+    params = in_unit_range(stated, pixel_range)
+    return PreparedAttack(method, engine, params, stated | {"pixel_range": pixel_range})
+
+
+def _known(method: str) -> Attack:
+    if method not in ATTACKS:
+        near = " or ".join(difflib.get_close_matches(method, ATTACKS, cutoff=0.4))
+        hint = f"did you mean {near}?" if near else "`rlskit attacks` lists them"
+        raise RequestError(f"--method {method!r} is unknown; {hint}")
+    return ATTACKS[method]
+
+
+def _defaults(method: str, known: Attack, engine: str) -> dict[str, Any]:
+    """Return the options that an engine's version takes, with their defaults."""
+    if engine not in ENGINES:
+        raise RequestError(f"--engine {engine!r} is unknown; it is {' or '.join(ENGINES)}")
+    if engine == "rlskit":
+        return dict(known.defaults)
+    if known.upstream is None:
+        raise RequestError(f"torchattacks has no {method}; use --engine rlskit")
+    return {k: v for k, v in known.defaults.items() if k in known.upstream.options}

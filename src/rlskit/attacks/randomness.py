@@ -1,0 +1,47 @@
+"""Randomness of attacks: every image has streams of its own, keyed by its own pixels.
+
+A result may not depend on batch-mates or on the order of images, so nothing is drawn for a batch:
+the seed of each stream is a function of the generator's seed, what the numbers are for, and the
+image's bytes. The generator's state is neither read nor advanced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from rlskit import seeds
+
+
+def image_generators(
+    images: Tensor, generator: torch.Generator, purpose: str, *indices: int
+) -> list[torch.Generator]:
+    """Return one CPU generator per image.
+
+    Args:
+        images: The clean images, `[B, C, H, W]`.
+        generator: Its seed is the attack's.
+        purpose: What the numbers are for, so that no two uses share a stream.
+        indices: For example the restart.
+    """
+    seed = generator.initial_seed()
+    digests = (
+        hashlib.blake2b(image.numpy().tobytes(), digest_size=16).hexdigest()
+        for image in images.detach().cpu().contiguous()
+    )
+    return [seeds.generator(seed, f"{purpose}|{digest}", *indices) for digest in digests]
+
+
+def uniform(images: Tensor, streams: list[torch.Generator], radius: float = 1.0) -> Tensor:
+    """Return numbers uniform in [-radius, radius), shaped as `images`, each from its stream."""
+    empty = torch.empty(images.shape[1:])
+    rows = [empty.clone().uniform_(-radius, radius, generator=stream) for stream in streams]
+    return torch.stack(rows).to(images)
+
+
+def normal(images: Tensor, streams: list[torch.Generator]) -> Tensor:
+    """Return standard normal numbers, shaped as `images`, each image's from its stream."""
+    rows = [torch.randn(images.shape[1:], generator=stream) for stream in streams]
+    return torch.stack(rows).to(images)

@@ -1,0 +1,170 @@
+"""A draw made ready for many gradients: BatchNorm folded into its convolution, channels last.
+
+In eval mode a BatchNorm is an affine map per channel, and a convolution directly before it can do
+that map's work. Which pairs there are is seen in one observed forward pass, so that it holds for
+any architecture; the result is compared with the draw itself before it is used.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from rlskit.models.banks import BankedModel, Classifier
+from rlskit.models.trace import logits_of
+
+TOLERANCE = 1e-5
+"""Largest change of a logit that folding may make, as a fraction of the largest logit."""
+
+_LOOKS = {"__get__", "dim", "size"}
+"""Torch functions that look at a tensor's shape and not at its values."""
+
+
+def ready_for_attack(model: BankedModel, draws: list[nn.Module]) -> list[nn.Module]:
+    """Fold the draws in place and lay their convolutions out channels last, where that is possible.
+
+    The logits agree with those of the draws as they were to `TOLERANCE`; a draw of a kind that
+    cannot be folded, or that would not agree, is returned as it was.
+
+    Args:
+        model: Whose draws they are; it remembers what can be folded.
+        draws: From `rlskit.defenses.draws`.
+    """
+    if not all(isinstance(draw, Classifier) for draw in draws):
+        return draws
+    if model.foldable is None:
+        model.foldable = _agreed_pairs(model, model.sampled(_first_plan(model)))
+    for draw in draws:
+        fold(draw, model.foldable)
+        draw.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return draws
+
+
+def fold(draw: nn.Module, pairs: tuple[tuple[str, str], ...]) -> None:
+    """Let each convolution do the work of its BatchNorm, in place; the banks stay untouched.
+
+    Args:
+        draw: In eval mode.
+        pairs: Paths of convolutions and of the BatchNorms that alone read their outputs, as
+            `foldable_pairs` finds them.
+    """
+    for conv_path, norm_path in pairs:
+        conv: Any = draw.get_submodule(conv_path)
+        norm: Any = draw.get_submodule(norm_path)
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
+            norm.weight, norm.bias,
+        )  # fmt: skip
+        conv.weight = nn.Parameter(weight, requires_grad=False)
+        conv.bias = nn.Parameter(bias, requires_grad=False)
+        parent, _, name = norm_path.rpartition(".")
+        setattr(draw.get_submodule(parent), name, _rest_of(norm))
+
+
+@torch.no_grad()
+def foldable_pairs(draw: nn.Module, images: Tensor) -> tuple[tuple[str, str], ...]:
+    """Return the paths of each convolution whose output only one BatchNorm reads, and of that one.
+
+    Args:
+        draw: In eval mode.
+        images: `[B, C, H, W]` in [0, 1].
+    """
+    watch = _Watch()
+    hooks = []
+    for path, module in draw.named_modules():
+        if type(module) is nn.Conv2d:
+            hooks.append(module.register_forward_hook(watch.conv_hook(path)))
+        elif _foldable_norm(module):
+            hooks.append(module.register_forward_pre_hook(watch.norm_hook(path)))
+    try:
+        with watch:
+            draw(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return watch.pairs()
+
+
+class _Watch(TorchFunctionMode):
+    """Notes which convolution made a tensor, who read it, and how often each module ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, tuple[str, Tensor]] = {}  # holds the tensor, so that its id stays its
+        self._reads: Counter[int] = Counter()
+        self._runs: Counter[str] = Counter()
+        self._normed: dict[str, int] = {}
+
+    def conv_hook(self, path: str) -> Any:
+        def note(module: nn.Module, inputs: Any, output: Tensor) -> None:  # noqa: ARG001
+            self._runs[path] += 1
+            self._made[id(output)] = path, output
+
+        return note
+
+    def norm_hook(self, path: str) -> Any:
+        def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+            self._runs[path] += 1
+            if id(inputs[0]) in self._made:
+                self._normed[path] = id(inputs[0])
+
+        return note
+
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Return the pairs, each module having run once and nobody else reading between them."""
+        found = []
+        for norm, tensor in self._normed.items():
+            conv, _ = self._made[tensor]
+            if self._reads[tensor] == self._runs[conv] == self._runs[norm] == 1:
+                found.append((conv, norm))
+        return tuple(found)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") not in _LOOKS:
+            read = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+            self._reads.update(read & self._made.keys())
+        return func(*args, **(kwargs or {}))
+
+
+def _foldable_norm(module: nn.Module) -> bool:
+    known = type(module) is nn.BatchNorm2d or type(module).__name__ == "BatchNormAct2d"
+    return known and getattr(module, "running_mean", None) is not None
+
+
+def _rest_of(norm: Any) -> nn.Module:
+    """Return what a BatchNorm does after its affine map: timm's own drop and activate there."""
+    return nn.Identity() if type(norm) is nn.BatchNorm2d else nn.Sequential(norm.drop, norm.act)
+
+
+def _first_plan(model: BankedModel) -> Tensor:
+    return torch.zeros(model.num_layers, dtype=torch.long)
+
+
+@torch.no_grad()
+def _agreed_pairs(model: BankedModel, draw: Classifier) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of a model, or none where folding them changes what a draw answers."""
+    pixels, rng = model.card.pixels, torch.Generator().manual_seed(0)
+    shape = (2, pixels.channels, pixels.height, pixels.width)
+    images = torch.rand(shape, generator=rng).to(model.device)
+    draw = copy.deepcopy(draw)
+    for module in draw.modules():
+        if _foldable_norm(module):
+            _stir(module, rng)
+    expected = logits_of(draw(images))
+    pairs = foldable_pairs(draw, images)
+    fold(draw, pairs)
+    change = (draw(images) - expected).abs().max()
+    return pairs if change <= TOLERANCE * expected.abs().max() else ()
+
+
+def _stir(norm: Any, rng: torch.Generator) -> None:
+    """Give a BatchNorm statistics that matter: those of an untrained one change nothing."""
+    for statistic in (norm.running_mean, norm.running_var):
+        statistic.copy_(0.5 + torch.rand(statistic.shape, generator=rng))
