@@ -407,15 +407,25 @@ def test_several_attacks_are_each_as_if_alone(rls: BankedModel, tmp_path: Path) 
         prepare("cw", c=10, steps=5),
     ]
     options = EvalOptions(n_samples=3, batch_size=25)
-    results = attack_all(rls, DATA, attacks=attacks, options=options, out=tmp_path / "all")
+    *results, worst = attack_all(rls, DATA, attacks=attacks, options=options, out=tmp_path / "all")
     names = ["fgsm-0.1", "fgsm-0.2", "pgd-0.1", "cw", "cw-no2"]
-    written = json.loads((tmp_path / "all" / "results.json").read_text())
+    *written, last = json.loads((tmp_path / "all" / "results.json").read_text())
     for prepared, result, name, one in zip(attacks, results, names, written, strict=True):
         (alone,) = attack_all(rls, DATA, attacks=[prepared], options=options, out=tmp_path / name)
         assert lasting(result) == lasting(alone) == lasting(one)
         own = json.loads((tmp_path / "all" / name / "results.json").read_text())
         assert own == one
     assert len({str(result.accuracy["robust"]) for result in results}) > 2
+    # The worst case per image, from the tables that the attacks wrote.
+    assert worst.attack is not None
+    assert (worst.attack["method"], last["attack"]["method"]) == ("worst-case", "worst-case")
+    right = torch.ones(len(LABELS), dtype=torch.bool)
+    for name in names:
+        with (tmp_path / "all" / name / "per_image.csv").open() as file:
+            right &= torch.tensor([row["robust"] == row["label"] for row in csv.DictReader(file)])
+    assert worst.accuracy["robust"]["mean"] == last["accuracy"]["robust"]["mean"] == share(right)
+    assert worst.accuracy["clean"] == results[0].accuracy["clean"]
+    assert worst.accuracy["robust"]["mean"] <= min(r.accuracy["robust"]["mean"] for r in results)
 
 
 def test_several_attacks_go_on_where_they_were_interrupted(

@@ -113,7 +113,7 @@ def journal(folder: Path | None = None, request: dict[str, Any] | None = None) -
 
 
 def test_accuracies_by_hand() -> None:
-    found = summary.accuracies(journal(), 1, 0)
+    found = summary.accuracies([journal()], 1, 0)
     assert {name: (value["mean"], value["n"]) for name, value in found.items()} == {
         "clean": (0.75, 4),
         "clean_gibbs": (0.5, 4),
@@ -128,7 +128,7 @@ def test_repeats_spread_and_success_has_the_least_denominator() -> None:
     found = journal()
     found.put(1, 0, block(0, [0, 1], [9, 9], [9, 9]))
     found.put(1, 2, block(2, [2, 3], [9, 3], [9, 9]))
-    accuracies = summary.accuracies(found, 2, 0)
+    accuracies = summary.accuracies([found], 2, 0)
     assert accuracies["clean"]["mean"] == 0.5
     assert accuracies["clean"]["std"] == pytest.approx(math.sqrt(0.125))  # of 0.75 and 0.25
     assert accuracies["clean"]["n"] == 4  # images, not images x repeats
@@ -139,7 +139,24 @@ def test_repeats_spread_and_success_has_the_least_denominator() -> None:
 def test_attack_success_without_a_right_answer_is_missing() -> None:
     found = Journal(None, {})
     found.put(0, 0, block(0, [0, 1], [9, 9], [0, 9]))
-    assert "attack_success" not in summary.accuracies(found, 1, 0)
+    assert "attack_success" not in summary.accuracies([found], 1, 0)
+
+
+def test_the_worst_case_is_right_where_every_attack_left_it_right() -> None:
+    other = Journal(None, {})
+    other.put(0, 0, block(0, [0, 1], [0, 1], [0, 9]))  # turns image 1, and not image 0
+    other.put(0, 2, block(2, [2, 3], [2, 0], [2, 9]) | {"robust_gibbs": torch.tensor([[0.1], [1]])})
+    found = summary.accuracies([journal(), other], 1, 0)
+    assert {name: (value["mean"], value["n"]) for name, value in found.items()} == {
+        "clean": (0.75, 4),
+        "clean_gibbs": (0.5, 4),
+        "robust": (0.25, 4),
+        "robust_gibbs": (pytest.approx((0.5 + 0.5 + 0.1 + 0.5) / 4), 4),
+        "attack_success": (2 / 3, 3),
+    }
+    cost = summary.timing([journal(), other])
+    assert (cost["forwards"], cost["backwards"], cost["seconds"]) == (40, 20, 2)
+    assert cost["images_per_second"] == 2
 
 
 def test_perturbation_and_timing_by_hand() -> None:
@@ -147,7 +164,7 @@ def test_perturbation_and_timing_by_hand() -> None:
     assert summary.perturbation(found, 1) == {
         norm: {"median": 2.5, "max": 4.0} for norm in summary.NORMS
     }
-    assert summary.timing(found) == {
+    assert summary.timing([found]) == {
         "seconds": 1.0, "images_per_second": 4.0, "forwards": 20.0, "backwards": 10.0
     }  # fmt: skip
 

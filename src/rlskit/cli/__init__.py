@@ -13,7 +13,7 @@ from types import FrameType
 
 import typer
 
-from rlskit.cli import attack, convert, diversity, evaluate, export, inspect, models, train
+from rlskit.cli import attack, attacks, convert, diversity, evaluate, export, inspect, models, train
 from rlskit.errors import RlskitError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("convert")(convert.convert)
 app.command("train")(train.train)
 app.command("attack")(attack.attack)
+app.command("attacks")(attacks.attacks)
 app.command("eval")(evaluate.evaluate)
 app.command("diversity")(diversity.diversity)
 app.command("models")(models.models)

@@ -20,7 +20,7 @@ from rlskit.evaluation.run import Run, Threat, finite_logits
 from rlskit.evaluation.subject import Subject, subject_of
 from rlskit.files import write_text
 from rlskit.models.banks import BankedModel
-from rlskit.results import RESULTS, Journal, Result, dump, refuse_finished
+from rlskit.results import RESULTS, Journal, Result, dump, refuse_finished, summary
 from rlskit.threat import check_view, protocol_of
 from rlskit.types import Progress, no_progress
 
@@ -111,7 +111,8 @@ def attack_all(
     """Run several attacks on the same images, views and draws; see `attack` for the arguments.
 
     Returns:
-        One result per attack. With a folder, each attack has its own below `out` when there are
+        One result per attack, and after several the worst case per image over all of them, whose
+        method is `worst-case`. With a folder, each attack has its own below `out` when there are
         several, and `out/results.json` lists them all.
 
     Raises:
@@ -138,8 +139,10 @@ def attack_all(
     for run, journal in zip(works, journals, strict=True):
         results += (found := run.finish(journal, progress))
         journal.write_results(dump(found))
-    if out is not None and len(results) > 1:
-        write_text(out / RESULTS, dump(results), force=True)
+    if len(results) > 1:
+        results.append(_worst_case(results, journals))
+        if out is not None:
+            write_text(out / RESULTS, dump(results), force=True)
     return results
 
 
@@ -183,6 +186,31 @@ def evaluate(
     journal.write_results(dump(results))
     return results
 
+
+def _worst_case(results: Sequence[Result], journals: Sequence[Journal]) -> Result:
+    """Return the result under all attacks: an image is robust where it withstood every one."""
+    first = results[0]
+    assert first.attack is not None
+    attack = {
+        "method": WORST_CASE,
+        "engine": first.attack["engine"],
+        "params": {"of": [result.attack for result in results]},
+        "stated": {},
+        "pixel_range": first.attack["pixel_range"],
+        "view": first.attack["view"],
+    }
+    return dataclasses.replace(
+        first,
+        attack=attack,
+        accuracy=summary.accuracies(journals, first.repeats, 0),
+        perturbation=None,
+        timing=summary.timing(journals),
+        per_image=None,
+    )
+
+
+WORST_CASE = "worst-case"
+"""The method of the result that stands for all attacks of a run."""
 
 _OPTION_NAMES = {field.name for field in dataclasses.fields(EvalOptions)}
 

@@ -221,9 +221,9 @@ class Run:
             repeats=options.repeats,
             seed=options.seed,
             batch_size=options.batch_size,
-            accuracy=summary.accuracies(journal, options.repeats, which),
+            accuracy=summary.accuracies([journal], options.repeats, which),
             perturbation=summary.perturbation(journal, options.repeats),
-            timing=summary.timing(journal),
+            timing=summary.timing([journal]),
             per_image=per_image,
         )
 

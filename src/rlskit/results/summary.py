@@ -9,6 +9,7 @@ scored, ascending; `which` picks one of them.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,23 +24,30 @@ KINDS = ("clean", "robust", "robust_8bit")
 NORMS = ("l0", "l1", "l2", "linf")
 
 
-def accuracies(journal: Journal, repeats: int, which: int) -> dict[str, dict[str, Any]]:
+def accuracies(journals: Sequence[Journal], repeats: int, which: int) -> dict[str, dict[str, Any]]:
     """Return every accuracy of the design's section 4 that was scored, each with its denominator.
 
     `attack_success` is the share of the correctly classified images that the attack turned; its
     denominator is the least over repeats, and it is missing where a repeat got no image right.
+
+    Args:
+        journals: Of one evaluation; or of several attacks on the same images, views and draws, for
+            the worst case per image: right is what is right under all of them.
+        repeats: R.
+        which: Index of the N to take.
     """
-    kinds = [kind for kind in KINDS if kind in journal.names]
+    names = journals[0].names
+    kinds = [kind for kind in KINDS if kind in names]
     found = {}
     for kind in kinds:
-        right = [_right(journal, kind, repeat, which).double() for repeat in range(repeats)]
+        right = [_right(journals, kind, repeat, which).double() for repeat in range(repeats)]
         found[kind] = _accuracy(right)
         gibbs = f"{kind}_gibbs"
-        if gibbs in journal.names:
-            single = [journal.column(gibbs, repeat)[:, which] for repeat in range(repeats)]
+        if gibbs in names:
+            single = [_least(journals, gibbs, repeat, which) for repeat in range(repeats)]
             found[gibbs] = _accuracy(single)
     if {"clean", "robust"} <= set(kinds):
-        found |= _attack_success(journal, repeats, which)
+        found |= _attack_success(journals, repeats, which)
     return found
 
 
@@ -57,15 +65,13 @@ def perturbation(journal: Journal, repeats: int) -> dict[str, dict[str, float]] 
     return found
 
 
-def timing(journal: Journal) -> dict[str, float]:
+def timing(journals: Sequence[Journal]) -> dict[str, float]:
     """Return what all blocks cost; passes are images x draws, those that score included."""
-    seconds = journal.total("seconds")
-    return {
-        "seconds": seconds,
-        "images_per_second": journal.rows / seconds,
-        "forwards": journal.total("forwards"),
-        "backwards": journal.total("backwards"),
+    cost = {
+        name: sum(journal.total(name) for journal in journals)
+        for name in ("seconds", "forwards", "backwards")
     }
+    return {"images_per_second": journals[0].rows / cost["seconds"], **cost}
 
 
 def per_image(journal: Journal, repeats: int) -> dict[str, list[Any]]:
@@ -88,11 +94,13 @@ def _accuracy(per_repeat: list[Tensor]) -> dict[str, Any]:
     return accuracy(means, len(per_repeat[0])).to_json()
 
 
-def _attack_success(journal: Journal, repeats: int, which: int) -> dict[str, dict[str, Any]]:
+def _attack_success(
+    journals: Sequence[Journal], repeats: int, which: int
+) -> dict[str, dict[str, Any]]:
     shares, denominators = [], []
     for repeat in range(repeats):
-        correct = _right(journal, "clean", repeat, which)
-        turned = correct & ~_right(journal, "robust", repeat, which)
+        correct = _right(journals, "clean", repeat, which)
+        turned = correct & ~_right(journals, "robust", repeat, which)
         denominators.append(int(correct.sum()))
         shares.append(int(turned.sum()) / max(denominators[-1], 1))
     if not min(denominators):
@@ -100,5 +108,12 @@ def _attack_success(journal: Journal, repeats: int, which: int) -> dict[str, dic
     return {"attack_success": accuracy(shares, min(denominators)).to_json()}
 
 
-def _right(journal: Journal, kind: str, repeat: int, which: int) -> Tensor:
-    return journal.column(kind, repeat)[:, which] == journal.column("label", repeat)
+def _right(journals: Sequence[Journal], kind: str, repeat: int, which: int) -> Tensor:
+    """Return which images were right in every journal, bool `[n]`."""
+    right = [one.column(kind, repeat)[:, which] == one.column("label", repeat) for one in journals]
+    return torch.stack(right).all(0)
+
+
+def _least(journals: Sequence[Journal], kind: str, repeat: int, which: int) -> Tensor:
+    """Return each image's least share of single draws that were right, `[n]`."""
+    return torch.stack([one.column(kind, repeat)[:, which] for one in journals]).amin(0)

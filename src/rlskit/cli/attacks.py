@@ -1,0 +1,43 @@
+"""`rlskit attacks`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rlskit.cli.show import print_table
+from rlskit.errors import RequestError
+
+
+def attacks(
+    pattern: Annotated[str, typer.Argument(help="Part of a name, or a glob.")] = "*",
+) -> None:
+    """List the attacks: norm, what they need to know, randomness, options and their defaults."""
+    import fnmatch
+
+    from rich.table import Table
+
+    from rlskit.attacks import ATTACKS
+    from rlskit.attacks.options import flag
+
+    names = [name for name in ATTACKS if fnmatch.fnmatch(name, pattern) or pattern in name]
+    if not names:
+        raise RequestError(f"no attack's name matches {pattern!r}")
+    table = Table("method", "norm", "needs", "random", "torchattacks", "options", show_lines=True)
+    for name in names:
+        known = ATTACKS[name]
+        kind = "" if known.has_budget else "least "
+        options = [
+            flag(option) if default is None else f"{flag(option)} {default}"
+            for option, default in known.defaults.items()
+        ]
+        table.add_row(
+            f"{name}\n{known.title}\n{known.paper}",
+            kind + ", ".join(known.norms),
+            known.needs,
+            "yes" if known.random else "no",
+            "no" if known.upstream is None else "yes",
+            "  ".join(options),
+        )
+    print_table(table)
