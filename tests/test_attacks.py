@@ -33,6 +33,16 @@ QUICK: dict[str, dict[str, Any]] = {
     "bim": {"eps": 0.05},
     "mifgsm": {"eps": 0.05},
     "eotpgd": {"eps": 0.05},
+    "apgd-ce": {"eps": 0.05, "steps": 10},
+    "apgd-dlr": {"eps": 0.05, "steps": 10},
+    "apgd-t": {"eps": 0.05, "steps": 10},
+    "square": {"eps": 0.1, "steps": 30},
+    "autoattack": {"eps": 0.05, "steps": 5, "queries": 20},
+    "noise": {"eps": 0.05},
+    "fab": {"steps": 10},
+    "jsma": {},
+    "pixle": {"restarts": 3, "steps": 3},
+    "onepixel": {"pixels": 8, "steps": 3},
     "deepfool": {},
     "cw": {"c": 20, "steps": 60, "lr": 0.05},
     "ead": {"c": 20, "steps": 60, "lr": 0.03},
@@ -40,6 +50,8 @@ QUICK: dict[str, dict[str, Any]] = {
 """Options with which each attack succeeds on a small net in little time."""
 
 MINIMUM_NORM = ["deepfool", "cw", "ead"]
+
+GRADIENT = [method for method, attack in ATTACKS.items() if attack.needs == "gradients"]
 
 
 @pytest.fixture(autouse=True)
@@ -348,7 +360,8 @@ def test_restarts_keep_the_worst_of_their_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [m for m, attack in ATTACKS.items() if "target" in attack.defaults]
+    "method",
+    [m for m, a in ATTACKS.items() if "target" in a.defaults and m != "jsma"],  # it only adds
 )
 @pytest.mark.parametrize("target", ["random", "least-likely", 2])
 def test_targeted_attacks_reach_their_targets(method: str, target: str | int) -> None:
@@ -468,7 +481,7 @@ def test_the_model_is_given_back_as_it_was(method: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "engine"),
-    [(m, "rlskit") for m in ATTACKS]
+    [(m, "rlskit") for m in ATTACKS if m != "noise"]
     + [(m, "torchattacks") for m, a in ATTACKS.items() if a.upstream],
 )
 def test_modes_are_restored_after_an_exception(method: str, engine: str) -> None:
@@ -490,17 +503,17 @@ def test_modes_are_restored_after_an_exception(method: str, engine: str) -> None
     assert not model._forward_hooks
 
 
-@pytest.mark.parametrize("method", ATTACKS)
+@pytest.mark.parametrize("method", [m for m in ATTACKS if m != "noise"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_logits_are_not_a_result(method: str, bad: float) -> None:
-    model = Linear(3)
+    model = Linear(4)
     with torch.no_grad():
         model.bias[2] = bad
     with pytest.raises(UntrustedError, match="NaN or infinite logits"):
         run(method, model, torch.rand(3, *SHAPE), torch.tensor([0, 1, 2]))
 
 
-@pytest.mark.parametrize("method", ATTACKS)
+@pytest.mark.parametrize("method", [m for m in GRADIENT if m not in ("apgd-dlr", "apgd-t")])
 def test_non_finite_gradients_are_not_a_result(method: str) -> None:
     with pytest.raises(UntrustedError, match="NaN or infinite gradients"):
         run(method, Blowup(), torch.rand(3, *SHAPE), torch.tensor([0, 0, 0]))
@@ -672,7 +685,7 @@ def test_top_classes_limits_the_rivals() -> None:
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     method=st.sampled_from(sorted(ATTACKS)),
@@ -687,6 +700,7 @@ def test_top_classes_limits_the_rivals() -> None:
 def test_any_result_is_an_image_inside_its_budget(
     method: str, seed: int, n: int, channels: int, classes: int, size: int, fill: str, eps: str
 ) -> None:
+    classes += 2 * method.startswith("apgd")  # DLR needs four classes
     model = SmallNet(seed, classes, (channels, size, size)).eval()
     images = torch.rand(n, channels, size, size, generator=generator(seed))
     images = {
@@ -712,6 +726,37 @@ def test_any_result_is_an_image_inside_its_budget(
     else:  # what moved fools, what did not is bitwise the clean image
         moved = (adversarial != images).flatten(1).any(1)
         assert (model(adversarial).argmax(1) != labels)[moved].all()
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    method=st.sampled_from(sorted(set(ATTACKS) - {"pixle", "onepixel"})),
+    seed=st.integers(0, 1000),
+    n=st.integers(2, 4),
+    channels=st.sampled_from([1, 3]),
+    classes=st.integers(2, 5),
+    size=st.integers(2, 5),
+    fill=st.sampled_from(["random", "black", "white"]),
+)
+def test_permuting_and_splitting_any_batch_changes_nothing(
+    method: str, seed: int, n: int, channels: int, classes: int, size: int, fill: str
+) -> None:
+    classes += 2 * method.startswith("apgd")  # DLR needs four classes
+    # In float64, where rounding does not reach the sign of a gradient.
+    model = SmallNet(seed, classes, (channels, size, size)).eval().double()
+    images = torch.rand(n, channels, size, size, generator=generator(seed)).double()
+    images = {"random": images, "black": images * 0, "white": images * 0 + 1}[fill]
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    steps = {"steps": 5} if "steps" in ATTACKS[method].defaults else {}
+    whole = run(method, model, images, labels, **steps)
+    order = torch.randperm(n, generator=generator(seed))
+    permuted = run(method, model, images[order], labels[order], **steps)
+    alone = run(method, model, images[-1:], labels[-1:], **steps)
+    torch.testing.assert_close(permuted, whole[order], atol=1e-6, rtol=0)
+    torch.testing.assert_close(alone, whole[-1:], atol=1e-6, rtol=0)
 
 
 def test_upstream_ead_needs_ten_steps() -> None:

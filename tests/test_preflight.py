@@ -45,6 +45,8 @@ def run(model: BankedModel, attack: PreparedAttack, view: nn.Module | None = Non
 @pytest.mark.parametrize("method", ATTACKS)
 @pytest.mark.parametrize("engine", ["rlskit", "torchattacks"])
 def test_an_honest_model_passes_with_every_attack(method: str, engine: str) -> None:
+    if engine == "torchattacks" and ATTACKS[method].upstream is None:
+        pytest.skip(f"torchattacks has no {method}")
     run(small_models.model(2), prepare(method, engine=engine))
 
 

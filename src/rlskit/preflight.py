@@ -83,7 +83,7 @@ def check_attack(attack: PreparedAttack, view: nn.Module, images: Tensor, labels
     Raises:
         UntrustedError: The attack breaks its budget, or moves pixels without one.
     """
-    most = {"steps": _STEPS[attack.engine], "search_steps": 1}
+    most = {"steps": _STEPS[attack.engine], "search_steps": 1, "restarts": 1, "queries": 2}
     few = {
         name: min(most[name], attack.params[name]) for name in most.keys() & attack.params.keys()
     }

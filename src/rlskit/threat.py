@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlskit.defenses import draws
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
-from rlskit.models.folding import ready_for_attack
+from rlskit.models.folding import compile_draw, ready_for_attack
 
 PROTOCOLS = ("transfer", "multi", "eot")
 VIEWS = ("mean-prob", "mean-logit")
@@ -105,6 +105,7 @@ def attackers_view(
     repeat: int,
     view: str = "mean-prob",
     folded: bool = True,
+    compiled: bool = False,
 ) -> nn.Module:
     """Return the classifier that an attack is computed on.
 
@@ -120,6 +121,7 @@ def attackers_view(
         view: One of `VIEWS`.
         folded: Whether the draws are made ready for many gradients (`rlskit.models.folding`), which
             changes their logits by rounding only.
+        compiled: Whether they are compiled (`torch.compile`), once for all draws and batch sizes.
 
     Raises:
         RequestError: Unknown view.
@@ -128,7 +130,8 @@ def attackers_view(
 
     def members_of(purpose: str, first: int) -> list[nn.Module]:
         found = draws(model, n_attacked, seed=seed, purpose=purpose, repeat=repeat, first=first)
-        return ready_for_attack(model, found) if folded else found
+        found = ready_for_attack(model, found) if folded else found
+        return [compile_draw(draw) for draw in found] if compiled else found
 
     if protocol == "eot":
         return FreshDraws(lambda call: members_of("eot", call * n_attacked), view)

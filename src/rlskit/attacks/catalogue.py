@@ -8,11 +8,19 @@ from typing import Any
 
 from torch import Tensor
 
+from rlskit.attacks.apgd import apgd, apgd_t
+from rlskit.attacks.autoattack import autoattack
 from rlskit.attacks.cw import cw
 from rlskit.attacks.deepfool import deepfool
 from rlskit.attacks.ead import ead
+from rlskit.attacks.fab import fab
 from rlskit.attacks.fgsm import fgsm
+from rlskit.attacks.jsma import jsma
+from rlskit.attacks.noise import noise
+from rlskit.attacks.onepixel import onepixel
 from rlskit.attacks.pgd import pgd
+from rlskit.attacks.pixle import pixle
+from rlskit.attacks.square import square
 from rlskit.attacks.upstream import Upstream
 
 
@@ -54,6 +62,13 @@ class Attack:
 _ASCENT: Mapping[str, Any] = {
     "eps": 0.01, "steps": 10, "step_size": None, "loss": "ce", "momentum": 0.0,
     "random_start": True, "restarts": 1, "eot_samples": 1, "target": None,
+}  # fmt: skip
+_APGD: Mapping[str, Any] = {
+    "norm": "linf", "eps": 0.01, "steps": 100, "restarts": 1, "rho": 0.75, "eot_samples": 1,
+}  # fmt: skip
+_APGD_NAMES = {
+    "norm": "norm", "eps": "eps", "steps": "steps", "restarts": "n_restarts", "rho": "rho",
+    "eot_samples": "eot_iter",
 }  # fmt: skip
 _NAMES = {"eps": "eps", "steps": "steps", "step_size": "alpha"}
 
@@ -128,6 +143,80 @@ ATTACKS: dict[str, Attack] = {
             "EOTPGD", {**_NAMES, "random_start": "random_start", "eot_samples": "eot_iter"}
         ),
     ),
+    "apgd-ce": Attack(
+        title="Auto-PGD on the cross-entropy",
+        run=apgd,
+        paper="Croce & Hein 2020, https://arxiv.org/abs/2003.01690",
+        norms=("linf", "l2"),
+        needs="gradients",
+        random=True,
+        defaults=_APGD,
+        fixed={"loss": "ce"},
+        upstream=Upstream("APGD", _APGD_NAMES, {"loss": "ce"}),
+    ),
+    "apgd-dlr": Attack(
+        title="Auto-PGD on the difference of logits ratio",
+        run=apgd,
+        paper="Croce & Hein 2020, https://arxiv.org/abs/2003.01690",
+        norms=("linf", "l2"),
+        needs="gradients",
+        random=True,
+        defaults=_APGD,
+        fixed={"loss": "dlr"},
+        upstream=Upstream("APGD", _APGD_NAMES, {"loss": "dlr"}),
+    ),
+    "apgd-t": Attack(
+        title="Auto-PGD towards each of the nearest classes",
+        run=apgd_t,
+        paper="Croce & Hein 2020, https://arxiv.org/abs/2003.01690",
+        norms=("linf", "l2"),
+        needs="gradients",
+        random=True,
+        defaults={**_APGD, "target_classes": 9},
+        upstream=Upstream("APGDT", _APGD_NAMES, counts_classes=True),
+    ),
+    "square": Attack(
+        title="Square attack",
+        run=square,
+        paper="Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049",
+        norms=("linf", "l2"),
+        needs="logits",
+        random=True,
+        defaults={
+            "norm": "linf", "eps": 0.01, "steps": 5000, "p_init": 0.8, "loss": "margin",
+            "restarts": 1,
+        },
+        upstream=Upstream(
+            "Square",
+            {
+                "norm": "norm", "eps": "eps", "steps": "n_queries", "p_init": "p_init",
+                "loss": "loss", "restarts": "n_restarts",
+            },
+        ),
+    ),
+    "autoattack": Attack(
+        title="AutoAttack",
+        run=autoattack,
+        paper="Croce & Hein 2020, https://arxiv.org/abs/2003.01690",
+        norms=("linf", "l2"),
+        needs="gradients",
+        random=True,
+        defaults={
+            "norm": "linf", "eps": 0.01, "version": "standard", "steps": 100, "queries": 5000,
+        },
+        upstream=Upstream(
+            "AutoAttack", {"norm": "norm", "eps": "eps", "version": "version"}, counts_classes=True
+        ),
+    ),
+    "noise": Attack(
+        title="Random noise, as the control",
+        run=noise,
+        paper="none: what withstands no attack should withstand this",
+        norms=("linf",),
+        needs="nothing",
+        random=True,
+        defaults={"eps": 0.01, "distribution": "uniform"},
+    ),
     "deepfool": Attack(
         title="DeepFool",
         run=deepfool,
@@ -169,6 +258,45 @@ ATTACKS: dict[str, Attack] = {
             },
             least_steps=10,
         ),
+    ),
+    "fab": Attack(
+        title="Fast adaptive boundary attack",
+        run=fab,
+        paper="Croce & Hein 2020, https://arxiv.org/abs/1907.02044",
+        norms=("linf", "l2", "l1"),
+        needs="gradients",
+        random=True,
+        defaults={"norm": "linf", "steps": 100, "restarts": 1, "target_classes": 0},
+        upstream=Upstream(
+            "FAB", {"norm": "norm", "steps": "steps"}, {"eps": 1e9}, counts_classes=True
+        ),
+    ),
+    "jsma": Attack(
+        title="Jacobian saliency map attack",
+        run=jsma,
+        paper="Papernot et al. 2016, https://arxiv.org/abs/1511.07528",
+        norms=("l0",),
+        needs="gradients",
+        random=False,
+        defaults={"theta": 1.0, "gamma": 0.1, "target": None},
+    ),
+    "pixle": Attack(
+        title="Pixle",
+        run=pixle,
+        paper="Pomponi et al. 2022, https://arxiv.org/abs/2202.02236",
+        norms=("l0",),
+        needs="logits",
+        random=True,
+        defaults={"restarts": 20, "steps": 10, "smallest_patch": 2, "largest_patch": 10},
+    ),
+    "onepixel": Attack(
+        title="One pixel attack",
+        run=onepixel,
+        paper="Su et al. 2019, https://arxiv.org/abs/1710.08864",
+        norms=("l0",),
+        needs="logits",
+        random=True,
+        defaults={"pixels": 1, "steps": 10, "population": 10},
     ),
 }  # fmt: skip
 """Name of a method -> what is known about it."""

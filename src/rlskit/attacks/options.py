@@ -63,6 +63,22 @@ def _positive(value: Any, name: str, _: str) -> float:
     return number
 
 
+def _share(value: Any, name: str, _: str) -> float:
+    number = parse_number(value, name)
+    if not 0 < number <= 1:
+        raise RequestError(f"{name} {value} must be above 0 and at most 1")
+    return number
+
+
+def _signed_length(value: Any, name: str, pixel_range: str) -> float:
+    text = str(value)
+    negative = text.startswith("-")
+    length = _budget(text.removeprefix("-"), name, pixel_range)
+    if length == 0:
+        raise RequestError(f"{name} must not be 0")
+    return -length if negative else length
+
+
 def _count(least: int) -> Callable[[Any, str, str], int]:
     def parse(value: Any, name: str, _: str) -> int:
         try:
@@ -108,6 +124,18 @@ READERS: dict[str, Callable[[Any, str, str], Any]] = {
     "momentum": _number,
     "target": _target,
     "norm": _choice("linf", "l2", "l1"),
+    "rho": _share,
+    "target_classes": _count(0),
+    "queries": _count(1),
+    "p_init": _share,
+    "version": _choice("standard", "rand"),
+    "distribution": _choice("uniform", "gaussian"),
+    "theta": _signed_length,
+    "gamma": _share,
+    "smallest_patch": _count(1),
+    "largest_patch": _count(1),
+    "pixels": _count(1),
+    "population": _count(1),
     "overshoot": _number,
     "top_classes": _count(2),
     "c": _positive,
@@ -120,5 +148,5 @@ READERS: dict[str, Callable[[Any, str, str], Any]] = {
 }
 """Option -> what reads it: (value, the option's flag, the pixel scale) -> its value there."""
 
-POWERS_OF_PIXELS = {"eps": 1, "step_size": 1, "beta": 1, "c": 2}
+POWERS_OF_PIXELS = {"eps": 1, "step_size": 1, "theta": 1, "beta": 1, "c": 2}
 """Options that are stated in pixels -> the power of pixels that they are."""

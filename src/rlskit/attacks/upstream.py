@@ -32,12 +32,14 @@ class Upstream:
         names: Our option -> the name of its argument.
         fixed: Further arguments and their values.
         least_steps: Fewer end in a division by zero.
+        counts_classes: Whether it must be told the number of classes.
     """
 
     attack: str | Mapping[str, str]
     names: Mapping[str, str]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     least_steps: int = 1
+    counts_classes: bool = False
 
     @property
     def options(self) -> set[str]:
@@ -70,6 +72,9 @@ class Upstream:
         given = {self.names[name]: value for name, value in options.items()}
         if "norm" in options:
             given[self.names["norm"]] = NORMS[options["norm"]]
+        if self.counts_classes:
+            with under_attack(model), torch.no_grad():
+                given["n_classes"] = model(images[:1]).shape[1]
         return run_torchattacks(
             attack, model, images, labels, generator=generator, **{**self.fixed, **given}
         )

@@ -33,15 +33,28 @@ from rlskit.cli.show import check_gate, gate, note, progress_bar, resumable, sho
 def attack(
     checkpoint: CheckpointArgument = DEFAULT_CHECKPOINT,
     method: Annotated[
-        list[str] | None, typer.Option(help="fgsm, pgd, deepfool, cw, ead; several with commas.")
+        list[str] | None,
+        typer.Option(help="pgd by default; several with commas. `rlskit attacks` lists them."),
     ] = None,
     eps: Annotated[
-        str | None, typer.Option(help="Budget of fgsm and pgd: 0.02 or 8/255; several with commas.")
+        str | None, typer.Option(help="Budget: 0.02 or 8/255; several with commas.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Iterations.")] = None,
-    step_size: Annotated[str | None, typer.Option(help="Of pgd; eps / 10.")] = None,
+    norm: Annotated[
+        str | None, typer.Option(help="linf, l2 or l1, where there is a choice.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Iterations; of square, queries.")] = None,
+    step_size: Annotated[str | None, typer.Option(help="Of pgd and its kin; eps / 10.")] = None,
+    loss: Annotated[str | None, typer.Option(help="What is ascended: ce, margin or dlr.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Attack towards: random, least-likely, or a class.")
+    ] = None,
     random_start: Annotated[
         bool | None, typer.Option("--random-start/--no-random-start", help="Of pgd.")
+    ] = None,
+    restarts: Annotated[int | None, typer.Option(help="Runs per image; the worst counts.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Decay of past gradients in pgd.")] = None,
+    eot_samples: Annotated[
+        int | None, typer.Option(help="Calls of the view whose gradients make one step.")
     ] = None,
     c: Annotated[float | None, typer.Option("--c", help="Constant of cw and ead.")] = None,
     kappa: Annotated[float | None, typer.Option(help="Confidence of cw and ead.")] = None,
@@ -52,9 +65,22 @@ def attack(
     ] = None,
     decision_rule: Annotated[str | None, typer.Option(help="Of ead: en or l1.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="Of ead: adam or fista.")] = None,
-    norm: Annotated[str | None, typer.Option(help="Of deepfool: l2 or linf.")] = None,
     overshoot: Annotated[float | None, typer.Option(help="Of deepfool.")] = None,
     top_classes: Annotated[int | None, typer.Option(help="Of deepfool.")] = None,
+    target_classes: Annotated[
+        int | None, typer.Option(help="Of apgd-t and fab: nearest classes aimed at, one by one.")
+    ] = None,
+    rho: Annotated[float | None, typer.Option(help="Of apgd.")] = None,
+    version: Annotated[str | None, typer.Option(help="Of autoattack: standard or rand.")] = None,
+    queries: Annotated[int | None, typer.Option(help="Of autoattack's square.")] = None,
+    p_init: Annotated[float | None, typer.Option(help="Of square: first share of pixels.")] = None,
+    distribution: Annotated[str | None, typer.Option(help="Of noise: uniform or gaussian.")] = None,
+    theta: Annotated[str | None, typer.Option(help="Of jsma: change of a value.")] = None,
+    gamma: Annotated[float | None, typer.Option(help="Of jsma: share that may change.")] = None,
+    pixels: Annotated[int | None, typer.Option(help="Of onepixel.")] = None,
+    population: Annotated[int | None, typer.Option(help="Of onepixel.")] = None,
+    smallest_patch: Annotated[int | None, typer.Option(help="Of pixle.")] = None,
+    largest_patch: Annotated[int | None, typer.Option(help="Of pixle.")] = None,
     pixel_range: Annotated[
         str, typer.Option(help="Scale of the numbers above: 0:1, or the paper's -1:1.")
     ] = "0:1",
@@ -67,6 +93,9 @@ def attack(
         str, typer.Option(help="How several draws are seen: mean-prob or mean-logit.")
     ] = "mean-prob",
     engine: Annotated[str, typer.Option(help="rlskit or torchattacks.")] = "rlskit",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile what is attacked, once; for long attacks.")
+    ] = False,
     n_samples: Annotated[int | None, typer.Option(help="N: the defender's draws.")] = None,
     repeats: RepeatsOption = 1,
     data: DataOption = None,
@@ -97,10 +126,14 @@ def attack(
 
     check_gate(fail_under)
     params = {
-        "eps": eps, "steps": steps, "step_size": step_size, "random_start": random_start, "c": c,
-        "kappa": kappa, "beta": beta, "lr": lr, "search_steps": search_steps,
-        "decision_rule": decision_rule, "optimizer": optimizer, "norm": norm,
-        "overshoot": overshoot, "top_classes": top_classes,
+        "eps": eps, "norm": norm, "steps": steps, "step_size": step_size, "loss": loss, "target":
+        target, "random_start": random_start, "restarts": restarts, "momentum": momentum,
+        "eot_samples": eot_samples, "c": c, "kappa": kappa, "beta": beta, "lr": lr, "search_steps":
+        search_steps, "decision_rule": decision_rule, "optimizer": optimizer, "overshoot":
+        overshoot, "top_classes": top_classes, "target_classes": target_classes, "rho": rho,
+        "version": version, "queries": queries, "p_init": p_init, "distribution": distribution,
+        "theta": theta, "gamma": gamma, "pixels": pixels, "population": population,
+        "smallest_patch": smallest_patch, "largest_patch": largest_patch,
     }  # fmt: skip
     wanted = prepare_all(
         ",".join(method or ["pgd"]), pixel_range=pixel_range, engine=engine, **params
@@ -114,8 +147,8 @@ def attack(
     with resumable(folder), progress_bar(quiet) as progress:
         results = rlskit.attack_all(
             banked, images, attacks=wanted, n_attacked=n_attacked, protocol=protocol, view=view,
-            options=options, out=folder, force=force, save_adversarial=save_adversarial,
-            progress=progress,
+            compiled=compiled, options=options, out=folder, force=force,
+            save_adversarial=save_adversarial, progress=progress,
         )  # fmt: skip
     show(accuracy_table(results), results, json_to=json_to, force=force)
     note(f"results: {folder / 'results.json'}", quiet=quiet)

@@ -8,6 +8,8 @@ any architecture; the result is compared with the draw itself before it is used.
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from collections import Counter
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel, Classifier
 from rlskit.models.trace import logits_of
 
@@ -45,6 +48,23 @@ def ready_for_attack(model: BankedModel, draws: list[nn.Module]) -> list[nn.Modu
         fold(draw, model.foldable)
         draw.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return draws
+
+
+def compile_draw(draw: nn.Module) -> nn.Module:
+    """Return the draw compiled for any batch size; the next draw of a model reuses the code."""
+    compiled: nn.Module = torch.compile(draw, dynamic=True)
+    return compiled
+
+
+def check_compiler() -> None:
+    """Require what `torch.compile` needs on a CPU.
+
+    Raises:
+        RequestError: There is no C++ compiler.
+    """
+    names = [os.environ.get("CXX", "g++"), "clang++"]
+    if not any(map(shutil.which, names)):
+        raise RequestError(f"--compile needs a C++ compiler on the path: {' or '.join(names)}")
 
 
 def fold(draw: nn.Module, pairs: tuple[tuple[str, str], ...]) -> None:
