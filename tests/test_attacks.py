@@ -284,6 +284,19 @@ def test_the_engine_torchattacks_is_torchattacks(
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("method", ["apgd-ce", "apgd-t", "square", "autoattack", "fab"])
+def test_what_reseeds_itself_upstream_follows_our_seed(method: str) -> None:
+    model, images, labels = net_and_images()
+    options: dict[str, Any] = {} if method == "autoattack" else {"steps": 5}
+    attack = prepare(method, engine="torchattacks", **options, eps=None if method == "fab" else 0.5)
+    first, again, other = (
+        attack(model, images, labels, generator=generator(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    if method != "fab":  # without restarts it draws nothing
+        assert not torch.equal(first, other)
+
+
 @pytest.mark.parametrize(
     ("method", "options", "theirs"),
     [

@@ -152,7 +152,7 @@ ATTACKS: dict[str, Attack] = {
         random=True,
         defaults=_APGD,
         fixed={"loss": "ce"},
-        upstream=Upstream("APGD", _APGD_NAMES, {"loss": "ce"}),
+        upstream=Upstream("APGD", _APGD_NAMES, {"loss": "ce"}, seeds_itself=True),
     ),
     "apgd-dlr": Attack(
         title="Auto-PGD on the difference of logits ratio",
@@ -163,7 +163,7 @@ ATTACKS: dict[str, Attack] = {
         random=True,
         defaults=_APGD,
         fixed={"loss": "dlr"},
-        upstream=Upstream("APGD", _APGD_NAMES, {"loss": "dlr"}),
+        upstream=Upstream("APGD", _APGD_NAMES, {"loss": "dlr"}, seeds_itself=True),
     ),
     "apgd-t": Attack(
         title="Auto-PGD towards each of the nearest classes",
@@ -173,7 +173,7 @@ ATTACKS: dict[str, Attack] = {
         needs="gradients",
         random=True,
         defaults={**_APGD, "target_classes": 9},
-        upstream=Upstream("APGDT", _APGD_NAMES, counts_classes=True),
+        upstream=Upstream("APGDT", _APGD_NAMES, counts_classes=True, seeds_itself=True),
     ),
     "square": Attack(
         title="Square attack",
@@ -192,6 +192,7 @@ ATTACKS: dict[str, Attack] = {
                 "norm": "norm", "eps": "eps", "steps": "n_queries", "p_init": "p_init",
                 "loss": "loss", "restarts": "n_restarts",
             },
+            seeds_itself=True,
         ),
     ),
     "autoattack": Attack(
@@ -205,7 +206,7 @@ ATTACKS: dict[str, Attack] = {
             "norm": "linf", "eps": 0.01, "version": "standard", "steps": 100, "queries": 5000,
         },
         upstream=Upstream(
-            "AutoAttack", {"norm": "norm", "eps": "eps", "version": "version"}, counts_classes=True
+            "AutoAttack", {"norm": "norm", "eps": "eps", "version": "version"}, counts_classes=True, seeds_itself=True
         ),
     ),
     "noise": Attack(
@@ -268,7 +269,7 @@ ATTACKS: dict[str, Attack] = {
         random=True,
         defaults={"norm": "linf", "steps": 100, "restarts": 1, "target_classes": 0},
         upstream=Upstream(
-            "FAB", {"norm": "norm", "steps": "steps"}, {"eps": 1e9}, counts_classes=True
+            "FAB", {"norm": "norm", "steps": "steps"}, {"eps": 1e9}, counts_classes=True, seeds_itself=True
         ),
     ),
     "jsma": Attack(

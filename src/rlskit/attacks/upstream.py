@@ -33,6 +33,7 @@ class Upstream:
         fixed: Further arguments and their values.
         least_steps: Fewer end in a division by zero.
         counts_classes: Whether it must be told the number of classes.
+        seeds_itself: Whether it reseeds torch with an argument of its own, or with the time.
     """
 
     attack: str | Mapping[str, str]
@@ -40,6 +41,7 @@ class Upstream:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     least_steps: int = 1
     counts_classes: bool = False
+    seeds_itself: bool = False
 
     @property
     def options(self) -> set[str]:
@@ -72,6 +74,8 @@ class Upstream:
         given = {self.names[name]: value for name, value in options.items()}
         if "norm" in options:
             given[self.names["norm"]] = NORMS[options["norm"]]
+        if self.seeds_itself:
+            given["seed"] = int(torch.randint(2**31, (), generator=generator))
         if self.counts_classes:
             with under_attack(model), torch.no_grad():
                 given["n_classes"] = model(images[:1]).shape[1]
