@@ -77,6 +77,45 @@ def test_the_main_job(trained: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert -1 / 9 <= json.loads(Path("d.json").read_text())["agreement"]["kappa"]["mean"] <= 1
 
 
+def test_several_methods_and_budgets_end_in_the_worst_case(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attack = ["attack", "--method", "fgsm,noise", "--eps", "1/255,64/255", "-o", "run", "-q"]
+    assert run(attack) == 0
+    table = capsys.readouterr().out
+    assert "worst-case" in table
+    *results, worst = json.loads((trained / "run" / "results.json").read_text())
+    assert [result["attack"]["method"] for result in results] == ["fgsm", "fgsm", "noise", "noise"]
+    robust = [result["accuracy"]["robust"]["mean"] for result in results]
+    assert worst["accuracy"]["robust"]["mean"] <= min(robust)
+    assert max(robust) > min(robust)
+    assert [one["method"] for one in worst["attack"]["params"]["of"]] == ["fgsm"] * 2 + [
+        "noise"
+    ] * 2
+
+
+def test_the_attacks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    from rlskit.attacks import ATTACKS
+
+    assert run(["attacks"]) == 0
+    table = capsys.readouterr().out
+    assert all(f"│ {name} " in table for name in ATTACKS)
+    assert run(["attacks", "apgd"]) == 0
+    table = capsys.readouterr().out
+    assert all(part in table for part in ("apgd-ce", "--rho 0.75", "linf, l2", "gradients", "yes"))
+    assert "deepfool" not in table
+    assert "'gradient'" in fails(["attacks", "gradient"], 2, capsys)
+
+
+def test_every_option_of_an_attack_is_one_of_the_command() -> None:
+    from inspect import signature
+
+    from rlskit.attacks.options import READERS
+    from rlskit.cli.attack import attack
+
+    assert READERS.keys() <= signature(attack).parameters.keys()
+
+
 def test_results_on_stdout_are_json_alone_and_without_colour(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

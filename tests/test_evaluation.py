@@ -572,7 +572,10 @@ def test_warnings(rls: BankedModel) -> None:
         ({"n_attacked": 0}, "--n-attacked must be at least 1"),
         ({"protocol": "adaptive"}, "'adaptive' is unknown"),
         ({"view": "max"}, "--view 'max' is unknown"),
-        ({"method": "cw", "protocol": "eot"}, "--protocol eot attacks with fgsm or pgd so far"),
+        (
+            {"method": "cw", "protocol": "eot"},
+            "--protocol eot needs a.* budget, not cw",
+        ),
         ({"eps": 8}, "did you mean 8/255"),
         ({"epz": 0.1}, "--epz is no option of pgd"),
         ({"save_adversarial": True}, "need a folder"),

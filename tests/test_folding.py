@@ -1,6 +1,8 @@
 """Folding a draw for attacks: which BatchNorms go, and that nothing but rounding changes."""
 
 import copy
+import shutil
+import warnings
 from typing import Any
 
 import pytest
@@ -10,8 +12,15 @@ from torch import Tensor, nn
 import rlskit
 import small_models
 from rlskit.defenses import draws
+from rlskit.errors import RequestError
 from rlskit.models import folding
-from rlskit.models.folding import fold, foldable_pairs, ready_for_attack
+from rlskit.models.folding import (
+    check_compiler,
+    compile_draw,
+    fold,
+    foldable_pairs,
+    ready_for_attack,
+)
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -134,3 +143,29 @@ def test_what_is_no_classifier_is_left_alone() -> None:
     model = rlskit.convert("test_resnet", data="cifar10")
     assert ready_for_attack(model, other) is other
     assert model.foldable is None
+
+
+@pytest.mark.slow
+def test_a_compiled_draw_answers_as_before_for_any_batch_size() -> None:
+    if not shutil.which("g++"):
+        pytest.skip("no C++ compiler")
+    model = small_models.model(2)
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own compiler
+        for seed in (0, 1):  # another draw takes the same code and other weights
+            (ready,) = ready_for_attack(model, draws(model, 1, seed=seed, purpose="attacker"))
+            compiled = compile_draw(ready)
+            for some in (images, images[:5], images[:2]):
+                points = some.clone().requires_grad_()
+                both = [one(points) for one in (ready, compiled)]
+                slopes = [torch.autograd.grad(logits[:, 0].sum(), points)[0] for logits in both]
+                torch.testing.assert_close(both[1], both[0], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-3, atol=1e-5)
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(RequestError, match=r"--compile needs a C\+\+ compiler on the path"):
+        check_compiler()

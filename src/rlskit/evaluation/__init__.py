@@ -20,6 +20,7 @@ from rlskit.evaluation.run import Run, Threat, finite_logits
 from rlskit.evaluation.subject import Subject, subject_of
 from rlskit.files import write_text
 from rlskit.models.banks import BankedModel
+from rlskit.models.folding import check_compiler
 from rlskit.results import RESULTS, Journal, Result, dump, refuse_finished, summary
 from rlskit.threat import check_view, protocol_of
 from rlskit.types import Progress, no_progress
@@ -45,6 +46,7 @@ def attack(
     protocol: str | None = None,
     view: str = "mean-prob",
     engine: str = "rlskit",
+    compiled: bool = False,
     pixel_range: str = "0:1",
     options: EvalOptions | None = None,
     out: str | Path | None = None,
@@ -63,6 +65,8 @@ def attack(
         protocol: `transfer`, `multi` or `eot`; by default the first two, by `n_attacked`.
         view: How several draws are seen: `mean-prob` (the defender's rule) or `mean-logit`.
         engine: `rlskit` or `torchattacks`.
+        compiled: Whether what is attacked is compiled first (`torch.compile`), which pays for long
+            attacks.
         pixel_range: The scale that `params` are stated in, `0:1` or the paper's `-1:1`.
         options: Draws, repeats, block size, seed; one N only. Its fields may be given directly
             among `params`.
@@ -85,6 +89,7 @@ def attack(
         n_attacked=n_attacked,
         protocol=protocol,
         view=view,
+        compiled=compiled,
         options=dataclasses.replace(options or EvalOptions(), **fields),
         out=out,
         force=force,
@@ -102,6 +107,7 @@ def attack_all(
     n_attacked: int = 1,
     protocol: str | None = None,
     view: str = "mean-prob",
+    compiled: bool = False,
     options: EvalOptions,
     out: str | Path | None = None,
     force: bool = False,
@@ -121,7 +127,11 @@ def attack_all(
     """
     protocol = protocol_of(protocol, n_attacked)
     check_view(view)
-    threats = [Threat(one, protocol, n_attacked, view, save_adversarial) for one in attacks]
+    if compiled:
+        check_compiler()
+    threats = [
+        Threat(one, protocol, n_attacked, view, compiled, save_adversarial) for one in attacks
+    ]
     out = _folder(out, force)
     for threat in threats:
         _check_request(threat, options.counts(model), out)
@@ -239,7 +249,7 @@ def _folders(out: Path | None, attacks: Sequence[PreparedAttack]) -> list[Path |
 def _check_request(threat: Threat, counts: tuple[int, ...], out: Path | None) -> None:
     if threat.protocol == "eot" and threat.attack.norm is None:
         raise RequestError(
-            f"--protocol eot attacks with fgsm or pgd so far, not {threat.attack.method}: a search "
+            f"--protocol eot needs an attack with a budget, not {threat.attack.method}: a search "
             "for the smallest perturbation needs the same classifier at every step"
         )
     if len(counts) > 1:
