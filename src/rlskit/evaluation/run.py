@@ -20,6 +20,7 @@ from rlskit.defenses import draws
 from rlskit.errors import UntrustedError
 from rlskit.evaluation.options import EvalOptions
 from rlskit.evaluation.subject import Subject
+from rlskit.models.sharing import draw_logits
 from rlskit.pixels import perturbation_norms, round_to_8bit
 from rlskit.preflight import IMAGES, check_answers, preflight
 from rlskit.results import ADVERSARIAL, Journal, Result, summary
@@ -36,6 +37,7 @@ class Threat:
         protocol: One of `rlskit.threat.PROTOCOLS`.
         n_attacked: Draws in the attacker's view.
         view: One of `rlskit.threat.VIEWS`.
+        compiled: Whether the draws in the view are compiled.
         save: Whether the images are kept, and also scored after rounding to 8 bits.
     """
 
@@ -43,6 +45,7 @@ class Threat:
     protocol: str
     n_attacked: int
     view: str
+    compiled: bool = False
     save: bool = False
 
     @property
@@ -62,6 +65,7 @@ class Threat:
             "stated": stated,
             "pixel_range": pixel_range,
             "view": self.view,
+            "compiled": self.compiled,
         }
         return {"attack": attack, "protocol": self.protocol, "n_attacked": self.n_attacked}
 
@@ -156,7 +160,7 @@ class Run:
         scored = "clean" if self.subject.saved is None else "robust"
         block = {"index": torch.arange(indices.start, indices.stop), "label": labels}
         block |= self._scores(scored, defenders, images, wanted)
-        cost = [len(images) * len(defenders), 0]
+        cost = [len(images) * len(defenders), 0]  # what draws share counts for each of them
         if self.threat is not None:
             meter = Meter(self._view(self.threat, repeat), self.threat.n_attacked)
             noise = seeds.generator(self.options.seed, "attack", repeat)
@@ -194,6 +198,7 @@ class Run:
         return attackers_view(
             self.subject.model, threat.protocol, threat.n_attacked, seed=self.options.seed,
             repeat=repeat, view=threat.view, folded=threat.attack.engine == "rlskit",
+            compiled=threat.compiled,
         )  # fmt: skip
 
     def _write_adversarial(self, threat: Threat, journal: Journal) -> None:
@@ -234,7 +239,7 @@ def finite_logits(defenders: list[nn.Module], images: Tensor) -> Tensor:
     Raises:
         UntrustedError: Some are NaN or infinite: their argmax would be a class all the same.
     """
-    logits = torch.stack([defender(images) for defender in defenders])
+    logits = draw_logits(defenders, images)
     if not logits.isfinite().all():
         draw, image = (~logits.isfinite()).nonzero()[0][:2].tolist()
         raise UntrustedError(
