@@ -12,6 +12,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from rlskit import __version__
 from rlskit.errors import RequestError
-from rlskit.files import tensor_bytes, write_tensors
+from rlskit.files import CHECKSUM, tensor_bytes, write_tensors
 from rlskit.models.architecture import Architecture, resolve
 from rlskit.models.banks import BankedModel, Card
 from rlskit.models.building import build, build_on_meta
@@ -42,7 +43,6 @@ def save(model: BankedModel, path: str | Path, *, force: bool = False) -> str:
         RequestError: The file exists and `force` is not given.
     """
     tensors = stored_tensors(model)
-    digest = fingerprint(tensors)
     card = model.card
     metadata = {
         "format": FORMAT,
@@ -57,10 +57,15 @@ def save(model: BankedModel, path: str | Path, *, force: bool = False) -> str:
         "pretrained": card.pretrained,
         "training": card.training,
         "versions": {"rlskit": __version__, "torch": torch.__version__},
-        "sha256": digest,
+        "sha256": CHECKSUM,
     }
-    write_tensors(Path(path), tensors, {"rlskit": json.dumps(metadata)}, force=force)
-    return digest
+    with ThreadPoolExecutor(1) as beside:  # hashing takes as long as writing
+        digest = beside.submit(fingerprint, tensors)
+        write_tensors(
+            Path(path), tensors, {"rlskit": json.dumps(metadata)},
+            force=force, checksum=digest.result,
+        )  # fmt: skip
+        return digest.result()
 
 
 def load(path: str | Path, *, architecture: str | None = None) -> BankedModel:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,10 @@ def replacing(path: Path, *, force: bool) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+CHECKSUM = "0" * 64
+"""Stands for a sha256 that is not known yet."""
+
+
 def write_text(path: Path, text: str, *, force: bool) -> None:
     """Write UTF-8 text with `replacing`."""
     with replacing(path, force=force) as temporary:
@@ -66,7 +70,12 @@ def write_text(path: Path, text: str, *, force: bool) -> None:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, force: bool
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    force: bool,
+    checksum: Callable[[], str] | None = None,
 ) -> None:
     """Write a safetensors file with `replacing`, one tensor after the other.
 
@@ -79,6 +88,8 @@ def write_tensors(
         tensors: By name, of any device and memory layout; tied ones are written for each name.
         metadata: Strings for the header.
         force: Replace an existing file.
+        checksum: Asked last for what stands in the place of `CHECKSUM` in the metadata, so that it
+            may be computed while the tensors are written.
 
     Raises:
         RequestError: The file exists and `force` is not given, or a tensor is of a type that
@@ -104,6 +115,9 @@ def write_tensors(
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name in names:
             file.write(tensor_bytes(tensors[name]))
+        if checksum is not None:
+            file.seek(8)
+            file.write(encoded.replace(CHECKSUM.encode(), checksum().encode()))
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

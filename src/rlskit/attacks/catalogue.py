@@ -206,7 +206,8 @@ ATTACKS: dict[str, Attack] = {
             "norm": "linf", "eps": 0.01, "version": "standard", "steps": 100, "queries": 5000,
         },
         upstream=Upstream(
-            "AutoAttack", {"norm": "norm", "eps": "eps", "version": "version"}, counts_classes=True, seeds_itself=True
+            "AutoAttack", {"norm": "norm", "eps": "eps", "version": "version"},
+            counts_classes=True, seeds_itself=True,
         ),
     ),
     "noise": Attack(
@@ -269,7 +270,8 @@ ATTACKS: dict[str, Attack] = {
         random=True,
         defaults={"norm": "linf", "steps": 100, "restarts": 1, "target_classes": 0},
         upstream=Upstream(
-            "FAB", {"norm": "norm", "steps": "steps"}, {"eps": 1e9}, counts_classes=True, seeds_itself=True
+            "FAB", {"norm": "norm", "steps": "steps"}, {"eps": 1e9},
+            counts_classes=True, seeds_itself=True,
         ),
     ),
     "jsma": Attack(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -78,7 +79,9 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> Trace:
         HeadlessError: The network answers with features.
         RequestError: The network cannot process such images, or does not answer with a tensor.
     """
-    on_meta = meta_copy(network)
+    tensors = [*network.parameters(), *network.buffers()]
+    is_on_meta = bool(tensors) and all(tensor.is_meta for tensor in tensors)
+    on_meta = network if is_on_meta else meta_copy(network)
     try:
         with torch.device("meta"):
             return _observe(on_meta, torch.empty(2, *image_shape, device="meta"))
@@ -172,7 +175,10 @@ class _Observer(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        if func is F.batch_norm and args[0].is_meta:
+            result = torch.empty_like(args[0])  # the meta kernel is written in Python, and slow
+        else:
+            result = func(*args, **kwargs)
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if results:
