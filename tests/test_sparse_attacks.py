@@ -118,12 +118,9 @@ def test_jsma_is_bit_equal_to_torchattacks() -> None:
 
 
 @pytest.mark.parametrize("theta", [1.0, -1.0, 0.25])
-@pytest.mark.parametrize("aim", ["runner-up", "next"])
-def test_jsma_changes_a_fraction_of_the_values_by_theta(theta: float, aim: str) -> None:
+def test_jsma_changes_a_fraction_of_the_values_by_theta(theta: float) -> None:
     model, images, labels = net_and_images()
-    adversarial = jsma(
-        model, images, labels, theta=theta, gamma=0.2, aim=aim, generator=generator()
-    )
+    adversarial = jsma(model, images, labels, theta=theta, gamma=0.2, generator=generator())
     fooled = model(adversarial).argmax(1) != labels
     l0 = perturbation_norms(images, adversarial)["l0"]
     assert fooled.sum() >= 3

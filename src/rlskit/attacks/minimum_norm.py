@@ -8,26 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.attacks.guard import under_attack
+from rlskit.attacks.losses import margin
 
 
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return by how much the label's logit leads the best other one, `[B]`; negative where fooled.
+def shortfall(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
+    """Return by how much an attack misses, `[B]`; negative where it succeeded.
 
-    The difference is the same for logits of any sign and for log-probabilities. (Masking the
-    label's column with 0 instead, as torchattacks does, makes it 0 when all logits are negative.)
+    Untargeted it is the lead of the label over the best other logit, targeted the lead of the best
+    other logit over the target's.
 
     Args:
         logits: Logits or log-probabilities, `[B, classes]`.
-        labels: True classes, long `[B]`.
+        labels: True classes, or target classes, long `[B]`.
+        targeted: Which of the two.
     """
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], float("-inf"))
-    return own - others.max(1).values
+    lead = margin(logits, labels)
+    return -lead if targeted else lead
 
 
-def wins(lead: Tensor, kappa: float) -> Tensor:
-    """Say where a margin means success with confidence `kappa`, bool `[B]`; a tie never does."""
-    return (lead <= -kappa) & (lead < 0)
+def wins(missing: Tensor, kappa: float) -> Tensor:
+    """Say where a shortfall is success with confidence `kappa`, bool `[B]`; a tie never is."""
+    return (missing <= -kappa) & (missing < 0)
 
 
 def attack_correct(
@@ -35,15 +36,19 @@ def attack_correct(
     images: Tensor,
     labels: Tensor,
     solve: Callable[[Tensor, Tensor], Tensor],
+    targeted: bool = False,
 ) -> Tensor:
     """Attack the images that `model` classifies correctly, and return the others unchanged.
+
+    Targeted, those are attacked that it does not classify as the target.
 
     Args:
         model: Maps images to logits.
         images: `[B, C, H, W]` in [0, 1].
-        labels: Long `[B]`.
-        solve: Maps (images, labels) of the correctly classified ones to their adversarial images;
-            where it fails, to the clean image.
+        labels: True classes, or target classes, long `[B]`.
+        solve: Maps (images, labels) of those to attack to their adversarial images; where it fails,
+            to the clean image.
+        targeted: Whether the labels are targets.
 
     Raises:
         UntrustedError: Non-finite logits or gradients.
@@ -51,9 +56,9 @@ def attack_correct(
     result = images.detach().clone()
     with under_attack(model):
         with torch.no_grad():
-            correct = (model(result).argmax(1) == labels).nonzero().squeeze(1)
-        if len(correct):
-            result[correct] = solve(result[correct], labels[correct])
+            todo = ((model(result).argmax(1) == labels) != targeted).nonzero().squeeze(1)
+        if len(todo):
+            result[todo] = solve(result[todo], labels[todo])
     return result
 
 

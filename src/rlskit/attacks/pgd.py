@@ -112,7 +112,8 @@ def _start(
 
 
 def _l2(delta: Tensor) -> Tensor:
-    return delta.flatten(1).norm(dim=1)[:, None, None, None]
+    norms: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+    return norms[:, None, None, None]
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ def choose_targets(
         UntrustedError: Non-finite logits.
     """
     with under_attack(model), torch.no_grad():
-        logits = model(images)
+        logits: Tensor = model(images)
     classes = logits.shape[1]
     if isinstance(target, int):
         if target >= classes:

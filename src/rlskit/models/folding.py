@@ -11,7 +11,7 @@ import copy
 import os
 import shutil
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,7 @@ def ready_for_attack(model: BankedModel, draws: list[nn.Module]) -> list[nn.Modu
 
 def compile_draw(draw: nn.Module) -> nn.Module:
     """Return the draw compiled for any batch size; the next draw of a model reuses the code."""
-    compiled: nn.Module = torch.compile(draw, dynamic=True)
-    return compiled
+    return cast(nn.Module, torch.compile(draw, dynamic=True))
 
 
 def check_compiler() -> None:

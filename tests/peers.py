@@ -1,0 +1,167 @@
+"""What the peers are compared on: a published CIFAR ResNet, lossless images, equal settings.
+
+torchattacks, foolbox and ART (adversarial-robustness-toolbox) get the network as their users would
+hand it over: normalisation inside, eval mode, parameters that require gradients.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cifar_resnet import resnet20
+from rlskit.models.architecture import Architecture
+from rlskit.models.banks import BankedModel, Card, Normalize
+from rlskit.models.partition import partition
+from rlskit.models.trace import trace
+from rlskit.pixels import Pixels
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+PIXELS = Pixels(3, 32, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fgsm": {"eps": 2 / 255},
+    "pgd": {"eps": 2 / 255, "step_size": 0.5 / 255, "steps": 10, "random_start": False},
+    "deepfool": {"steps": 50, "overshoot": 0.02},
+    "cw": {"c": 1.0, "kappa": 0.0, "steps": 100, "lr": 0.01},
+    "ead": {"c": 1.0, "beta": 0.01, "kappa": 0.0, "steps": 100, "lr": 0.01},
+}
+"""Attack -> options, under our names; one constant, no early stop, 10 classes for DeepFool."""
+
+OURS: dict[str, dict[str, Any]] = {"ead": {"optimizer": "fista"}}
+"""What only ours needs to be told: the peers have no other EAD."""
+
+DIFFERENCES = {
+    ("torchattacks", "cw"): "may stop early for the whole batch; pixels at 0 and 1 do not move",
+    ("torchattacks", "ead"): "its clean reference moves along",
+    ("foolbox", "cw"): "returns black images where it fails (counted as clean)",
+    ("foolbox", "ead"): "returns black images where it fails (counted as clean)",
+    ("art", "cw"): "gradient descent with line searches instead of Adam",
+    ("art", "deepfool"): "overshoots once, at the end",
+    ("art", "ead"): "predicts and differentiates several times per step",
+}
+"""(peer, attack) -> in what it cannot be set up as ours."""
+
+
+def published_network() -> nn.Module:
+    """The ResNet-20, images normalised; to be called with eval mode already set."""
+    network = resnet20()
+    network.load_state_dict(load_file(SHARED / "checkpoints" / "cifar10-resnet20.safetensors"))
+    return network.eval()
+
+
+def stock_model() -> nn.Module:
+    """Images in [0, 1] to logits, as anyone would write it."""
+    return nn.Sequential(Normalize(PIXELS), published_network()).eval()
+
+
+def banked_model() -> BankedModel:
+    """The same network as an undefended rlskit model."""
+    network = published_network()
+    card = Card(
+        Architecture("own", "cifar_resnet.py:resnet20", digest="none"), PIXELS, 10, "none",
+        pretrained="published",
+    )  # fmt: skip
+    return BankedModel([network], partition(network, trace(network, PIXELS.shape), "model"), card)
+
+
+def lossless_images(count: int) -> tuple[Tensor, Tensor]:
+    """`count` lossless test images in [0, 1], spread over the ten classes, and their labels."""
+    paths = sorted((SHARED / "data" / "cifar10-subset" / "test").glob("*/*.png"))
+    classes = sorted({path.parent.name for path in paths})
+    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, count).round().astype(int)]
+    pixels = np.stack([np.asarray(Image.open(path)) for path in chosen])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous() / 255
+    return images, torch.tensor([classes.index(path.parent.name) for path in chosen])
+
+
+def run_torchattacks(
+    method: str, model: nn.Module, images: Tensor, labels: Tensor, o: Mapping[str, Any]
+) -> Tensor:
+    import torchattacks as ta
+
+    make: dict[str, Callable[[], Any]] = {
+        "fgsm": lambda: ta.FGSM(model, eps=o["eps"]),
+        "pgd": lambda: ta.PGD(model, o["eps"], o["step_size"], o["steps"], o["random_start"]),
+        "deepfool": lambda: ta.DeepFool(model, o["steps"], o["overshoot"]),
+        "cw": lambda: ta.CW(model, o["c"], o["kappa"], o["steps"], o["lr"]),
+        "ead": lambda: ta.EADEN(
+            model, o["kappa"], o["lr"], 1, o["steps"], abort_early=False,
+            initial_const=o["c"], beta=o["beta"],
+        ),
+    }  # fmt: skip
+    adversarial: Tensor = make[method]()(images, labels)
+    return adversarial.detach()
+
+
+def run_foolbox(
+    method: str, model: nn.Module, images: Tensor, labels: Tensor, o: Mapping[str, Any]
+) -> Tensor:
+    import foolbox as fb
+
+    make: dict[str, Callable[[], Any]] = {
+        "fgsm": lambda: fb.attacks.LinfFastGradientAttack(),
+        "pgd": lambda: fb.attacks.LinfPGD(
+            abs_stepsize=o["step_size"], steps=o["steps"], random_start=o["random_start"]
+        ),
+        "deepfool": lambda: fb.attacks.L2DeepFoolAttack(
+            steps=o["steps"], candidates=10, overshoot=o["overshoot"]
+        ),
+        "cw": lambda: fb.attacks.L2CarliniWagnerAttack(
+            1, o["steps"], o["lr"], o["kappa"], o["c"], abort_early=False
+        ),
+        "ead": lambda: fb.attacks.EADAttack(
+            1, o["steps"], o["lr"], o["kappa"], o["c"], o["beta"], "EN", abort_early=False
+        ),
+    }
+    wrapped = fb.PyTorchModel(model, bounds=(0, 1), device=images.device)
+    adversarial: Tensor
+    adversarial, _, _ = make[method]()(wrapped, images, labels, epsilons=o.get("eps"))
+    black = (adversarial == 0).flatten(1).all(1)
+    return torch.where(black[:, None, None, None], images, adversarial).detach()
+
+
+def run_art(
+    method: str, model: nn.Module, images: Tensor, labels: Tensor, o: Mapping[str, Any]
+) -> Tensor:
+    from art.attacks import evasion
+    from art.estimators.classification import PyTorchClassifier
+
+    wrapped = PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), PIXELS.shape, 10, clip_values=(0, 1), device_type="cpu"
+    )
+    quiet = {"batch_size": len(images), "verbose": False}
+    once = {"confidence": o.get("kappa"), "learning_rate": o.get("lr"), "binary_search_steps": 1}
+    make: dict[str, Callable[[], Any]] = {
+        "fgsm": lambda: evasion.FastGradientMethod(wrapped, eps=o["eps"], batch_size=len(images)),
+        "pgd": lambda: evasion.ProjectedGradientDescentPyTorch(
+            wrapped, eps=o["eps"], eps_step=o["step_size"], max_iter=o["steps"], **quiet
+        ),
+        "deepfool": lambda: evasion.DeepFool(wrapped, o["steps"], o["overshoot"], 10, **quiet),
+        "cw": lambda: evasion.CarliniL2Method(
+            wrapped, max_iter=o["steps"], initial_const=o["c"], **once, **quiet
+        ),
+        "ead": lambda: evasion.ElasticNet(
+            wrapped, max_iter=o["steps"], beta=o["beta"], initial_const=o["c"], **once, **quiet
+        ),
+    }
+    return torch.from_numpy(make[method]().generate(images.numpy(), labels.numpy()))
+
+
+Peer = Callable[[str, nn.Module, Tensor, Tensor, Mapping[str, Any]], Tensor]
+"""Maps (attack, model, images, labels, options of `SETTINGS`) to adversarial images."""
+
+PEERS: dict[str, Peer] = {"torchattacks": run_torchattacks, "foolbox": run_foolbox, "art": run_art}
+
+
+def installed() -> dict[str, Peer]:
+    """The peers that this environment has."""
+    return {name: run for name, run in PEERS.items() if importlib.util.find_spec(name)}
