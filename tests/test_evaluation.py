@@ -572,6 +572,7 @@ def test_warnings(rls: BankedModel) -> None:
         ({"n_attacked": 0}, "--n-attacked must be at least 1"),
         ({"protocol": "adaptive"}, "'adaptive' is unknown"),
         ({"view": "max"}, "--view 'max' is unknown"),
+        ({"method": "deepfool", "compiled": True}, "--compile cannot serve deepfool"),
         (
             {"method": "cw", "protocol": "eot"},
             "--protocol eot needs a.* budget, not cw",

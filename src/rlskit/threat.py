@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlskit.defenses import draws
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
-from rlskit.models.folding import compile_draw, ready_for_attack
+from rlskit.models.folding import InPieces, compile_draw, ready_for_attack
 
 PROTOCOLS = ("transfer", "multi", "eot")
 VIEWS = ("mean-prob", "mean-logit")
@@ -131,7 +131,8 @@ def attackers_view(
     def members_of(purpose: str, first: int) -> list[nn.Module]:
         found = draws(model, n_attacked, seed=seed, purpose=purpose, repeat=repeat, first=first)
         found = ready_for_attack(model, found) if folded else found
-        return [compile_draw(draw) for draw in found] if compiled else found
+        found = [compile_draw(draw) for draw in found] if compiled else found
+        return [InPieces(draw) for draw in found] if folded else found
 
     if protocol == "eot":
         return FreshDraws(lambda call: members_of("eot", call * n_attacked), view)

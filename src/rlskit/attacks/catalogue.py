@@ -41,6 +41,9 @@ class Attack:
             RLS paper.
         fixed: What the name says of `run`'s arguments, and no option changes.
         upstream: torchattacks' own, under the same option names; None where it has none.
+        compiles: Whether what it attacks may be compiled. `torch.compile` frees a graph after its
+            first backward pass, and may answer further ones wrongly, so no attack may that
+            differentiates one forward pass several times.
     """
 
     title: str
@@ -52,6 +55,7 @@ class Attack:
     defaults: Mapping[str, Any]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     upstream: Upstream | None = None
+    compiles: bool = True
 
     @property
     def has_budget(self) -> bool:
@@ -209,6 +213,7 @@ ATTACKS: dict[str, Attack] = {
             "AutoAttack", {"norm": "norm", "eps": "eps", "version": "version"},
             counts_classes=True, seeds_itself=True,
         ),
+        compiles=False,
     ),
     "noise": Attack(
         title="Random noise, as the control",
@@ -228,6 +233,7 @@ ATTACKS: dict[str, Attack] = {
         random=False,
         defaults={"norm": "l2", "steps": 50, "overshoot": 0.02, "top_classes": 10},
         upstream=Upstream("DeepFool", {"steps": "steps", "overshoot": "overshoot"}),
+        compiles=False,
     ),
     "cw": Attack(
         title="Carlini & Wagner",
@@ -273,6 +279,7 @@ ATTACKS: dict[str, Attack] = {
             "FAB", {"norm": "norm", "steps": "steps"}, {"eps": 1e9},
             counts_classes=True, seeds_itself=True,
         ),
+        compiles=False,
     ),
     "jsma": Attack(
         title="Jacobian saliency map attack",
@@ -282,6 +289,7 @@ ATTACKS: dict[str, Attack] = {
         needs="gradients",
         random=False,
         defaults={"theta": 1.0, "gamma": 0.1, "target": None},
+        compiles=False,
     ),
     "pixle": Attack(
         title="Pixle",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlskit.attacks import PreparedAttack, prepare
+from rlskit.attacks import ATTACKS, PreparedAttack, prepare
 from rlskit.data import Data
 from rlskit.errors import RequestError
 from rlskit.evaluation.options import EvalOptions
@@ -251,6 +251,11 @@ def _check_request(threat: Threat, counts: tuple[int, ...], out: Path | None) ->
         raise RequestError(
             f"--protocol eot needs an attack with a budget, not {threat.attack.method}: a search "
             "for the smallest perturbation needs the same classifier at every step"
+        )
+    if threat.compiled and not ATTACKS[threat.attack.method].compiles:
+        raise RequestError(
+            f"--compile cannot serve {threat.attack.method}, which differentiates one forward pass "
+            "several times; leave it out"
         )
     if len(counts) > 1:
         raise RequestError(

@@ -54,6 +54,11 @@ class Threat:
         eps = self.attack.stated.get("eps")
         return self.attack.method if eps is None else f"{self.attack.method} {eps:.4g}"
 
+    @property
+    def folded(self) -> bool:
+        """Whether the draws in the view are made ready for many gradients."""
+        return self.attack.engine == "rlskit"
+
     def facts(self) -> dict[str, Any]:
         """Return the fields of a `Result` that tell what was done to the images."""
         stated = dict(self.attack.stated)
@@ -164,7 +169,10 @@ class Run:
         if self.threat is not None:
             meter = Meter(self._view(self.threat, repeat), self.threat.n_attacked)
             noise = seeds.generator(self.options.seed, "attack", repeat)
-            changed = self.threat.attack(meter, images, wanted, generator=noise)
+            # The layout of the convolutions that are attacked; scoring keeps the ordinary one.
+            layout = torch.channels_last if self.threat.folded else torch.contiguous_format
+            clean = images.contiguous(memory_format=layout)
+            changed = self.threat.attack(meter, clean, wanted, generator=noise).contiguous()
             block |= self._scores("robust", defenders, changed, wanted)
             block |= perturbation_norms(images, changed)
             cost = [2 * cost[0] + meter.forwards, meter.backwards]
@@ -197,7 +205,7 @@ class Run:
     def _view(self, threat: Threat, repeat: int) -> nn.Module:
         return attackers_view(
             self.subject.model, threat.protocol, threat.n_attacked, seed=self.options.seed,
-            repeat=repeat, view=threat.view, folded=threat.attack.engine == "rlskit",
+            repeat=repeat, view=threat.view, folded=threat.folded,
             compiled=threat.compiled,
         )  # fmt: skip
 
