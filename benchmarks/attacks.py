@@ -262,10 +262,10 @@ def print_verdict(method: str, entrants: dict[str, Entrant], base: Base, compile
         if name in ratios:
             met &= verdict(f"faster than {name}", ratios[name], factor, -1)
     floor = base.floor(mine.forwards, mine.backwards)
-    more = "" if compiled else f", further backward {1e3 * base.further:.2f}"
-    print(
-        f"bare passes: forward {1e3 * base.forward:.2f} ms, with backward {1e3 * base.both:.2f}{more}"
-    )
+    bare = f"forward {1e3 * base.forward:.2f} ms, with backward {1e3 * base.both:.2f}"
+    if not compiled:
+        bare += f", further backward {1e3 * base.further:.2f}"
+    print(f"bare passes: {bare}")
     return verdict("of the floor", mine.seconds / floor, target.floor, 1) and met
 
 
