@@ -640,3 +640,28 @@ def test_an_attack_that_breaks_its_budget_on_one_block_stops_the_run(
     prepared = dataclasses.replace(prepare("pgd", eps=0.1), method="fgsm", params={"eps": 0.1})
     with pytest.raises(UntrustedError, match="broke its budget"):
         attack_all(rls, DATA, attacks=[prepared], options=EvalOptions(batch_size=10))
+
+
+def test_per_example_gives_each_image_draws_of_its_own(rls: BankedModel) -> None:
+    """Every image is attacked and scored as if it were alone, on draws keyed by its index."""
+    (result,) = evaluate(rls, DATA, n_samples=3, batch_size=16, per_example=True)
+    right = []
+    for i in range(50):
+        members = draws(rls, 3, seed=0, purpose="defender", image=i)
+        right.append(bool(answers(members, IMAGES[i : i + 1]) == LABELS[i]))
+    assert result.accuracy["clean"]["mean"] == pytest.approx(sum(right) / 50)
+    assert result.per_example
+
+    params = {**PGD, "n_samples": 3, "per_example": True}
+    several = [attack(rls, DATA, **params, batch_size=size) for size in (7, 50)]
+    assert several[0].accuracy == several[1].accuracy
+    robust = []
+    for i in range(50):
+        image, label = IMAGES[i : i + 1], LABELS[i : i + 1]
+        view = attackers_view(rls, "transfer", 1, seed=0, repeat=0, image=i)
+        found = prepare(**PGD)(view, image, label, generator=seeds.generator(0, "attack", 0))
+        members = draws(rls, 3, seed=0, purpose="defender", image=i)
+        robust.append(bool(answers(members, found) == label))
+    assert several[0].accuracy["robust"]["mean"] == pytest.approx(sum(robust) / 50)
+    assert several[0].timing["forwards"] == 50 * (3 + 3 + 4)
+    assert several[0].timing["backwards"] == 50 * 4

@@ -1,10 +1,13 @@
-"""The README's Python runs as it stands, but for a smaller network."""
+"""The Python of the README and of the docs runs as it stands, but for a smaller network."""
 
 import re
 from pathlib import Path
 
 import pytest
 import torch
+
+import rlskit
+from rlskit.defenses import DEFENSES
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -34,3 +37,22 @@ def test_the_readme_names_resnet50_as_the_issue_does() -> None:
         "rlskit attack --method pgd --eps 0.02 --n-attacked 10",
     ):
         assert line in text
+
+
+def test_the_example_of_a_defense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(DEFENSES, "contrast", DEFENSES["none"])  # so that it is taken away again
+    text = (README.parent / "docs/defenses.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    small = block.replace('"resnet50"', '"test_resnet"').replace('data="digits"', "data=digits")
+    names: dict[str, object] = {"digits": rlskit.load_data("digits", "test", limit=40)}
+    exec(small, names)
+    assert "defense='contrast'" in capsys.readouterr().out
+    model = names["model"]
+    assert isinstance(model, rlskit.BankedModel)
+    one, other = rlskit.draws(model, 2, seed=0, purpose="defender")
+    image = torch.rand(1, 1, 32, 32)
+    assert torch.equal(one(image), one(image))
+    assert not torch.equal(one(image), other(image))

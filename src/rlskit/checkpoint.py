@@ -52,7 +52,7 @@ def save(model: BankedModel, path: str | Path, *, force: bool = False) -> str:
         "parameters": _layer_sizes(model),
         "pixels": card.pixels.to_json(),
         "classes": card.classes,
-        "defense": {"name": card.defense, "bank_probs": card.bank_probs},
+        "defense": {"name": card.defense, "bank_probs": card.bank_probs, "settings": card.settings},
         "data": card.data,
         "pretrained": card.pretrained,
         "training": card.training,
@@ -218,6 +218,10 @@ def _card(metadata: dict[str, Any]) -> Card:
         classes=int(metadata["classes"]),
         defense=str(metadata["defense"]["name"]),
         bank_probs=tuple(map(float, metadata["defense"].get("bank_probs", ()))),
+        settings={
+            str(name): float(value)
+            for name, value in metadata["defense"].get("settings", {}).items()
+        },
         data=str(metadata["data"]),
         training=[dict(record) for record in metadata["training"]],
         pretrained=str(metadata["pretrained"]),

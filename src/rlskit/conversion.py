@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from rlskit import seeds
 from rlskit.data import describe
-from rlskit.defenses import DEFENSES
+from rlskit.defenses import DEFENSES, check_effect
+from rlskit.defenses.defense import bank_zero
 from rlskit.errors import RequestError
 from rlskit.models.architecture import Architecture, resolve
 from rlskit.models.banks import BankedModel, Card
@@ -38,6 +40,7 @@ def convert(
     granularity: str | None = None,
     bank_only: str | None = None,
     bank_probs: tuple[float, ...] = (),
+    settings: Mapping[str, float] | None = None,
     data: str | None = None,
     data_dir: str | Path | None = None,
     num_classes: int | None = None,
@@ -56,11 +59,13 @@ def convert(
     Args:
         name: A timm or torchvision name, `timm:NAME`, `torchvision:NAME`, `FILE.py:factory` or
             `package.module:factory`.
-        banks: M; by default 2 for `rls`, 3 for `ensemble`, 1 for `none`.
+        banks: M; by default 2 for `rls`, 3 for `ensemble` and `adp`, 1 for the others.
         defense: A key of `rlskit.defenses.DEFENSES`.
         granularity: One of `rlskit.models.GRANULARITIES`; by default the defense's.
         bank_only: Glob over layer names; the other layers are shared by all banks.
         bank_probs: Probability of each bank in a random plan of `rls`; by default 1/M each.
+        settings: Some of the defense's own numbers by name, such as `{"alpha": 1.0}` for `adp`; the
+            others have the defaults of `DEFENSES`.
         data: The data set whose classes, channels, size and mean/std the model is made for;
             `digits` by default, unless weights are given.
         data_dir: Where torchvision's data sets lie.
@@ -110,12 +115,15 @@ def convert(
         classes=_checked_classes(shown.output[1], wanted, architecture),
         defense=defense,
         bank_probs=bank_probs,
+        settings={**DEFENSES[defense].settings, **(settings or {})},
         data=facts["data"],
         pretrained="library" if pretrained else Path(weights).name if weights else "",
     )
     parts = partition(on_meta, shown, granularity or DEFENSES[defense].granularity, bank_only)
     networks = _banks(architecture, banks, init, pretrained=pretrained, weights=weights, seed=seed)
-    return BankedModel(networks, parts, card)
+    model = BankedModel(networks, parts, card)
+    check_effect(model)
+    return model
 
 
 def _check_counts(**options: int | None) -> None:
@@ -128,8 +136,8 @@ def _checked_banks(banks: int | None, defense: str) -> int:
     banks = DEFENSES[defense].banks if banks is None else banks
     if banks < 1:
         raise RequestError(f"--banks must be at least 1, not {banks}")
-    if defense == "none" and banks != 1:
-        raise RequestError(f"--defense none has 1 bank, not {banks}")
+    if DEFENSES[defense].plan is bank_zero and banks != 1:
+        raise RequestError(f"--defense {defense} has 1 bank, not {banks}")
     return banks
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from rlskit.defenses import draws
+from rlskit.defenses import classifier_of, draws
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces, compile_draw, ready_for_attack
@@ -106,6 +106,7 @@ def attackers_view(
     view: str = "mean-prob",
     folded: bool = True,
     compiled: bool = False,
+    image: int | None = None,
 ) -> nn.Module:
     """Return the classifier that an attack is computed on.
 
@@ -122,6 +123,7 @@ def attackers_view(
         folded: Whether the draws are made ready for many gradients (`rlskit.models.folding`), which
             changes their logits by rounding only.
         compiled: Whether they are compiled (`torch.compile`), once for all draws and batch sizes.
+        image: Index of the image in its data set, where each image has draws of its own.
 
     Raises:
         RequestError: Unknown view.
@@ -129,8 +131,11 @@ def attackers_view(
     check_view(view)
 
     def members_of(purpose: str, first: int) -> list[nn.Module]:
-        found = draws(model, n_attacked, seed=seed, purpose=purpose, repeat=repeat, first=first)
-        found = ready_for_attack(model, found) if folded else found
+        found = draws(
+            model, n_attacked, seed=seed, purpose=purpose, repeat=repeat, first=first, image=image
+        )
+        if folded:  # in place
+            ready_for_attack(model, [classifier_of(draw) for draw in found])
         found = [compile_draw(draw) for draw in found] if compiled else found
         return [InPieces(draw) for draw in found] if folded else found
 

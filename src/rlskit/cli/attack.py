@@ -21,6 +21,7 @@ from rlskit.cli.options import (
     LimitOption,
     ModelOption,
     OutOption,
+    PerExampleOption,
     QuietOption,
     RepeatsOption,
     SeedOption,
@@ -98,6 +99,7 @@ def attack(
     ] = False,
     n_samples: Annotated[int | None, typer.Option(help="N: the defender's draws.")] = None,
     repeats: RepeatsOption = 1,
+    per_example: PerExampleOption = False,
     data: DataOption = None,
     data_dir: DataDirOption = None,
     download: DownloadOption = False,
@@ -138,7 +140,7 @@ def attack(
     wanted = prepare_all(
         ",".join(method or ["pgd"]), pixel_range=pixel_range, engine=engine, **params
     )
-    options = EvalOptions(n_samples, repeats, batch_size, num_workers, seed)
+    options = EvalOptions(n_samples, repeats, batch_size, num_workers, seed, per_example)
     banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
     images = rlskit.load_data(
         data or banked.card.default_data(), split, data_dir=data_dir, download=download, limit=limit

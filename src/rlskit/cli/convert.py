@@ -17,8 +17,14 @@ def convert(
         str,
         typer.Argument(help="timm or torchvision name, FILE.py:factory or package.module:factory."),
     ],
-    banks: Annotated[int | None, typer.Option(help="M; 2 for rls, 3 for ensemble.")] = None,
-    defense: Annotated[str, typer.Option(help="rls, ensemble or none.")] = "rls",
+    banks: Annotated[int | None, typer.Option(help="M; 2 for rls, 3 for ensemble, adp.")] = None,
+    defense: Annotated[
+        str, typer.Option(help="rls, ensemble, adp, rse, dropout, sap or none.")
+    ] = "rls",
+    settings: Annotated[
+        str | None,
+        typer.Option(help="The defense's own numbers, as alpha=1,beta=0.5; docs/defenses.md."),
+    ] = None,
     granularity: Annotated[
         str | None, typer.Option(help="What is sampled: layer, block, stage or model.")
     ] = None,
@@ -70,6 +76,7 @@ def convert(
         granularity=granularity,
         bank_only=bank_only,
         bank_probs=_numbers("--bank-probs", bank_probs) or (),
+        settings=_settings(settings),
         data=data,
         data_dir=data_dir,
         num_classes=num_classes,
@@ -101,3 +108,13 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(map(float, text.split(",")))
     except ValueError:
         raise RequestError(f"{option} {text!r} is no list of numbers such as 0.5,0.5,0.5") from None
+
+
+def _settings(text: str | None) -> dict[str, float]:
+    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
+    try:
+        return {name.strip().replace("-", "_"): float(value) for name, _, value in pairs}
+    except ValueError:
+        raise RequestError(
+            f"--settings {text!r} is no list of names and numbers such as alpha=2,beta=0.5"
+        ) from None

@@ -21,6 +21,7 @@ from rlskit.cli.options import (
     LimitOption,
     ModelOption,
     OutOption,
+    PerExampleOption,
     QuietOption,
     RepeatsOption,
     SeedOption,
@@ -40,6 +41,7 @@ def evaluate(
         Path | None, typer.Option(help="Images that `attack --save-adversarial` wrote.")
     ] = None,
     repeats: RepeatsOption = 1,
+    per_example: PerExampleOption = False,
     data: DataOption = None,
     data_dir: DataDirOption = None,
     download: DownloadOption = False,
@@ -63,7 +65,7 @@ def evaluate(
     from rlskit.results import accuracy_table, free_folder
 
     check_gate(fail_under)
-    options = EvalOptions(_counts(n_samples), repeats, batch_size, num_workers, seed)
+    options = EvalOptions(_counts(n_samples), repeats, batch_size, num_workers, seed, per_example)
     banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
     images = None
     if adversarial is None:

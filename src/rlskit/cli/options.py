@@ -62,3 +62,6 @@ FailUnderOption = Annotated[
 RepeatsOption = Annotated[
     int, typer.Option("--repeats", help="R: attacker's views and defender's draws.")
 ]
+PerExampleOption = Annotated[
+    bool, typer.Option("--per-example", help="Each image has draws of its own; far slower.")
+]

@@ -49,6 +49,12 @@ def train(
     bn_batches: Annotated[
         int, typer.Option(help="Batches that BatchNorm statistics are re-estimated on.")
     ] = 50,
+    adversarial: Annotated[
+        str, typer.Option(help="none, or pgd: train on images that PGD found.")
+    ] = "none",
+    adversarial_eps: Annotated[str, typer.Option(help="Its budget, linf.")] = "8/255",
+    adversarial_steps: Annotated[int, typer.Option(help="Its steps.")] = 10,
+    adversarial_step_size: Annotated[str, typer.Option(help="Length of a step.")] = "2/255",
     num_workers: WorkersOption = 0,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
@@ -61,13 +67,19 @@ def train(
     """Train a model by group optimization; writes the last and the best epoch, and a log."""
     import rlskit
     from rlskit.devices import choose_device
+    from rlskit.pixels import parse_budget
     from rlskit.training import TrainOptions
 
     options = TrainOptions(
         epochs=epochs, batch_size=batch_size, group_size=group_size, loss=loss,
         individual=individual, lr=lr, momentum=momentum, weight_decay=weight_decay,
         schedule=schedule, step_epochs=step_epochs, augment=augment, amp=amp, holdout=holdout,
-        bn_batches=bn_batches, num_workers=num_workers, seed=seed,
+        bn_batches=bn_batches, num_workers=num_workers, seed=seed, adversarial=adversarial,
+        adversarial_eps=parse_budget(adversarial_eps, option="--adversarial-eps"),
+        adversarial_steps=adversarial_steps,
+        adversarial_step_size=parse_budget(
+            adversarial_step_size, option="--adversarial-step-size"
+        ),
     )  # fmt: skip
     banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
     images = rlskit.load_data(

@@ -7,19 +7,27 @@ replacement: N = M is the whole ensemble, each member once.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlskit import seeds
 from rlskit.models.banks import BankedModel
 
 
-def draw(model: BankedModel, seed: int, purpose: str, repeat: int, index: int) -> nn.Module:
-    """Return the member whose turn it is: each comes once in every M draws."""
-    order = torch.randperm(model.num_banks, generator=seeds.generator(seed, purpose, repeat))
-    member = int(order[index % model.num_banks])
-    return model.sampled(torch.full((model.num_layers,), member))
+def plan(
+    model: BankedModel, seed: int, purpose: str, repeat: int, index: int, *image: int
+) -> Tensor:
+    """Return the plan of the member whose turn it is: each comes once in every M draws."""
+    order = torch.randperm(
+        model.num_banks, generator=seeds.generator(seed, purpose, repeat, *image)
+    )
+    return torch.full((model.num_layers,), int(order[index % model.num_banks]))
 
 
 def group(model: BankedModel, size: int, generator: torch.Generator) -> Tensor:  # noqa: ARG001
-    """Return every member's plan, long `[M, L]`: separate training updates all of them."""
+    """Return every member's plan, long `[M, L]`: each training step updates all of them."""
     return torch.arange(model.num_banks)[:, None].expand(-1, model.num_layers)
+
+
+def members(model: BankedModel) -> int:
+    """Return M, the number of networks."""
+    return model.num_banks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlskit import seeds
 from rlskit.models.banks import BankedModel
@@ -20,9 +20,9 @@ def sample_plan(model: BankedModel, generator: torch.Generator) -> Tensor:
     return torch.randint(model.num_banks, (model.num_layers,), generator=generator)
 
 
-def draw(model: BankedModel, seed: int, purpose: str, repeat: int, index: int) -> nn.Module:
-    """Return the sampled model of this key."""
-    return model.sampled(sample_plan(model, seeds.generator(seed, purpose, repeat, index)))
+def plan(model: BankedModel, seed: int, purpose: str, *indices: int) -> Tensor:
+    """Return the plan of this key, long `[L]`."""
+    return sample_plan(model, seeds.generator(seed, purpose, *indices))
 
 
 def group(model: BankedModel, size: int, generator: torch.Generator) -> Tensor:

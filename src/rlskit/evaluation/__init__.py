@@ -14,6 +14,7 @@ from typing import Any
 
 from rlskit.attacks import ATTACKS, PreparedAttack, prepare
 from rlskit.data import Data
+from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
 from rlskit.evaluation.options import EvalOptions
 from rlskit.evaluation.run import Run, Threat, finite_logits
@@ -134,7 +135,7 @@ def attack_all(
     ]
     out = _folder(out, force)
     for threat in threats:
-        _check_request(threat, options.counts(model), out)
+        _check_request(threat, model, options, out)
     subject = subject_of(model, data)
     works = [Run(subject, options, threat) for threat in threats]
     for run in works:
@@ -246,7 +247,9 @@ def _folders(out: Path | None, attacks: Sequence[PreparedAttack]) -> list[Path |
     return folders
 
 
-def _check_request(threat: Threat, counts: tuple[int, ...], out: Path | None) -> None:
+def _check_request(
+    threat: Threat, model: BankedModel, options: EvalOptions, out: Path | None
+) -> None:
     if threat.protocol == "eot" and threat.attack.norm is None:
         raise RequestError(
             f"--protocol eot needs an attack with a budget, not {threat.attack.method}: a search "
@@ -257,7 +260,12 @@ def _check_request(threat: Threat, counts: tuple[int, ...], out: Path | None) ->
             f"--compile cannot serve {threat.attack.method}, which differentiates one forward pass "
             "several times; leave it out"
         )
-    if len(counts) > 1:
+    if threat.compiled and defense_of(model).perturb is not None:
+        raise RequestError(
+            f"--compile cannot serve --defense {model.card.defense}, which acts on a network while "
+            "it runs; leave it out"
+        )
+    if len(options.counts(model)) > 1:
         raise RequestError(
             "an attack is scored with one --n-samples; save its images and sweep them with eval"
         )

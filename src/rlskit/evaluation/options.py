@@ -21,6 +21,8 @@ class EvalOptions:
         batch_size: Images per block.
         num_workers: Threads that decode images.
         seed: All randomness derives from it.
+        per_example: Whether each image has draws of its own, on both sides; then it is also
+            attacked and scored by itself.
     """
 
     n_samples: int | Sequence[int] | None = None
@@ -28,6 +30,7 @@ class EvalOptions:
     batch_size: int = 128
     num_workers: int = 0
     seed: int = 0
+    per_example: bool = False
 
     def __post_init__(self) -> None:
         if self.n_samples is not None and min(self._given(), default=0) < 1:

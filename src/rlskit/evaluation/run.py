@@ -110,6 +110,7 @@ class Run:
             "repeats": self.options.repeats,
             "seed": self.options.seed,
             "batch_size": self.options.batch_size,
+            "per_example": self.options.per_example,
             "threads": torch.get_num_threads(),
         }
 
@@ -136,10 +137,8 @@ class Run:
         return [self._result(journal, which, per_image) for which in range(len(self.counts))]
 
     def _finish_repeat(self, repeat: int, journal: Journal, progress: Progress) -> None:
-        model, data, options = self.subject.model, self.subject.data, self.options
-        defenders = draws(
-            model, self.counts[-1], seed=options.seed, purpose="defender", repeat=repeat
-        )
+        data, options = self.subject.data, self.options
+        defenders = None if options.per_example else self._defenders(repeat)
         sizes = runs(len(data), options.batch_size)
         finished = {i for i, run in enumerate(sizes) if journal.get(repeat, run.start)}
         step = "evaluating" if self.threat is None else f"attacking with {self.threat.label}"
@@ -156,9 +155,33 @@ class Run:
         indices: range,
         images: Tensor,
         labels: Tensor,
-        defenders: list[nn.Module],
+        defenders: list[nn.Module] | None,
     ) -> dict[str, Tensor]:
-        """Attack and score one block; return its columns, each with B rows, and its cost."""
+        """Do the work on a block, image by image where there are no defenders for all of them."""
+        if defenders is not None:
+            return self._attack_and_score(repeat, indices, images, labels, defenders)
+        parts = []
+        for i, index in enumerate(indices):
+            one, own = slice(i, i + 1), self._defenders(repeat, index)
+            parts.append(
+                self._attack_and_score(repeat, indices[one], images[one], labels[one], own, index)
+            )
+        block = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return block | {name: block[name].sum(0, keepdim=True) for name in summary.COSTS}
+
+    def _attack_and_score(
+        self,
+        repeat: int,
+        indices: range,
+        images: Tensor,
+        labels: Tensor,
+        defenders: list[nn.Module],
+        image: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Attack and score some images; return their columns, each with B rows, and their cost.
+
+        The index of an image says that it is the only one, with draws of its own.
+        """
         start = time.perf_counter()
         device = self.subject.model.device
         images, wanted = images.to(device), labels.to(device)
@@ -167,7 +190,7 @@ class Run:
         block |= self._scores(scored, defenders, images, wanted)
         cost = [len(images) * len(defenders), 0]  # what draws share counts for each of them
         if self.threat is not None:
-            meter = Meter(self._view(self.threat, repeat), self.threat.n_attacked)
+            meter = Meter(self._view(self.threat, repeat, image), self.threat.n_attacked)
             noise = seeds.generator(self.options.seed, "attack", repeat)
             # The layout of the convolutions that are attacked; scoring keeps the ordinary one.
             layout = torch.channels_last if self.threat.folded else torch.contiguous_format
@@ -202,11 +225,17 @@ class Run:
         single = [right[:n].mean(0) for n in self.counts]
         return {kind: torch.stack(answers, 1), f"{kind}_gibbs": torch.stack(single, 1)}
 
-    def _view(self, threat: Threat, repeat: int) -> nn.Module:
+    def _defenders(self, repeat: int, image: int | None = None) -> list[nn.Module]:
+        return draws(
+            self.subject.model, self.counts[-1], seed=self.options.seed, purpose="defender",
+            repeat=repeat, image=image,
+        )  # fmt: skip
+
+    def _view(self, threat: Threat, repeat: int, image: int | None = None) -> nn.Module:
         return attackers_view(
             self.subject.model, threat.protocol, threat.n_attacked, seed=self.options.seed,
             repeat=repeat, view=threat.view, folded=threat.folded,
-            compiled=threat.compiled,
+            compiled=threat.compiled, image=image,
         )  # fmt: skip
 
     def _write_adversarial(self, threat: Threat, journal: Journal) -> None:
@@ -238,6 +267,7 @@ class Run:
             perturbation=summary.perturbation(journal, options.repeats),
             timing=summary.timing([journal]),
             per_image=per_image,
+            per_example=options.per_example,
         )
 
 

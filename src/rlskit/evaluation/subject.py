@@ -83,6 +83,7 @@ class Subject:
             "banks": model.num_banks,
             "layers": model.num_layers,
             "granularity": model.partition.granularity,
+            "settings": model.card.settings,
             "parameters": sum(p.numel() for p in model.banks[0].parameters()),
             "trained": model.card.trained,
         }

@@ -31,6 +31,7 @@ class Card:
         classes: Number of classes.
         defense: A key of `rlskit.defenses.DEFENSES`.
         bank_probs: Probability of each bank in a random plan (mu of eq. 2); empty for 1/M each.
+        settings: The defense's own numbers by name.
         data: The data set's name, or "" when it was never said.
         training: One record per training run; empty for an untrained model.
         pretrained: Where the first weights came from, or "".
@@ -41,6 +42,7 @@ class Card:
     classes: int
     defense: str = "rls"
     bank_probs: tuple[float, ...] = ()
+    settings: dict[str, float] = field(default_factory=dict)
     data: str = ""
     training: list[dict[str, Any]] = field(default_factory=list)
     pretrained: str = ""

@@ -32,8 +32,12 @@ class Result:
         n_attacked: Draws in the attacker's view; None without an attack.
         perturbation: l0, l1, l2, linf -> `median` and `max`, in [0, 1] units.
         agreement: Diversity measures -> `mean` and `std` over repeats.
+        transfer: Matrices between draws, row i attacked and column j scored: `cosine` and
+            `transferability`, the `images` behind the latter, `zero_gradients`, `off_diagonal`
+            means, `attack`.
         timing: `seconds`, `images_per_second`, `forwards`, `backwards`; images x draws.
         per_image: File name of the per-image table in the run's folder, or None.
+        per_example: Whether each image had draws of its own.
         warnings: What a reader must know before using the numbers.
     """
 
@@ -54,8 +58,10 @@ class Result:
     n_attacked: int | None = None
     perturbation: dict[str, dict[str, float]] | None = None
     agreement: dict[str, dict[str, Any]] | None = None
+    transfer: dict[str, Any] | None = None
     timing: dict[str, float] = field(default_factory=dict)
     per_image: str | None = None
+    per_example: bool = False
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:

@@ -23,6 +23,9 @@ KINDS = ("clean", "robust", "robust_8bit")
 
 NORMS = ("l0", "l1", "l2", "linf")
 
+COSTS = ("seconds", "forwards", "backwards")
+"""What a block cost, one number each."""
+
 
 def accuracies(journals: Sequence[Journal], repeats: int, which: int) -> dict[str, dict[str, Any]]:
     """Return every accuracy of the design's section 4 that was scored, each with its denominator.
@@ -67,10 +70,7 @@ def perturbation(journal: Journal, repeats: int) -> dict[str, dict[str, float]] 
 
 def timing(journals: Sequence[Journal]) -> dict[str, float]:
     """Return what all blocks cost; passes are images x draws, those that score included."""
-    cost = {
-        name: sum(journal.total(name) for journal in journals)
-        for name in ("seconds", "forwards", "backwards")
-    }
+    cost = {name: sum(journal.total(name) for journal in journals) for name in COSTS}
     return {"images_per_second": journals[0].rows / cost["seconds"], **cost}
 
 

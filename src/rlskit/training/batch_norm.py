@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rlskit import seeds
 from rlskit.data import Data, batches
-from rlskit.defenses import defense_of
+from rlskit.defenses import defense_of, training_logits
 from rlskit.models.banks import BankedModel
 from rlskit.training.options import TrainOptions
 from rlskit.types import Progress, no_progress
@@ -30,8 +30,8 @@ def reestimate_batch_norm(
     """Set the running statistics of every bank's BatchNorms to their mean over batches and plans.
 
     Each batch is shown to a random plan and to its M - 1 shifts, so that every layer of every bank
-    is visited once per batch, among random neighbours; members of a defense that trains them
-    separately are shown it whole. All else is in eval mode: a draw has no dropout, either.
+    is visited once per batch, among random neighbours; the members of an ensemble are shown it
+    whole. All else is in eval mode: a draw has no dropout, either.
 
     Args:
         model: Left in eval mode.
@@ -47,17 +47,19 @@ def reestimate_batch_norm(
     plans = seeds.generator(options.seed, "batch-norm-plans")
     total = min(options.bn_batches, math.ceil(len(data) / options.batch_size))
     stream = batches(data, options.batch_size, order, num_workers=options.num_workers)
-    with _averaging(norms):
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), _averaging(norms):
+        torch.manual_seed(seeds.derive(options.seed, "batch-norm-noise"))  # of the defense
         for done, (images, _) in zip(range(total), stream, strict=False):
             images = images.to(model.device)
             plan = _first_plan(model, plans)
             for shift in range(model.num_banks):
-                model(images, (plan + shift) % model.num_banks)
+                training_logits(model, images, (plan + shift) % model.num_banks)
             progress("re-estimating BatchNorm", done + 1, total)
 
 
 def _first_plan(model: BankedModel, generator: torch.Generator) -> Tensor:
-    if defense_of(model).separate:
+    if defense_of(model).distinct(model):
         return torch.zeros(model.num_layers, dtype=torch.long)
     return torch.randint(model.num_banks, (model.num_layers,), generator=generator)
 

@@ -14,7 +14,10 @@ from rlskit.models.banks import BankedModel
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One line of the training log: means over the epoch's steps, and the held-out accuracy."""
+    """One line of the training log: means over the epoch's steps, and the held-out accuracy.
+
+    In adversarial training all of them are under its attack.
+    """
 
     epoch: int
     steps: int

@@ -10,6 +10,7 @@ from rlskit.errors import RequestError
 from rlskit.training.losses import LOSSES
 
 SCHEDULES = ("step", "cosine", "one-cycle")
+ADVERSARIES = ("none", "pgd")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,12 @@ class TrainOptions:
         holdout: Share of the training images kept to choose the best epoch by.
         bn_batches: Batches that the BatchNorm statistics are re-estimated on, over random plans.
         num_workers: Threads that decode images.
-        seed: Seeds plans, order, augmentation and dropout.
+        seed: Seeds plans, order, augmentation, noise and dropout.
+        adversarial: `pgd` trains on images that PGD found, and chooses the best epoch by the
+            accuracy on held-out ones attacked likewise; `none` on the images as they are.
+        adversarial_eps: Largest change of a pixel, in [0, 1] units.
+        adversarial_steps: Steps of PGD; each costs as much as the training step itself.
+        adversarial_step_size: Length of a step, in [0, 1] units.
     """
 
     epochs: int = 50
@@ -52,6 +58,10 @@ class TrainOptions:
     bn_batches: int = 50
     num_workers: int = 0
     seed: int = 0
+    adversarial: str = "none"
+    adversarial_eps: float = 8 / 255
+    adversarial_steps: int = 10
+    adversarial_step_size: float = 2 / 255
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "group_size", "step_epochs"):
@@ -68,7 +78,19 @@ class TrainOptions:
             raise RequestError(f"--individual is a weight in [0, 1], not {self.individual}")
         if not 0 <= self.holdout < 1:
             raise RequestError(f"--holdout is a share in [0, 1), not {self.holdout}")
-        known = (("loss", LOSSES), ("schedule", SCHEDULES), ("augment", AUGMENTATIONS))
+        if self.adversarial_steps < 1:
+            raise RequestError(
+                f"--adversarial-steps must be at least 1, not {self.adversarial_steps}"
+            )
+        for name in ("adversarial_eps", "adversarial_step_size"):
+            if not 0 < getattr(self, name) <= 1:
+                raise RequestError(
+                    f"{_flag(name)} is a length in (0, 1] such as 8/255, not {getattr(self, name)}"
+                )
+        known = (
+            ("loss", LOSSES), ("schedule", SCHEDULES), ("augment", AUGMENTATIONS),
+            ("adversarial", ADVERSARIES),
+        )  # fmt: skip
         for name, values in known:
             if getattr(self, name) not in values:
                 raise RequestError(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,15 +14,19 @@ from torch import Tensor
 
 from rlskit import seeds
 from rlskit.data import Data, batches, blocks, runs
-from rlskit.defenses import defense_of, draws
+from rlskit.defenses import defense_of, draws, training_logits
 from rlskit.errors import RequestError, RunError
 from rlskit.models.banks import BankedModel
 from rlskit.threat import mean_log_probabilities
+from rlskit.training.adversarial import pgd_images
 from rlskit.training.batch_norm import reestimate_batch_norm
 from rlskit.training.files import EpochRecord, Files, TrainingResult
 from rlskit.training.losses import group_loss, separate_loss
 from rlskit.training.options import TrainOptions
 from rlskit.types import Progress
+
+HELD_OUT_DRAWS = 10
+"""At most so many answer together when an epoch is scored."""
 
 
 class Run:
@@ -42,6 +48,7 @@ class Run:
         self.model, self.options, self.whole, self.files = model, options, whole, files
         self.data, self.held_out = split(whole, options)
         self.defense = defense_of(model)
+        self.objective = objective(model, options)
         self.steps_per_epoch = _steps_per_epoch(len(self.data), options.batch_size)
         self.optimizer = torch.optim.SGD(
             model.parameters(),
@@ -129,19 +136,35 @@ class Run:
         """
         options = self.options
         group = self.defense.group(self.model, options.group_size, plans)
-        self.optimizer.zero_grad(set_to_none=True)  # or momentum and decay would move idle banks
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=options.amp):
-            logits = torch.stack([self.model(images, plan) for plan in group]).float()
-        if self.defense.separate:
-            loss = separate_loss(logits, labels, options.loss)
-        else:
-            loss = group_loss(logits, labels, options.loss, options.individual)
+            shown = self._shown(group, images, labels, plans)
+            self.optimizer.zero_grad(set_to_none=True)  # or momentum and decay move idle banks
+            logits = torch.stack(
+                [training_logits(self.model, *pair) for pair in zip(shown, group, strict=True)]
+            ).float()
+        loss = self.objective(logits, labels)
         value = loss.item() / (len(group) if self.defense.separate else 1)
         if math.isfinite(value):
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.scheduler.step()
         return logits.detach(), value
+
+    def _shown(
+        self, group: Tensor, images: Tensor, labels: Tensor, plans: torch.Generator
+    ) -> list[Tensor]:
+        """Return the images that each member of a group is trained on."""
+        model, options = self.model, self.options
+        if options.adversarial == "none":
+            return [images] * len(group)
+        attack = partial(pgd_images, model, images, labels, options=options, generator=plans)
+        if self.defense.separate:
+            shown = [attack(group=partial(plan.unsqueeze, 0)) for plan in group]
+        else:
+            fresh = partial(self.defense.group, model, options.group_size, plans)
+            shown = [attack(group=fresh)] * len(group)
+        model.train()
+        return shown
 
     def _require_finite_weights(self, epoch: int) -> None:
         """Refuse an epoch whose last step broke the weights by gradients that overflow."""
@@ -155,11 +178,20 @@ class Run:
     def _held_out_accuracy(self, epoch: int) -> float | None:
         if self.held_out is None:
             return None
-        count = self.defense.samples(self.model)
-        members = draws(self.model, count, seed=self.options.seed, purpose="holdout")
+        model, options = self.model, self.options
+        count = min(self.defense.samples(model), HELD_OUT_DRAWS)
+        members = draws(model, count, seed=options.seed, purpose="holdout")
+        plans = seeds.generator(options.seed, "holdout-attack", epoch)
+        group = partial(self.defense.group, model, options.group_size, plans)
         right = 0
-        for _, images, labels in blocks(self.held_out, self.options.batch_size):
-            logits = torch.stack([member(images.to(self.model.device)) for member in members])
+        for _, images, labels in blocks(self.held_out, options.batch_size):
+            images = images.to(model.device)
+            if options.adversarial != "none":
+                images = pgd_images(
+                    model, images, labels.to(model.device), group=group, options=options,
+                    generator=plans,
+                )  # fmt: skip
+            logits = torch.stack([member(images) for member in members])
             if not logits.isfinite().all():
                 found = f"the logits of held-out images are not finite after epoch {epoch + 1}"
                 raise self._failure(found, epoch)
@@ -189,6 +221,26 @@ class Run:
 
     def _failure(self, what: str, epoch: int) -> RunError:
         return RunError(f"{what}; {self.files.kept(epoch)}; a smaller --lr may help")
+
+
+def objective(model: BankedModel, options: TrainOptions) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what a step minimises: (logits `[K, B, classes]`, labels `[B]`) -> a scalar.
+
+    Raises:
+        RequestError: The defense has a loss of its own, and another is asked for.
+    """
+    defense, settings = defense_of(model), model.card.settings
+    own = defense.loss
+    if own is not None:
+        if options.loss != "ce" or options.individual:
+            raise RequestError(
+                f"the defense {model.card.defense} has a loss of its own; leave out "
+                "--loss and --individual"
+            )
+        return lambda logits, labels: own(logits, labels, settings)
+    if defense.separate:
+        return partial(separate_loss, loss=options.loss)
+    return partial(group_loss, loss=options.loss, individual=options.individual)
 
 
 def split(data: Data, options: TrainOptions) -> tuple[Data, Data | None]:
