@@ -13,7 +13,18 @@ from types import FrameType
 
 import typer
 
-from rlskit.cli import attack, attacks, convert, diversity, evaluate, export, inspect, models, train
+from rlskit.cli import (
+    attack,
+    attacks,
+    convert,
+    diversity,
+    evaluate,
+    export,
+    inspect,
+    models,
+    recipe,
+    train,
+)
 from rlskit.errors import RlskitError
 
 app = typer.Typer(
@@ -33,6 +44,7 @@ app.command("diversity")(diversity.diversity)
 app.command("models")(models.models)
 app.command("inspect")(inspect.inspect)
 app.command("export")(export.export)
+app.command("run")(recipe.run)
 
 
 @app.callback()

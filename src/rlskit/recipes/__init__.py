@@ -1,0 +1,38 @@
+"""Recipes: a TOML file whose stages are rlskit's own commands (`rlskit run`, docs/recipes.md)."""
+
+from rlskit.recipes.cost import Cost, Estimate, estimate
+from rlskit.recipes.recipe import Column, Recipe, Row, load
+from rlskit.recipes.running import (
+    Outcome,
+    StageError,
+    check_stages,
+    command_line,
+    default_folder,
+    is_finished,
+    run,
+    select,
+)
+from rlskit.recipes.stages import Stage
+from rlskit.recipes.table import markdown, rich_table, to_json
+
+__all__ = [
+    "Column",
+    "Cost",
+    "Estimate",
+    "Outcome",
+    "Recipe",
+    "Row",
+    "Stage",
+    "StageError",
+    "check_stages",
+    "command_line",
+    "default_folder",
+    "estimate",
+    "is_finished",
+    "load",
+    "markdown",
+    "rich_table",
+    "run",
+    "select",
+    "to_json",
+]

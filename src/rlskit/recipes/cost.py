@@ -1,0 +1,272 @@
+"""What a stage will cost: passes of single networks, and hours at a measured rate.
+
+A pass is one image through one draw. Counts of attacks that stop early (DeepFool), or that leave
+misclassified images alone, are upper bounds.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rlskit import checkpoint
+from rlskit.attacks import PreparedAttack
+from rlskit.attacks.options import READERS
+from rlskit.attacks.requests import prepare_all
+from rlskit.data import load as load_data
+from rlskit.defenses import defense_of, draws
+from rlskit.devices import choose_device
+from rlskit.errors import RlskitError
+from rlskit.models.banks import BankedModel
+from rlskit.recipes.recipe import Recipe
+from rlskit.recipes.stages import Stage
+from rlskit.training import TrainOptions
+
+SIZES = {
+    "digits": (1437, 360),
+    "mnist": (60000, 10000),
+    "fashion-mnist": (60000, 10000),
+    "cifar10": (50000, 10000),
+    "cifar100": (50000, 10000),
+    "svhn": (73257, 26032),
+}
+"""Images to train on and to test on, so that nothing has to be there to be counted."""
+
+Passes = Callable[[Mapping[str, Any]], tuple[int, int]]
+
+
+def _steps(p: Mapping[str, Any]) -> tuple[int, int]:
+    steps = p.get("steps", 1) * p.get("restarts", 1) * p.get("eot_samples", 1)
+    return steps, steps
+
+
+def _search(p: Mapping[str, Any]) -> tuple[int, int]:
+    steps = p["steps"] * p["search_steps"]
+    return steps + 1, steps  # one more to leave misclassified images alone
+
+
+PASSES: dict[str, Passes] = {
+    "noise": lambda _: (0, 0),
+    "fgsm": _steps,
+    "bim": _steps,
+    "pgd": _steps,
+    "pgd-l2": _steps,
+    "mifgsm": _steps,
+    "eotpgd": _steps,
+    "deepfool": lambda p: (p["steps"] + 1, p["steps"] * p["top_classes"]),
+    "cw": _search,
+    "ead": _search,
+    "square": lambda p: (p["steps"] * p["restarts"], 0),
+}
+"""Method -> forward and backward passes per image and attacked draw; no estimate for others."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage computes: images it reads, and passes, images x draws.
+
+    Attributes:
+        images: Images.
+        forwards: Forward passes.
+        backwards: Backward passes.
+    """
+
+    images: int
+    forwards: int
+    backwards: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What stages will cost, on the device at hand.
+
+    Attributes:
+        costs: Name of a stage -> its cost; None where nothing tells it.
+        hours: Name of a stage -> hours at the measured rate; None likewise.
+        device: Where the rate was measured.
+    """
+
+    costs: Mapping[str, Cost | None]
+    hours: Mapping[str, float | None]
+    device: str
+
+    def total(self, names: list[str]) -> tuple[Cost, float]:
+        """Return the sum over stages of what is known."""
+        costs = [cost for name in names if (cost := self.costs[name])]
+        total = Cost(
+            images=sum(cost.images for cost in costs),
+            forwards=sum(cost.forwards for cost in costs),
+            backwards=sum(cost.backwards for cost in costs),
+        )
+        return total, sum(self.hours[name] or 0 for name in names)
+
+
+def estimate(recipe: Recipe, execute: Callable[[list[str]], int]) -> Estimate:
+    """Count what every stage computes, and measure how fast its network is here.
+
+    Args:
+        recipe: The recipe.
+        execute: Runs one command line; each row's `convert` is run into a temporary folder. Where
+            that fails, as without the data of a folder, the row's costs are unknown.
+    """
+    device = choose_device()
+    costs: dict[str, Cost | None] = {}
+    hours: dict[str, float | None] = {}
+    for made in (stage for stage in recipe.stages if stage.needs is None):
+        model = _built(made, device, execute)
+        speed = None if model is None else rate(model)
+        for stage in recipe.stages:
+            if stage.converted is made:
+                costs[stage.name] = found = None if model is None else cost(stage, model)
+                if found is None or speed is None:
+                    hours[stage.name] = None
+                else:
+                    hours[stage.name] = hours_of(found, speed)
+    return Estimate(costs, hours, _described(device))
+
+
+def _described(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+def cost(stage: Stage, model: BankedModel) -> Cost | None:
+    """Count what a stage computes; None where its method or its data cannot be counted.
+
+    Args:
+        stage: The stage.
+        model: What the stage's `convert` makes.
+    """
+    if stage.command == "convert":
+        return Cost(0, 0, 0)
+    images = _count(stage, "train" if stage.command == "train" else "test")
+    if images is None:
+        return None
+    if stage.command == "train":
+        return _train_cost(stage, model, images)
+    own = 10 if stage.command == "diversity" else defense_of(model).samples(model)
+    samples = max(map(int, str(stage.options.get("n-samples", own)).split(",")))
+    repeats = int(stage.options.get("repeats", own if stage.command == "diversity" else 1))
+    scored = images * samples * repeats
+    if stage.command != "attack":
+        return Cost(images, scored, 0)
+    attacked = images * int(stage.options.get("n-attacked", 1)) * repeats
+    forwards, backwards = 0, 0
+    for one in prepared(stage):
+        if one.method not in PASSES:
+            return None
+        ahead, back = PASSES[one.method](one.params)
+        forwards += attacked * ahead + 2 * scored  # the clean images are scored, too
+        backwards += attacked * back
+    return Cost(images, forwards, backwards)
+
+
+def hours_of(found: Cost, speed: tuple[float, float]) -> float:
+    """Return the hours that passes take at so many seconds per forward and per backward pass."""
+    return (found.forwards * speed[0] + found.backwards * speed[1]) / 3600
+
+
+def prepared(stage: Stage) -> list[PreparedAttack]:
+    """Return the attacks of an `attack` stage, their options checked and completed.
+
+    Raises:
+        RequestError: A method or an option is wrong.
+    """
+    given = {name.replace("-", "_"): value for name, value in stage.options.items()}
+    return prepare_all(
+        str(given.get("method", "pgd")),
+        pixel_range=str(given.get("pixel_range", "0:1")),
+        engine=str(given.get("engine", "rlskit")),
+        **{name: value for name, value in given.items() if name in READERS},
+    )
+
+
+def rate(model: BankedModel) -> tuple[float, float]:
+    """Measure the seconds per image of one draw's forward pass, and of its backward pass."""
+    count = 8 if model.device.type == "cpu" else 128
+    images = torch.rand(count, *model.card.pixels.shape, device=model.device)
+    (draw,) = draws(model, 1, seed=0, purpose="rate")
+
+    def forward() -> None:
+        with torch.no_grad():
+            draw(images)
+
+    def both() -> None:
+        draw(images.clone().requires_grad_()).sum().backward()
+
+    ahead, whole = _seconds(forward, model.device), _seconds(both, model.device)
+    return ahead / count, max(whole - ahead, 0.0) / count
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Return the best of three times after one that is not counted; of fewer if they are long."""
+    times: list[float] = []
+    while len(times) < 2 or (len(times) < 4 and sum(times) < 1):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _train_cost(stage: Stage, model: BankedModel, images: int) -> Cost:
+    """Count the steps, PGD's where it is trained against, BatchNorm's passes and the held-out."""
+    options = _train_options(stage)
+    held = round(images * options.holdout)
+    seen = images - held
+    plans = defense_of(model).group(model, options.group_size, torch.Generator().manual_seed(0))
+    steps = seen * len(plans) * (1 + options.adversarial_steps * (options.adversarial != "none"))
+    batches = min(options.bn_batches, math.ceil(seen / options.batch_size))
+    norms = any(isinstance(module, _BatchNorm) for module in model.modules())
+    again = min(batches * options.batch_size, seen) * model.num_banks * norms
+    scored = held * defense_of(model).samples(model)
+    return Cost(seen, options.epochs * (steps + again + scored), options.epochs * steps)
+
+
+def _train_options(stage: Stage) -> TrainOptions:
+    """Return those of the options that decide what it costs."""
+    defaults = TrainOptions()
+    given = {}
+    for name in (
+        "epochs", "batch_size", "group_size", "holdout", "bn_batches", "adversarial",
+        "adversarial_steps",
+    ):  # fmt: skip
+        text = stage.options.get(name.replace("_", "-"))
+        if text is not None:
+            given[name] = type(getattr(defaults, name))(text)
+    return TrainOptions(**given)
+
+
+def _count(stage: Stage, split: str) -> int | None:
+    """Return the number of images a stage reads; None where they are not there to be counted."""
+    named = stage.options.get("data", stage.converted.options.get("data", "digits"))
+    split = str(stage.options.get("split", split))
+    if named in SIZES:
+        count = SIZES[str(named)][split == "test"]
+    else:
+        try:
+            count = len(load_data(str(named), split))
+        except RlskitError:
+            return None
+    return min(count, int(stage.options.get("limit", count)))
+
+
+def _built(
+    stage: Stage, device: torch.device, execute: Callable[[list[str]], int]
+) -> BankedModel | None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / stage.output).parent.mkdir(parents=True)
+        if execute([*stage.arguments(folder), "--quiet"]):
+            return None
+        return checkpoint.load(folder / stage.output).to(device)

@@ -1,0 +1,79 @@
+"""From a TOML file to one table of values: what it extends, and `--set`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlskit.errors import RequestError
+
+
+def read(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the values of a recipe, merged with those of the files it extends.
+
+    Args:
+        path: The TOML file. `extends` names another, relative to this one, or a list of several, of
+            which later ones win; what this one says wins over all.
+        sets: `KEY=VALUE` changes that win over all files: a dotted key, and a TOML value; what is
+            no TOML value is a string.
+
+    Raises:
+        RequestError: A file is missing, is no TOML, or extends itself; or a change is no
+            `KEY=VALUE`.
+    """
+    values = _merged_file(path, ())
+    for change in sets:
+        values = merged(values, _change(change))
+    return values
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both tables as one: tables are merged key by key, of anything else `above` wins."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _merged_file(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    where = path.resolve()
+    if where in extended_by:
+        chain = " -> ".join(file.name for file in (*extended_by, where))
+        raise RequestError(f"the recipe extends itself: {chain}; remove one `extends`")
+    values = _parsed(path)
+    bases = values.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
+        raise RequestError(f"{path}: extends is the name of a file, or a list of some, not {bases}")
+    below: dict[str, Any] = {}
+    for base in bases:
+        below = merged(below, _merged_file(path.parent / base, (*extended_by, where)))
+    return merged(below, values)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"the recipe {path} cannot be read ({error.strerror})") from error
+    except ValueError as error:  # TOML's and UTF-8's
+        raise RequestError(f"the recipe {path} is no valid TOML: {error}") from error
+
+
+def _change(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise RequestError(f"--set {text!r} is no KEY=VALUE such as train.epochs=1")
+    try:
+        change: Any = tomllib.loads(f"value = {value}")["value"]
+    except ValueError:
+        change = value.strip()
+    for part in reversed(parts):
+        change = {part: change}
+    assert isinstance(change, dict)
+    return change

@@ -1,0 +1,118 @@
+"""A stage: one command line of rlskit, what it needs, what it writes, and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import numbers
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlskit import __version__
+from rlskit.errors import RequestError
+
+MEASURING = ("attack", "eval", "diversity")
+"""The commands that fill cells of the table."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of a recipe; all paths are relative to the folder of the run.
+
+    Attributes:
+        name: `ROW/convert`, `ROW/train` or `ROW/COLUMN`.
+        command: The subcommand of rlskit.
+        options: Its long options without `--`; texts, or True for a flag; `name` is the network of
+            `convert`.
+        needs: The stage whose checkpoint it takes; None for `convert`.
+    """
+
+    name: str
+    command: str
+    options: Mapping[str, str | bool]
+    needs: Stage | None
+
+    @property
+    def output(self) -> Path:
+        """The file that is there once the stage is finished."""
+        row = Path(self.name).parent
+        files = {"convert": row / "converted.safetensors", "train": row / "rls.safetensors"}
+        return files.get(self.command, Path(self.name) / "results.json")
+
+    @property
+    def converted(self) -> Stage:
+        """The `convert` that its model comes from."""
+        return self if self.needs is None else self.needs.converted
+
+    def arguments(self, folder: Path) -> list[str]:
+        """Return the command line, without `rlskit`, in the run's folder."""
+        first = self.options["name"] if self.needs is None else str(folder / self.needs.output)
+        assert isinstance(first, str)
+        line = [self.command, first]
+        for name, value in self.options.items():
+            if not (self.needs is None and name == "name"):
+                line += _option(name, value)
+        if self.command == "diversity":
+            return [*line, "--json", str(folder / self.output)]
+        out = self.output.parent if self.command in MEASURING else self.output
+        return [*line, "--out", str(folder / out)]
+
+    def fingerprint(self) -> str:
+        """Return a digest of all that decides what the stage writes, but for the data set's files.
+
+        That is the command, its options, the files that they name, rlskit's version, and the
+        fingerprint of the stage before.
+        """
+        options = {name: value for name, value in self.options.items() if value is not False}
+        about = {
+            "command": self.command,
+            "options": options,
+            "files": {str(file): _sha256(file) for file in _files(options)},
+            "version": __version__,
+            "needs": None if self.needs is None else self.needs.fingerprint(),
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+_SWITCHES = ("random-start",)
+"""Options that are on unless told otherwise, so that false has a flag of its own."""
+
+
+def _option(name: str, value: str | bool) -> list[str]:
+    if value is False:
+        return [f"--no-{name}"] if name in _SWITCHES else []
+    return [f"--{name}"] if value is True else [f"--{name}", value]
+
+
+def option_text(command: str, name: str, value: Any) -> str | bool:
+    """Return an option's value as it stands on the command line; flags stay booleans.
+
+    A list becomes `a,b`, a table `a=1,b=2`.
+
+    Raises:
+        RequestError: It cannot stand there.
+    """
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={option_text(command, key, one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return ",".join(str(option_text(command, name, one)) for one in value)
+    if isinstance(value, str | numbers.Real):
+        return str(value)
+    raise RequestError(f"{command}: {name} = {value} is no value for an option")
+
+
+def _files(options: Mapping[str, str | bool]) -> Iterator[Path]:
+    """Yield the files among an option's `FILE`, `FILE.py:factory` and `npz:FILE`."""
+    for text in options.values():
+        if isinstance(text, str):
+            named = {text, text.rpartition(":")[0], text.partition(":")[2]} - {""}
+            yield from (Path(name) for name in sorted(named) if Path(name).is_file())
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

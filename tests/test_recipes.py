@@ -1,0 +1,422 @@
+"""Recipes: inheritance, stages and their fingerprints, what is run again, costs, and the files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlskit import recipes
+from rlskit.cli import run as command
+from rlskit.cli.recipe import _check
+from rlskit.errors import RequestError
+from rlskit.recipes.cost import cost
+from rlskit.recipes.reading import merged, read
+from small_models import model as small_model
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted(file for file in (ROOT / "recipes").rglob("*.toml") if file.parent.name != "base")
+
+SMALL = """
+title = "two models"
+[convert]
+name = "tiny.py:tiny"
+image-size = 8
+[train]
+epochs = 1
+limit = 64
+[attack]
+limit = 64
+pixel-range = "-1:1"
+[columns.clean]
+eval = { limit = 64 }
+[columns.pgd]
+attack = { method = "pgd", eps = 0.2 }
+[columns.kappa]
+diversity = { limit = 64, repeats = 2 }
+[rows.rls5]
+label = "5 attacked"
+of = "rls"
+attack.n-attacked = 5
+diversity = false
+[rows.rls]
+label = "Ours"
+convert = { defense = "rls", banks = 2 }
+[rows.none]
+convert.defense = "none"
+train.lr = 0.1
+diversity = false
+[paper]
+rls = { pgd = 70.9, kappa = "0.51 ± 0.018" }
+"""
+
+TINY = """
+from torch import nn
+
+def tiny(num_classes=10, in_chans=1):
+    return nn.Sequential(
+        nn.Conv2d(in_chans, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, num_classes),
+    )
+"""
+
+STAGES = [
+    "rls/convert", "rls/train", "rls/clean", "rls/pgd", "rls/kappa",
+    "none/convert", "none/train", "none/clean", "none/pgd",
+    "rls5/clean", "rls5/pgd",
+]  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The recipe above, in a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.py").write_text(TINY)
+    (tmp_path / "small.toml").write_text(SMALL)
+    return Path("small.toml")
+
+
+class Commands:
+    """Stands for the commands: writes what they would, and notes what was asked for."""
+
+    def __init__(self, codes: dict[str, int] | None = None) -> None:
+        self.codes = codes or {}
+        self.ran: list[str] = []
+        self.left: dict[str, bool] = {}
+
+    def __call__(self, arguments: list[str]) -> int:
+        option = "--json" if arguments[0] == "diversity" else "--out"
+        out = Path(arguments[arguments.index(option) + 1])
+        name = f"{out.parent.name}/{arguments[0]}"
+        if arguments[0] in ("attack", "eval"):
+            name = f"{out.parent.name}/{out.name}"
+            self.left[name] = (out / "blocks").is_dir()
+            (out / "blocks").mkdir(parents=True, exist_ok=True)
+            out = out / "results.json"
+        elif arguments[0] == "diversity":
+            name = f"{out.parents[1].name}/{out.parent.name}"
+        assert not out.exists(), "the commands refuse to replace what is there"
+        self.ran.append(name)
+        code = self.codes.get(name, 0)
+        if code < 2:
+            out.write_text(json.dumps(result()))
+        return code
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    """A result as a command writes it: 7 of 10 images right, kappa 0.25."""
+    share = {"mean": 0.7, "std": None, "ci95": [0.4, 0.9], "n": 10, "lower_bound": 0.4}
+    values = {
+        "schema": "rlskit.result/1", "command": "attack", "checkpoint": {}, "model": {},
+        "defense": "rls", "data": {}, "protocol": "transfer", "n_samples": 10, "repeats": 1,
+        "seed": 0, "batch_size": 128, "device": "cpu", "versions": {},
+        "accuracy": {"clean": share, "robust": share}, "n_attacked": 1,
+        "agreement": {"kappa": {"mean": 0.25, "std": 0.125}},
+    }  # fmt: skip
+    return values | changes
+
+
+def go(recipe: Path, commands: Commands, **options: Any) -> recipes.Outcome:
+    """Run the recipe with stand-ins for the commands."""
+    commands.ran.clear()
+    return recipes.run(recipe, execute=commands, out="out", **options)
+
+
+def test_inheritance_merges_tables_and_the_nearer_file_wins(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "a.toml").write_text('title = "a"\n[train]\nlr = 1\nepochs = 1\n')
+    (tmp_path / "b.toml").write_text("[train]\nepochs = 2\nseed = 2\n")
+    (tmp_path / "c.toml").write_text(
+        'extends = ["base/a.toml", "b.toml"]\n[train]\nseed = 3\n[rows.x]\nof = "y"\n'
+    )
+    assert read(tmp_path / "c.toml") == {
+        "title": "a",
+        "train": {"lr": 1, "epochs": 2, "seed": 3},
+        "rows": {"x": {"of": "y"}},
+    }
+    assert merged({"a": {"b": 1}}, {"a": False}) == {"a": False}
+
+
+def test_a_recipe_that_extends_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('extends = "b.toml"\n')
+    (tmp_path / "b.toml").write_text('extends = "a.toml"\n')
+    with pytest.raises(RequestError, match=r"a\.toml -> b\.toml -> a\.toml"):
+        read(tmp_path / "a.toml")
+
+
+def test_set_reads_toml_values_and_takes_bare_words_as_text(recipe: Path) -> None:
+    sets = ["train.epochs=3", "rows.none.train.lr = 0.5", "all.data=mnist", "rows.rls5=false"]
+    values = read(recipe, [*sets, 'title="a = b"'])
+    assert values["train"] == {"epochs": 3, "limit": 64}
+    assert values["rows"]["none"]["train"]["lr"] == 0.5
+    assert values["all"] == {"data": "mnist"}
+    assert values["title"] == "a = b"
+    assert [row.name for row in recipes.load(recipe, sets).rows] == ["rls", "none"]
+    for wrong in ("train.epochs", "train..epochs=1", "=1"):
+        with pytest.raises(RequestError, match="KEY=VALUE"):
+            read(recipe, [wrong])
+
+
+def test_stages_and_their_command_lines(recipe: Path) -> None:
+    loaded = recipes.load(recipe)
+    assert [stage.name for stage in loaded.stages] == STAGES
+    lines = {stage.name: " ".join(stage.arguments(Path("o"))) for stage in loaded.stages}
+    assert lines["rls/convert"] == (
+        "convert tiny.py:tiny --image-size 8 --defense rls --banks 2 "
+        "--out o/rls/converted.safetensors"
+    )
+    assert lines["none/train"] == (
+        "train o/none/converted.safetensors --epochs 1 --limit 64 --lr 0.1 "
+        "--out o/none/rls.safetensors"
+    )
+    assert lines["rls5/pgd"] == (
+        "attack o/rls/rls.safetensors --limit 64 --pixel-range -1:1 --method pgd --eps 0.2 "
+        "--n-attacked 5 --out o/rls5/pgd"
+    )
+    assert lines["rls/kappa"].endswith("--repeats 2 --json o/rls/kappa/results.json")
+    assert [column.label for column in loaded.columns] == ["clean", "pgd eps=0.2 in -1:1", "kappa"]
+
+
+def test_flags_lists_and_tables_on_the_command_line(recipe: Path) -> None:
+    sets = [
+        "convert.mean=[0.5, 0.25]", "convert.settings={alpha = 2, beta = 0.5}",
+        "convert.small-images=true", "convert.pretrained=false",
+        "columns.pgd.attack.random-start=false",
+    ]  # fmt: skip
+    stages = recipes.load(recipe, sets).stages
+    line = " ".join(stages[0].arguments(Path("o")))
+    assert "--mean 0.5,0.25 --settings alpha=2,beta=0.5 --small-images --defense" in line
+    assert "pretrained" not in line
+    assert "--no-random-start" in stages[3].arguments(Path("o"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("trian.epochs=1", "'trian' is unknown; did you mean train?"),
+        ("rows.rls.lable=x", "rows.rls: 'lable' is unknown; did you mean label?"),
+        ("rows.rls5.of=rsl", "of = 'rsl' is no row; did you mean rls?"),
+        ("rows.x.of=rls5", "the row 'rls5' has no model of its own"),
+        ("rows.rls5.train.epochs=1", "has no convert and no train of its own"),
+        ("columns.pgd.eval.seed=1", "needs one of attack, eval, diversity, not 2"),
+        ("columns.pgd.show=robustt", "did you mean robust?"),
+        ("columns.train.eval={}", "is not convert or train"),
+        ("paper.rls.pdg=1", "paper.rls: 'pdg' is unknown; did you mean pgd?"),
+        ("paper.rsl.pgd=1", "paper.rsl is no row; did you mean rls?"),
+        ("attack.out=x", "out is decided by `rlskit run`"),
+        ("train=3", "train is a table of values, not 3"),
+        ("rows.rls=3", "rows.rls is a table of values, not 3"),
+        ("rows.rls5.of=3", "of = 3 is no row"),
+    ],
+)
+def test_what_is_unknown_is_named_with_the_nearest(recipe: Path, change: str, said: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        recipes.load(recipe, [change])
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("columns.pgd.attack.epps=1", "stage rls/pgd: No such option: --epps"),
+        ("train.epochs=many", "stage rls/train: "),
+        ("columns.pgd.attack.method=pdg", "stage rls/pgd: "),
+        ("columns.pgd.attack.eps=3", "stage rls/pgd: --eps"),
+    ],
+)
+def test_options_are_checked_before_anything_runs(recipe: Path, change: str, said: str) -> None:
+    commands = Commands()
+    with pytest.raises(RequestError) as refused:
+        go(recipe, commands, check=_check, sets=[change])
+    assert said in str(refused.value)
+    assert commands.ran == []
+    assert not Path("out").exists()
+
+
+def test_a_second_run_does_what_has_changed_and_what_depends_on_it(recipe: Path) -> None:
+    commands = Commands()
+    assert go(recipe, commands).code == 0
+    assert commands.ran == STAGES
+    go(recipe, commands)
+    assert commands.ran == []
+    go(recipe, commands, sets=["rows.rls5.attack.n-attacked=6"])
+    assert commands.ran == ["rls5/pgd"]
+    assert not commands.left["rls5/pgd"]  # blocks of another request are gone
+    go(recipe, commands, sets=["rows.rls.train.lr=0.2"])
+    assert commands.ran == [*STAGES[1:5], "rls5/clean", "rls5/pgd"]
+    go(recipe, commands, sets=["rows.rls.train.lr=0.2"])
+    assert commands.ran == []
+    Path("out/rls/pgd/results.json").unlink()
+    go(recipe, commands, sets=["rows.rls.train.lr=0.2"])
+    assert commands.ran == ["rls/pgd"]
+    Path("tiny.py").write_text(TINY + "\n# changed\n")
+    go(recipe, commands, sets=["rows.rls.train.lr=0.2"])
+    assert commands.ran == STAGES
+
+
+def test_a_failed_stage_is_named_and_the_rest_goes_on(recipe: Path) -> None:
+    commands = Commands({"rls/pgd": 4})
+    with pytest.raises(recipes.StageError, match="stage rls/pgd failed with exit code 4") as failed:
+        go(recipe, commands)
+    assert failed.value.exit_code == 4
+    assert commands.ran == STAGES[:4]
+    commands.codes.clear()
+    go(recipe, commands)
+    assert commands.ran == STAGES[3:]
+    assert commands.left["rls/pgd"]  # its blocks are continued
+
+
+def test_an_interrupted_stage_keeps_its_exit_code(recipe: Path) -> None:
+    with pytest.raises(recipes.StageError, match="rls/train was interrupted") as failed:
+        go(recipe, Commands({"rls/train": 130}))
+    assert failed.value.exit_code == 130
+
+
+def test_a_gate_that_is_not_met_ends_the_run_with_1_and_is_remembered(recipe: Path) -> None:
+    commands = Commands({"rls/pgd": 1})
+    assert go(recipe, commands).code == 1
+    assert commands.ran == STAGES
+    assert go(recipe, commands).code == 1
+    assert commands.ran == []
+
+
+def test_only_runs_what_matches_and_needs_what_comes_before(recipe: Path) -> None:
+    commands = Commands()
+    with pytest.raises(RequestError, match="rls/pgd needs rls/train, which is not finished"):
+        go(recipe, commands, only="rls/pgd")
+    go(recipe, commands, only="rls/[ct]*")
+    assert commands.ran == ["rls/convert", "rls/train", "rls/clean"]
+    go(recipe, commands, only="rls/pgd")
+    assert commands.ran == ["rls/pgd"]
+    with pytest.raises(RequestError, match=r"matches no stage; did you mean rls5/pgd\?"):
+        go(recipe, commands, only="rls5/pdg")
+
+
+def test_a_folder_of_something_else_is_refused(recipe: Path) -> None:
+    Path("out/rls").mkdir(parents=True)
+    with pytest.raises(RequestError, match="something else than a recipe's run"):
+        go(recipe, Commands())
+
+
+def test_the_table_shows_protocols_and_the_papers_numbers(recipe: Path) -> None:
+    commands = Commands()
+    done = go(recipe, commands, only="rls/*")
+    text = Path("out/table.md").read_text()
+    assert "| measured | 5 attacked | Ours<br>N=10 | none |" in text
+    assert (
+        "| pgd eps=0.2 in -1:1<br>transfer n=1 | – | 70.0<br>40.0 – 90.0<br>paper 70.9 | – |"
+        in text
+    )
+    assert "| – | 0.250<br>± 0.125<br>paper 0.51 ± 0.018 | – |" in text
+    several = json.dumps([result(), result(protocol="multi", n_attacked=5)])
+    go(recipe, commands)
+    Path("out/rls5/pgd/results.json").write_text(several)
+    text = recipes.markdown(done.recipe, Path("out"), recipes.is_finished)
+    assert "70.0<br>40.0 – 90.0<br>multi n=5 |" in text
+    objects = recipes.to_json(done.recipe, Path("out"), recipes.is_finished)
+    cell = objects["rows"][1]["cells"][1]
+    assert (cell["column"], cell["value"]["mean"], cell["paper"]) == ("pgd", 0.7, 70.9)
+
+
+def costs(recipe: Path, sets: list[str]) -> dict[str, tuple[int, int, int]]:
+    """Count the stages of a row with two banks, and BatchNorm."""
+    stages = recipes.load(recipe, sets).stages
+    found = {stage.name: cost(stage, small_model()) for stage in stages}
+    return {name: (c.images, c.forwards, c.backwards) for name, c in found.items() if c}
+
+
+def test_costs_are_those_counted_by_hand(recipe: Path) -> None:
+    sets = [
+        "train.epochs=2", "train.group-size=4", "train.batch-size=10", "train.bn-batches=3",
+        "attack.repeats=2", "columns.cw.attack={method = 'cw', c = 1, steps = 7}",
+        "columns.fab.attack={method = 'fab'}",
+    ]  # fmt: skip
+    found = costs(recipe, sets)
+    assert found["rls/convert"] == (0, 0, 0)
+    # 64 images, 3 held out and scored by 10 draws; BatchNorm sees 30 images through 2 banks
+    assert found["rls/train"] == (61, 2 * (61 * 4 + 60 + 30), 2 * 61 * 4)
+    assert found["rls/clean"] == (64, 640, 0)
+    assert found["rls/kappa"] == (64, 64 * 10 * 2, 0)
+    # 2 repeats: clean and attacked images on 10 draws each, 10 steps of PGD on 5 draws
+    assert found["rls5/pgd"] == (64, 2 * (64 * 10 * 5 + 2 * 640), 2 * 64 * 10 * 5)
+    assert found["rls/cw"] == (64, 2 * (64 * 8 + 2 * 640), 2 * 64 * 7)
+    assert "rls/fab" not in found  # nothing tells
+
+
+def test_adversarial_training_costs_its_steps_as_well(recipe: Path) -> None:
+    sets = ["train.adversarial=pgd", "train.adversarial-steps=4", "train.holdout=0"]
+    found = costs(recipe, [*sets, "train.bn-batches=0"])
+    assert found["rls/train"] == (64, 64 * 3 * 5, 64 * 3 * 5)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_every_recipe_is_understood(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    loaded = recipes.load(file)
+    recipes.check_stages(loaded, Path("out"), _check)
+    expected = {"table1": 24, "table2": 24, "table3": 56, "table4": 14, "table5": 12,
+                "table6": 21, "figure1": 25}[file.stem.partition("-")[0]]  # fmt: skip
+    assert len(loaded.stages) == expected
+
+
+def test_there_is_a_file_for_every_table() -> None:
+    assert len([file for file in FILES if file.parent.name == "paper"]) == 13
+    small = {file.name for file in FILES if file.parent.name == "small"}
+    assert small == {file.name for file in FILES if file.parent.name == "ci"}
+    assert {name.partition("-")[0].partition(".")[0] for name in small} == {
+        "table1", "table2", "table3", "table4", "table5", "table6", "figure1",
+    }  # fmt: skip
+
+
+def test_the_papers_numbers_and_settings() -> None:
+    table1 = recipes.load(ROOT / "recipes/paper/table1-svhn.toml")
+    assert table1.paper["rls"]["pgd-high"] == 68.5
+    assert table1.paper["none"]["ead-high"] == 5.9
+    table2 = recipes.load(ROOT / "recipes/paper/table2-mnist.toml")
+    assert table2.paper["none"]["pgd-low"] == 66.55
+    first, third = (
+        recipes.load(ROOT / f"recipes/paper/{name}.toml") for name in ("table1-cifar10", "table3")
+    )
+    shared = {"fgsm": "fgsm-low", "pgd": "pgd-low", "deepfool": "deepfool", "cw": "cw-low",
+              "ead": "ead-low"}  # fmt: skip
+    for ours, theirs in shared.items():  # section 4.3: the settings of 4.2
+        assert third.paper["rls"][ours] == first.paper["rls"][theirs]
+        assert third.cell("rls", ours).options == first.cell("rls", theirs).options  # type: ignore[union-attr]
+    train = next(stage for stage in first.stages if stage.name == "rls/train")
+    assert train.options["epochs"] == "150"
+    assert train.options["group-size"] == "3"
+    attack = first.cell("rls", "cw-high")
+    assert attack is not None
+    assert (attack.options["c"], attack.options["pixel-range"]) == ("0.1", "-1:1")
+
+
+def test_a_recipe_from_end_to_end(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["run", str(recipe), "--dry-run", "-o", "out"]) == 0
+    plan = capsys.readouterr().out
+    assert "rlskit attack out/rls/rls.safetensors" in plan
+    # 61 images x K = 3 and BatchNorm's 61 x 2 and 3 x 10 held out; K = 1, 61 and 3 without banks
+    assert "61 images, 335 forward and 183 backward passes" in plan
+    assert "61 images, 125 forward and 61 backward passes" in plan
+    assert "to run: 11 of 11 stages" in plan
+    assert not Path("out").exists()
+
+    assert command(["run", str(recipe), "-o", "out", "--json", "-", "-q"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in found["rows"]] == ["rls5", "rls", "none"]
+    cells = {cell["column"]: cell for cell in found["rows"][1]["cells"]}
+    timing = cells["pgd"]["result"]["timing"]
+    assert (timing["forwards"], timing["backwards"]) == (1920, 640)
+    assert cells["pgd"]["result"]["attack"]["params"]["eps"] == 0.1
+    assert found["rows"][0]["cells"][1]["result"]["protocol"] == "multi"
+
+    assert command(["run", str(recipe), "-o", "out"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("up to date") == 11
+    assert "paper 70.9" in captured.out
+
+    shutil.rmtree("out/none/pgd")
+    assert command(["run", str(recipe), "-o", "out", "--set", "columns.pgd.attack.loss=dlrr"]) == 2
+    assert "stage rls/pgd: --loss 'dlrr' is unknown" in capsys.readouterr().err
