@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from ratios import ratio
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
@@ -41,7 +42,6 @@ from rlskit.threat import attackers_view, mean_log_probabilities
 from rlskit.torchvision_ops import declare_missing_operators
 
 N, BANKS, ATTACKED, STEPS = 10, 2, 5, 2
-ROUNDS, SECONDS = 3, 4.0  # at least, per ratio
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 WEIGHTS = Path(__file__).resolve().parents[2] / "shared/checkpoints/cifar10-resnet20.safetensors"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -103,25 +103,6 @@ class Case:
             return pgd(model, self.images, self.labels, generator=noise)
 
         return ratio(lambda: run(view), lambda: run(self.plain))
-
-
-def ratio(
-    ours: Callable[[], object],
-    plain: Callable[[], object],
-    *,
-    clock: Callable[[], float] = time.process_time,
-) -> float:
-    """Return the best time of `ours` over the best of `plain`, run in turn."""
-    best = {ours: float("inf"), plain: float("inf")}
-    order, rounds, begin = [ours, plain], 0, clock()
-    while rounds < ROUNDS or clock() - begin < SECONDS:
-        for run in order:
-            start = clock()
-            run()
-            best[run] = min(best[run], clock() - start)
-        order.reverse()  # whoever comes second finds the caches warm
-        rounds += 1
-    return best[ours] / best[plain]
 
 
 def convert(folder: Path) -> None:

@@ -31,7 +31,7 @@ def perturb(model: BankedModel) -> Perturb:
     sigmas, std = model.card.settings, model.card.pixels.std
 
     @contextmanager
-    def noisy(network: nn.Module, variates: Variates) -> Iterator[None]:  # noqa: ARG001
+    def add_noise(network: nn.Module, variates: Variates) -> Iterator[None]:  # noqa: ARG001
         first = iter([True])
 
         def convolve(
@@ -40,15 +40,15 @@ def perturb(model: BankedModel) -> Perturb:
             inputs: Tensor = args[0] if args else kwargs.pop("input")
             noise = variates.normal(inputs.shape, inputs)
             if next(first, False):
-                noise = sigmas["init_sigma"] * noise / _pixel_scale(inputs, std)
+                noisy = inputs + sigmas["init_sigma"] * noise / _pixel_scale(inputs, std)
             else:
-                noise = sigmas["inner_sigma"] * noise
-            return function(inputs + noise, *args[1:], **kwargs)
+                noisy = inputs.add(noise, alpha=sigmas["inner_sigma"])
+            return function(noisy, *args[1:], **kwargs)
 
         with Intercept(_CONVOLUTIONS, convolve):
             yield
 
-    return noisy
+    return add_noise
 
 
 def _pixel_scale(inputs: Tensor, std: tuple[float, ...]) -> Tensor | float:
