@@ -67,7 +67,8 @@ def text(table: Table) -> str:
 def test_the_json_has_the_keys_of_the_design() -> None:
     (found,) = [json.loads(dump([result()]))]
     assert found["schema"] == "rlskit.result/1"
-    assert set(found) == {"schema", *DESIGN.split(), "agreement", "warnings"}
+    ours = {"agreement", "transfer", "per_example", "warnings"}
+    assert set(found) == {"schema", *DESIGN.split()} | ours
 
 
 def test_one_result_is_an_object_and_several_are_a_list() -> None:

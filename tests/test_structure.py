@@ -19,7 +19,7 @@ PACKAGE = SRC / "rlskit"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cli"}),
     frozenset({"recipes"}),
-    frozenset({"conversion", "training", "evaluation", "diversity", "audit"}),
+    frozenset({"conversion", "training", "evaluation", "diversity", "transferability", "audit"}),
     frozenset({"results"}),
     frozenset({"attacks", "defenses", "threat", "preflight"}),
     frozenset({"models", "data", "checkpoint", "adversarial"}),
@@ -36,6 +36,7 @@ SIBLINGS = {
     ("preflight", "attacks"),
     ("preflight", "threat"),
     ("threat", "defenses"),
+    ("transferability", "evaluation"),
 }
 """(importer, imported): the imports inside one layer that are meant."""
 
@@ -45,7 +46,7 @@ BELOW_MODELS = LAYERS[-2] | LAYERS[-1]
 EXEMPT = {"__init__.py", "__main__.py"}
 """Files at the top of the package that hand out names of any layer."""
 
-HEAVY = {"torch", "timm", "torchvision", "sklearn", "torchattacks"}
+HEAVY = {"torch", "timm", "torchvision", "sklearn", "torchattacks", "matplotlib"}
 """What takes seconds to load, and must not be loaded before it is used."""
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rlskit.evaluation import attack, attack_all, evaluate
     from rlskit.models import BankedModel, list_models
     from rlskit.training import train
+    from rlskit.transferability import measure_transfer
 
 _HOMES = {
     "BankedModel": "rlskit.models",
@@ -42,6 +43,7 @@ _HOMES = {
     "list_models": "rlskit.models",
     "load": "rlskit.checkpoint",
     "measure_diversity": "rlskit.diversity",
+    "measure_transfer": "rlskit.transferability",
     "load_data": "rlskit.data",
     "save": "rlskit.checkpoint",
     "train": "rlskit.training",
@@ -64,6 +66,7 @@ __all__ = [
     "load",
     "load_data",
     "measure_diversity",
+    "measure_transfer",
     "save",
     "train",
 ]

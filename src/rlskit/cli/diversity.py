@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,14 +25,31 @@ from rlskit.cli.options import (
     WorkersOption,
 )
 from rlskit.cli.show import progress_bar, show
+from rlskit.errors import RequestError
 
 
 def diversity(
     checkpoint: CheckpointArgument = DEFAULT_CHECKPOINT,
-    n_samples: Annotated[int, typer.Option(help="Draws that are compared.")] = 10,
-    repeats: Annotated[int, typer.Option(help="Sets of fresh draws.")] = 10,
+    n_samples: Annotated[
+        int | None, typer.Option(help="Draws that are compared: 10, with --transfer 5.")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Sets of fresh draws: 10, with --transfer 1.")
+    ] = None,
     adversarial: Annotated[
         Path | None, typer.Option(help="Images that `attack --save-adversarial` wrote.")
+    ] = None,
+    transfer: Annotated[
+        bool,
+        typer.Option(
+            "--transfer", help="Instead: does an attack on one draw turn another, draw by draw?"
+        ),
+    ] = False,
+    eps: Annotated[str | None, typer.Option(help="With --transfer: PGD's budget, 0.03.")] = None,
+    steps: Annotated[int | None, typer.Option(help="With --transfer: PGD's steps, 10.")] = None,
+    step_size: Annotated[str | None, typer.Option(help="With --transfer: eps / 5.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --transfer: draw it to FILE.png, .svg or .pdf.")
     ] = None,
     data: DataOption = None,
     data_dir: DataDirOption = None,
@@ -51,8 +68,12 @@ def diversity(
     """Measure how much draws agree: interrater agreement kappa and its relatives."""
     import rlskit
     from rlskit.devices import choose_device
-    from rlskit.results import diversity_table
+    from rlskit.results import check_plot, diversity_table, plot_transfer, transfer_table
 
+    threat = {"eps": eps, "steps": steps, "step_size": step_size}
+    _check_options(transfer, adversarial, {**threat, "plot": plot})
+    if plot is not None:
+        check_plot(plot, force=force)
     banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
     images = None
     if adversarial is None:
@@ -63,9 +84,36 @@ def diversity(
             download=download,
             limit=limit,
         )
+    common: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "seed": seed}
+    common |= _given({"n_samples": n_samples, "repeats": repeats})
     with progress_bar(quiet) as progress:
-        result = rlskit.measure_diversity(
-            banked, images, adversarial=adversarial, n_samples=n_samples, repeats=repeats,
-            batch_size=batch_size, num_workers=num_workers, seed=seed, progress=progress,
-        )  # fmt: skip
-    show(diversity_table(result), [result], json_to=json_to, force=force)
+        if transfer:
+            result = rlskit.measure_transfer(
+                banked, images, progress=progress, **common, **_given(threat)
+            )
+        else:
+            result = rlskit.measure_diversity(
+                banked, images, adversarial=adversarial, progress=progress, **common
+            )
+    if plot is not None:
+        plot_transfer(result, plot, force=force)
+    table = transfer_table(result) if transfer else diversity_table(result)
+    show(table, [result], json_to=json_to, force=force)
+
+
+def _check_options(transfer: bool, adversarial: Path | None, only: dict[str, Any]) -> None:
+    """Require that what belongs to `--transfer` stands beside it, and nothing else does.
+
+    Raises:
+        RequestError: It does not.
+    """
+    if transfer and adversarial is not None:
+        raise RequestError("--transfer makes its own adversarial images; leave --adversarial out")
+    if not transfer and (given := _given(only)):
+        flag = "--" + next(iter(given)).replace("_", "-")
+        raise RequestError(f"{flag} is an option of --transfer; add that, or leave {flag} out")
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given; the library's defaults hold for the others."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -23,7 +23,7 @@ _NAMES = {
 def accuracy_table(results: Sequence[Result]) -> Table:
     """Return one row per result and accuracy, with protocol, interval and denominator."""
     first = results[0]
-    table = Table(title=_title(first), title_justify="left")
+    table = Table(title=heading(first), title_justify="left")
     if first.attack:
         table.add_column("attack")
     table.add_column("accuracy of")
@@ -33,7 +33,7 @@ def accuracy_table(results: Sequence[Result]) -> Table:
     table.add_column("95 % interval", justify="right")
     table.add_column("images", justify="right")
     for result in results:
-        attack = [_attack(result)] if first.attack else []
+        attack = [attack_label(result)] if first.attack else []
         for name, accuracy in result.accuracy.items():
             view = "clean" if name.startswith("clean") else protocol(result)
             n = 1 if name.endswith("_gibbs") else result.n_samples
@@ -46,13 +46,34 @@ def accuracy_table(results: Sequence[Result]) -> Table:
 def diversity_table(result: Result) -> Table:
     """Return the diversity measures with their spread over repeats."""
     assert result.agreement is not None
-    title = f"{_title(result)} · {result.n_samples} draws, {result.repeats} repeats"
+    title = f"{heading(result)} · {result.n_samples} draws, {result.repeats} repeats"
     table = Table(title=title, title_justify="left")
     table.add_column("measure")
     table.add_column("mean", justify="right")
     table.add_column("std over repeats", justify="right")
     for name, value in result.agreement.items():
         table.add_row(name.replace("_", " "), number(value["mean"]), number(value["std"]))
+    return table
+
+
+def transfer_table(result: Result) -> Table:
+    """Return the two matrices between draws, one below the other."""
+    transfer = result.transfer
+    assert transfer is not None
+    title = f"{heading(result)} · {result.n_samples} draws, {result.repeats} repeats"
+    table = Table.grid()
+    table.title, table.title_justify = title, "left"
+    headlines = {
+        "cosine": f"cosine of the loss gradients of draws i and j, {result.data['n']} images",
+        "transferability": f"transferability of {attack_label(result)} from draw i to draw j "
+        f"({result.protocol}), {transfer['images']} images right for all",
+    }
+    for name, headline in headlines.items():
+        mean = transfer["off_diagonal"][name]
+        spread = "" if mean["std"] is None else f" ± {number(mean['std'])}"
+        table.add_row(headline)
+        table.add_row(_matrix(transfer[name]))
+        table.add_row(f"mean off the diagonal {number(mean['mean'])}{spread}", end_section=True)
     return table
 
 
@@ -97,9 +118,10 @@ def figures(accuracy: dict[str, Any]) -> tuple[str, str, str]:
 
 def protocol(result: Result) -> str:
     """Return the protocol with the number of attacked draws, as it stands beside every number."""
+    own = " per image" if result.per_example else ""
     if result.n_attacked is None:
-        return result.protocol
-    return f"{result.protocol} n={result.n_attacked}"
+        return result.protocol + own
+    return f"{result.protocol} n={result.n_attacked}{own}"
 
 
 def number(value: float | None) -> str:
@@ -107,16 +129,13 @@ def number(value: float | None) -> str:
     return "–" if value is None or value != value else f"{value:.3f}"
 
 
-def _title(result: Result) -> str:
+def heading(result: Result) -> str:
+    """Return defense, architecture and data, the title of tables and plots."""
     data = f"{result.data['name']} ({result.data['split']})"
     return f"{result.defense} · {result.model['architecture']} · {data}"
 
 
-def _attack_head(result: Result) -> str:
-    return f"{_attack(result)}\n{protocol(result)}"
-
-
-def _attack(result: Result) -> str:
+def attack_label(result: Result) -> str:
     """Return the method with its budget or constant, in the scale it was stated in."""
     assert result.attack is not None
     stated, scale = result.attack["stated"], result.attack["pixel_range"]
@@ -124,3 +143,18 @@ def _attack(result: Result) -> str:
     if scale != "0:1":
         shown.append(f"in {scale}")
     return " ".join([result.attack["method"], *shown])
+
+
+def _matrix(rows: Sequence[Sequence[float]]) -> Table:
+    """Return a matrix with its rows and columns numbered."""
+    table = Table()
+    table.add_column("i \\ j", justify="right")
+    for j in range(len(rows)):
+        table.add_column(str(j), justify="right")
+    for i, row in enumerate(rows):
+        table.add_row(str(i), *map(number, row))
+    return table
+
+
+def _attack_head(result: Result) -> str:
+    return f"{attack_label(result)}\n{protocol(result)}"
