@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from rlskit.agreement import Agreement, agreement, interrater_agreement, q_statistic
+from rlskit.agreement import Agreement, agreement, interrater_agreement, intervals, q_statistic
 from rlskit.errors import RequestError
 
 Correct = NDArray[np.bool_]
@@ -128,6 +128,77 @@ def test_opposite_draws_reach_the_lowest_kappa() -> None:
 
 def test_torch_and_numpy_agree_bit_for_bit() -> None:
     assert agreement(torch.from_numpy(EXAMPLE)) == agreement(EXAMPLE)
+
+
+def unequal(repeats: int, draws: int, images: int) -> list[Correct]:
+    """Matrices of images that are right in most draws, in some, or in few."""
+    rng = np.random.default_rng(7)
+    hard = rng.beta(2, 1, images)
+    return [rng.random((draws, images)) < hard for _ in range(repeats)]
+
+
+MEASURES = ("kappa", "disagreement", "double_fault")
+
+
+def brute_force(correct: list[Correct], resamples: int) -> dict[str, tuple[float, float]]:
+    """The intervals from resampled matrices, image by image, each measured anew."""
+    rng = np.random.default_rng(11)
+    n = correct[0].shape[1]
+    found: dict[str, list[float]] = {name: [] for name in MEASURES}
+    for _ in range(resamples):
+        images = rng.integers(n, size=n)
+        measured = [agreement(matrix[:, images]) for matrix in correct]
+        for name in MEASURES:
+            found[name].append(float(np.mean([getattr(one, name) for one in measured])))
+    return {name: tuple(np.quantile(values, [0.025, 0.975])) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_intervals_are_those_of_resampled_matrices(repeats: int) -> None:
+    """Up to chance: an end of 2,000 resamples has a standard error of 6 % of the standard error."""
+    correct = unequal(repeats, 4, 80)
+    wanted = brute_force(correct, 2000)
+    found = intervals(correct, np.random.default_rng(0), resamples=4000)
+    for name in MEASURES:
+        low, high = wanted[name]
+        error = (high - low) / (2 * 1.96)
+        assert getattr(found, name) == pytest.approx((low, high), abs=0.25 * error)
+        mean = np.mean([getattr(agreement(matrix), name) for matrix in correct])
+        assert getattr(found, name)[0] < mean < getattr(found, name)[1]
+
+
+def test_intervals_come_from_the_measures_of_the_very_resamples() -> None:
+    """The same resamples, drawn here kind by kind, and measured as matrices: the same ends."""
+    correct = unequal(2, 3, 40)
+    found = intervals(correct, np.random.default_rng(5), resamples=50)
+    right = np.stack([matrix.sum(0) for matrix in correct], axis=1)
+    _, first, counts = np.unique(right, axis=0, return_index=True, return_counts=True)
+    rng = np.random.default_rng(5)
+    kappas = []
+    for _ in range(50):
+        images = np.repeat(first, rng.multinomial(40, counts / 40))
+        kappas.append(np.mean([interrater_agreement(matrix[:, images]) for matrix in correct]))
+    assert found.kappa == pytest.approx(tuple(np.quantile(kappas, [0.025, 0.975])), rel=1e-9)
+
+
+def test_repeats_do_not_shrink_an_interval() -> None:
+    """Ten times the same draws on the same images tell no more than once."""
+    (once,) = unequal(1, 5, 60)
+    one = intervals([once], np.random.default_rng(0))
+    ten = intervals([once] * 10, np.random.default_rng(0))
+    for name in MEASURES:
+        assert getattr(ten, name) == pytest.approx(getattr(one, name), rel=1e-12)
+
+
+def test_intervals_that_cannot_be_told() -> None:
+    rng = np.random.default_rng(0)
+    found = intervals([EXAMPLE[:1]], rng)
+    assert (found.kappa, found.disagreement, found.double_fault) == (None, None, None)
+    found = intervals([np.ones((3, 9), dtype=bool)], rng)
+    assert (found.kappa, found.disagreement, found.double_fault) == (None, (0, 0), (0, 0))
+    one_error = np.ones((2, 9), dtype=bool)
+    one_error[0, 0] = False  # a third of the resamples does not have this image
+    assert intervals([one_error], rng).kappa is None
 
 
 def test_one_draw_is_undefined() -> None:

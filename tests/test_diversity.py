@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 import small_models
+from rlskit import seeds
 from rlskit.adversarial import write_adversarial
-from rlskit.agreement import agreement
+from rlskit.agreement import agreement, intervals
 from rlskit.defenses import draws
 from rlskit.diversity import measure_diversity
 from rlskit.errors import RequestError, UntrustedError
@@ -46,6 +47,13 @@ def test_measures_are_those_of_the_predictions(model: BankedModel) -> None:
         assert result.agreement[name]["mean"] == pytest.approx(statistics.fmean(values), rel=1e-12)
         assert result.agreement[name]["std"] == pytest.approx(statistics.stdev(values), rel=1e-12)
     assert 0 < result.agreement["kappa"]["mean"] < 1
+    rng = np.random.default_rng(seeds.derive(4, "bootstrap"))
+    spans = intervals([correct(model, 6, repeat) for repeat in range(3)], rng)
+    for name in ("kappa", "disagreement", "double_fault"):
+        assert result.agreement[name]["ci95"] == getattr(spans, name)
+        low, high = result.agreement[name]["ci95"]
+        assert low < result.agreement[name]["mean"] < high
+    assert result.agreement["q_statistic"]["ci95"] is None
     single = [one.mean_accuracy for one in found]
     assert result.accuracy["clean_gibbs"]["mean"] == pytest.approx(statistics.fmean(single))
     assert result.accuracy["clean_gibbs"]["n"] == 60
@@ -60,7 +68,8 @@ def test_kappa_by_hand(model: BankedModel) -> None:
     p = (first.mean() + second.mean()) / 2
     wanted = 1 - (first != second).mean() / (2 * p * (1 - p))
     assert result.agreement is not None
-    assert result.agreement["kappa"] == {"mean": pytest.approx(wanted), "std": None}
+    assert result.agreement["kappa"]["mean"] == pytest.approx(wanted)
+    assert result.agreement["kappa"]["std"] is None
 
 
 def test_one_bank_agrees_with_itself() -> None:
@@ -68,7 +77,7 @@ def test_one_bank_agrees_with_itself() -> None:
     train(found, small_models.digits(200, "train"), epochs=1, lr=0.1, batch_size=20)
     result = measure_diversity(found, DATA, n_samples=3, repeats=2)
     assert result.agreement is not None
-    assert result.agreement["kappa"] == {"mean": 1.0, "std": 0.0}
+    assert result.agreement["kappa"] == {"mean": 1.0, "std": 0.0, "ci95": (1.0, 1.0)}
     assert result.agreement["disagreement"]["mean"] == 0
 
 
@@ -92,7 +101,7 @@ def test_undefined_measures_are_nan_and_say_why() -> None:
     assert alone.agreement is not None
     assert np.isnan(alone.agreement["kappa"]["mean"])
     assert np.isnan(alone.agreement["kappa"]["std"])
-    assert alone.to_json()["agreement"]["kappa"] == {"mean": None, "std": None}
+    assert alone.to_json()["agreement"]["kappa"] == {"mean": None, "std": None, "ci95": None}
     assert "Undefined: one draw has no other to agree with: at least two are needed." in (
         alone.warnings
     )

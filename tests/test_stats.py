@@ -1,16 +1,32 @@
 """Intervals against closed forms and hand-computed values."""
 
+import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from rlskit.errors import RequestError
-from rlskit.stats import Accuracy, accuracy, lower_bound, wilson
+from rlskit.stats import (
+    Accuracy,
+    accuracy,
+    bootstrap_means,
+    lower_bound,
+    mcnemar,
+    percentile_interval,
+    sign_flip,
+    t_interval,
+    wilson,
+)
 
 Z95 = 1.959963984540054
+T975_1_DF = math.tan(0.475 * math.pi)  # 12.706
 T95_1_DF = math.tan(0.45 * math.pi)  # 6.3138: Student's t with 1 degree of freedom is Cauchy's
 T95_2_DF = 0.9 / math.sqrt(2 * 0.95 * 0.05)  # 2.9200: closed form for 2 degrees of freedom
 
@@ -92,22 +108,108 @@ def test_accuracy_summarises_repeats() -> None:
     assert summary.ci95 == pytest.approx(wilson(6000, 10_000))
     assert summary.n == 10_000
     assert summary.lower_bound == lower_bound([0.5, 0.6, 0.7], 10_000)
+    assert summary.ci95_repeats == t_interval([0.5, 0.6, 0.7])
 
 
 def test_one_repeat_shows_no_spread() -> None:
     assert accuracy([0.6], 100).std is None
+    assert accuracy([0.6], 100).ci95_repeats is None
     assert accuracy([0.6, 0.6], 100).std == 0.0
+    assert accuracy([0.6, 0.6], 100).ci95_repeats == (0.6, 0.6)
+
+
+def test_the_interval_over_repeats_is_students() -> None:
+    half = T975_1_DF * 0.001  # std .001 sqrt(2) over 2 repeats: a standard error of .001
+    assert t_interval([0.599, 0.601]) == pytest.approx((0.6 - half, 0.6 + half))
+    assert t_interval([0.2, 0.9]) == (0.0, 1.0)  # not beyond what a share can be
 
 
 def test_accuracy_survives_json() -> None:
-    summary = Accuracy(mean=0.6, std=None, ci95=(0.5, 0.7), n=100, lower_bound=0.51)
+    summary = Accuracy(0.6, None, (0.5, 0.7), n=100, lower_bound=0.51, ci95_repeats=None)
     assert json.loads(json.dumps(summary.to_json())) == {
         "mean": 0.6,
         "std": None,
         "ci95": [0.5, 0.7],
         "n": 100,
         "lower_bound": 0.51,
+        "ci95_repeats": None,
     }
+    assert accuracy([0.5, 0.5], 10).to_json()["ci95_repeats"] == [0.5, 0.5]
+
+
+def test_mcnemar_by_hand() -> None:
+    # of 6 images that just one gets right, 1 falls to the first: 2 (1 + 6) / 2^6
+    assert mcnemar(1, 5) == pytest.approx(14 / 64, rel=1e-12)
+    assert mcnemar(0, 10) == pytest.approx(2 / 1024, rel=1e-12)
+    assert mcnemar(5, 5) == 1.0
+    assert mcnemar(0, 0) == 1.0
+
+
+@given(st.integers(0, 300), st.integers(1, 300))
+def test_mcnemar_is_the_binomial_test_and_symmetric(first: int, second: int) -> None:
+    assert mcnemar(first, second) == mcnemar(second, first)
+    wanted = binomtest(first, first + second, 0.5).pvalue
+    assert mcnemar(first, second) == pytest.approx(wanted, rel=1e-9)
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 50), st.integers(1, 5))
+def test_sign_flips_of_single_decisions_are_mcnemars(
+    first: int, second: int, neither: int, size: int
+) -> None:
+    """Also in any unit: a difference of 3 of 3 repeats on every image is one of 1 of 1."""
+    differences = np.repeat([-size, size, 0], [first, second, neither]).astype(np.int64)
+    if len(differences):
+        assert sign_flip(differences) == pytest.approx(mcnemar(first, second), rel=1e-9, abs=1e-12)
+
+
+@given(arrays(np.int64, st.integers(1, 9), elements=st.integers(-5, 5)))
+def test_sign_flips_one_by_one(differences: NDArray[np.int64]) -> None:
+    flips = itertools.product([-1, 1], repeat=len(differences))
+    sums = [abs(int((differences * signs).sum())) for signs in flips]
+    wanted = np.mean([one >= abs(int(differences.sum())) for one in sums])
+    assert sign_flip(differences) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+
+
+def test_sign_flips_of_many_images_are_nearly_normal() -> None:
+    rng = np.random.default_rng(0)
+    differences = rng.integers(-10, 11, 10_000) + (rng.random(10_000) < 0.12)
+    z = abs(differences.sum()) / math.sqrt((differences**2).sum())
+    assert 1.5 < z < 2.5
+    assert sign_flip(differences) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.01)
+
+
+def test_bootstrap_of_a_mean_against_the_normal_approximation() -> None:
+    values = np.random.default_rng(1).normal(0.3, 2.0, (2000, 1))
+    means = bootstrap_means(values, np.random.default_rng(2), 5000)[:, 0]
+    error = values.std() / math.sqrt(2000)
+    assert means.std() == pytest.approx(error, rel=0.05)
+    wanted = values.mean() - Z95 * error, values.mean() + Z95 * error
+    assert percentile_interval(means) == pytest.approx(wanted, abs=0.1 * error)
+
+
+def test_a_resample_keeps_what_belongs_to_an_image_together() -> None:
+    first = np.arange(50.0)
+    columns = np.stack([first, 100 - first, 3 * first], axis=1)
+    means = bootstrap_means(columns, np.random.default_rng(0), 200)
+    assert means[:, 1] == pytest.approx(100 - means[:, 0])
+    assert means[:, 2] == pytest.approx(3 * means[:, 0])
+
+
+def test_images_that_look_alike_are_drawn_as_often_as_others() -> None:
+    """A share of 30 % of 400 images: binomial, whatever was put together to draw it."""
+    right = np.repeat([1.0, 0.0], [120, 280])[:, None]
+    counts = 400 * bootstrap_means(right, np.random.default_rng(3), 20_000)[:, 0]
+    assert counts.mean() == pytest.approx(120, abs=4 * 9.165 / math.sqrt(20_000))
+    assert counts.std() == pytest.approx(9.165, rel=0.03)  # sqrt(400 .3 .7)
+
+
+def test_percentiles_by_hand_and_where_too_much_is_undefined() -> None:
+    resampled = np.arange(1001.0)
+    assert percentile_interval(resampled) == pytest.approx((25, 975))
+    resampled[-20:] = math.nan
+    assert percentile_interval(resampled) == pytest.approx((0.025 * 980, 0.975 * 980))
+    resampled[-30:] = math.nan
+    assert percentile_interval(resampled) is None
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,17 @@ PACKAGE = SRC / "rlskit"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cli"}),
     frozenset({"recipes"}),
-    frozenset({"conversion", "training", "evaluation", "diversity", "transferability", "audit"}),
+    frozenset(
+        {
+            "conversion",
+            "training",
+            "evaluation",
+            "diversity",
+            "transferability",
+            "comparison",
+            "audit",
+        }
+    ),
     frozenset({"results"}),
     frozenset({"attacks", "defenses", "threat", "preflight"}),
     frozenset({"models", "data", "checkpoint", "adversarial"}),
@@ -31,6 +41,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 SIBLINGS = {
     ("adversarial", "data"),
     ("adversarial", "models"),
+    ("agreement", "stats"),
     ("checkpoint", "models"),
     ("diversity", "evaluation"),
     ("preflight", "attacks"),

@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rlskit.checkpoint import export, inspect, load, save
+    from rlskit.comparison import compare
     from rlskit.conversion import convert
     from rlskit.data import load as load_data
     from rlskit.defenses import draws
@@ -35,6 +36,7 @@ _HOMES = {
     "UntrustedError": "rlskit.errors",
     "attack": "rlskit.evaluation",
     "attack_all": "rlskit.evaluation",
+    "compare": "rlskit.comparison",
     "convert": "rlskit.conversion",
     "draws": "rlskit.defenses",
     "evaluate": "rlskit.evaluation",
@@ -57,6 +59,7 @@ __all__ = [
     "UntrustedError",
     "attack",
     "attack_all",
+    "compare",
     "convert",
     "draws",
     "evaluate",

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from rlskit.errors import RequestError
+from rlskit.stats import bootstrap_means, percentile_interval
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -40,6 +43,18 @@ class Agreement:
     q_statistic: float
     mean_accuracy: float
     undefined: str | None
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Bootstrap 95 % intervals of the means over repeats; None where one cannot be told.
+
+    There is none for the Q statistic: it is not a function of how many draws are right per image.
+    """
+
+    kappa: tuple[float, float] | None
+    disagreement: tuple[float, float] | None
+    double_fault: tuple[float, float] | None
 
 
 class _Pairs(NamedTuple):
@@ -135,6 +150,43 @@ def q_statistic(correct: NDArray[np.bool_] | Tensor) -> float:
     same, different = pairs.both * pairs.neither, pairs.only_first * pairs.only_second
     defined = same + different > 0
     return _mean((same - different)[defined] / (same + different)[defined])
+
+
+def intervals(
+    correct: Sequence[NDArray[np.bool_] | Tensor],
+    generator: np.random.Generator,
+    resamples: int = 1000,
+) -> Intervals:
+    """Return how far other images like these would move the measures.
+
+    The images are resampled, never the draws: an image is drawn together with its column in every
+    repeat. Given how many draws l_j are right on each image j, all follows from the resampled means
+    of l_j and of l_j (T - l_j).
+
+    Args:
+        correct: A boolean matrix `[T, N]` per repeat, of the same images.
+        generator: Source of the resamples.
+        resamples: Their number.
+
+    Raises:
+        RequestError: A matrix is not boolean, not a matrix, or empty.
+    """
+    matrices = [_matrix(one) for one in correct]
+    draws = len(matrices[0])
+    if draws == 1:
+        return Intervals(None, None, None)
+    right = np.stack([matrix.sum(axis=0) for matrix in matrices], axis=1).astype(np.float64)
+    columns = np.concatenate([right, right * (draws - right)], axis=1)
+    means = bootstrap_means(columns, generator, resamples)  # [resamples, 2 R]
+    p = means[:, : len(matrices)] / draws
+    apart = means[:, len(matrices) :] / (draws * (draws - 1) / 2)  # the disagreement
+    chance = 2 * p * (1 - p)
+    undefined = np.full_like(apart, math.nan)
+    kappa = 1 - np.divide(apart, chance, out=undefined, where=chance > 0)
+    both_wrong = 1 - p - apart / 2  # a wrong draw of a pair is wrong with the other, or alone
+    return Intervals(
+        *(percentile_interval(found.mean(axis=1)) for found in (kappa, apart, both_wrong))
+    )
 
 
 def _matrix(correct: NDArray[np.bool_] | Tensor) -> NDArray[np.bool_]:

@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rlskit.agreement import Agreement, agreement
+from rlskit import seeds
+from rlskit.agreement import Agreement, Intervals, agreement, intervals
 from rlskit.data import Data, blocks
 from rlskit.defenses import defense_of, draws
 from rlskit.errors import RequestError
@@ -57,7 +59,8 @@ def measure_diversity(
     Returns:
         A result whose `agreement` holds kappa, disagreement, double fault and Q statistic (Kuncheva
         & Whitaker 2003), each with mean and std over the repeats; NaN where it is undefined in one
-        of them, and a warning that says why.
+        of them, and a warning that says why. All but the Q statistic have as `ci95` the bootstrap's
+        95 % interval of that mean over images; None where too many resamples leave it undefined.
 
     Raises:
         RequestError: An option or the data is wrong.
@@ -71,11 +74,11 @@ def measure_diversity(
     options = EvalOptions(count, repeats, batch_size, num_workers, seed)
     subject = subject_of(model, data, adversarial)
     start = time.perf_counter()
-    found = [
-        agreement(_correct(subject, options, count, repeat, progress)) for repeat in range(repeats)
-    ]
+    correct = [_correct(subject, options, count, repeat, progress) for repeat in range(repeats)]
     seconds = time.perf_counter() - start
-    return _result(subject, options, count, found, seconds)
+    resampling = np.random.default_rng(seeds.derive(seed, "bootstrap"))
+    found = [agreement(one) for one in correct]
+    return _result(subject, options, count, found, intervals(correct, resampling), seconds)
 
 
 @torch.no_grad()
@@ -95,7 +98,12 @@ def _correct(
 
 
 def _result(
-    subject: Subject, options: EvalOptions, count: int, found: list[Agreement], seconds: float
+    subject: Subject,
+    options: EvalOptions,
+    count: int,
+    found: list[Agreement],
+    spans: Intervals,
+    seconds: float,
 ) -> Result:
     facts, n = subject.facts(), len(subject.data)
     facts["warnings"] += _undefined(found)
@@ -108,7 +116,13 @@ def _result(
         seed=options.seed,
         batch_size=options.batch_size,
         accuracy={name: accuracy([a.mean_accuracy for a in found], n).to_json()},
-        agreement={name: _summary([getattr(a, name) for a in found]) for name in _MEASURES},
+        agreement={
+            name: {
+                **_summary([getattr(a, name) for a in found]),
+                "ci95": getattr(spans, name, None),
+            }
+            for name in _MEASURES
+        },
         timing={
             "seconds": seconds,
             "images_per_second": n * options.repeats / seconds,

@@ -16,6 +16,7 @@ import typer
 from rlskit.cli import (
     attack,
     attacks,
+    compare,
     convert,
     diversity,
     evaluate,
@@ -41,6 +42,7 @@ app.command("attack")(attack.attack)
 app.command("attacks")(attacks.attacks)
 app.command("eval")(evaluate.evaluate)
 app.command("diversity")(diversity.diversity)
+app.command("compare")(compare.compare)
 app.command("models")(models.models)
 app.command("inspect")(inspect.inspect)
 app.command("export")(export.export)

@@ -50,7 +50,7 @@ class Cell:
         value = self.value
         if value is None:
             ours = ["–"]
-        elif "ci95" in value:
+        elif "n" in value:
             ours = list(figures(value)[:2])
         else:
             ours = [number(value["mean"]), *([f"± {number(value['std'])}"] if value["std"] else [])]

@@ -1,5 +1,7 @@
 """Results: what was found, written and shown. Knows nothing of models."""
 
+from rlskit.results.comparison import Comparison, Difference, Pair
+from rlskit.results.finished import Finished, read_answers, read_run
 from rlskit.results.journal import ADVERSARIAL, RESULTS, Journal, free_folder, refuse_finished
 from rlskit.results.plots import check_plot, plot_transfer
 from rlskit.results.result import SCHEMA, Result, dump
@@ -7,6 +9,7 @@ from rlskit.results.table import (
     accuracy_table,
     comparison_table,
     diversity_table,
+    paired_table,
     transfer_table,
 )
 
@@ -14,7 +17,11 @@ __all__ = [
     "ADVERSARIAL",
     "RESULTS",
     "SCHEMA",
+    "Comparison",
+    "Difference",
+    "Finished",
     "Journal",
+    "Pair",
     "Result",
     "accuracy_table",
     "check_plot",
@@ -22,7 +29,10 @@ __all__ = [
     "diversity_table",
     "dump",
     "free_folder",
+    "paired_table",
     "plot_transfer",
+    "read_answers",
+    "read_run",
     "refuse_finished",
     "transfer_table",
 ]

@@ -27,11 +27,13 @@ class Result:
         batch_size: Size of a block.
         device: Where it ran.
         versions: Of rlskit, torch and the attack's library.
-        accuracy: Name -> `mean`, `std` over repeats, `ci95`, `n`, `lower_bound`; all in [0, 1].
+        accuracy: Name -> `mean`, `std` over repeats, `ci95` over images, `n`, `lower_bound`,
+            `ci95_repeats` (Student's t interval over repeats, None for one); all in [0, 1].
         attack: `method`, `engine` and `params` in both pixel scales; None without an attack.
         n_attacked: Draws in the attacker's view; None without an attack.
         perturbation: l0, l1, l2, linf -> `median` and `max`, in [0, 1] units.
-        agreement: Diversity measures -> `mean` and `std` over repeats.
+        agreement: Diversity measures -> `mean` and `std` over repeats, `ci95` over images (by the
+            bootstrap; None where there is none).
         transfer: Matrices between draws, row i attacked and column j scored: `cosine` and
             `transferability`, the `images` behind the latter, `zero_gradients`, `off_diagonal`
             means, `attack`.

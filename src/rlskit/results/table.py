@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from rlskit.errors import RequestError
+from rlskit.results.comparison import Comparison, Difference
 from rlskit.results.result import Result
 
 _NAMES = {
@@ -18,6 +20,12 @@ _NAMES = {
     "robust_8bit": "robust, saved with 8 bits",
     "attack_success": "attack success on the correct",
 }
+
+
+_TESTS = (
+    "mcnemar: exact, one decision per image. sign-flip: exact, on each image's mean over its "
+    "repeats. Interval of B − A: paired bootstrap over images."
+)
 
 
 def accuracy_table(results: Sequence[Result]) -> Table:
@@ -51,8 +59,35 @@ def diversity_table(result: Result) -> Table:
     table.add_column("measure")
     table.add_column("mean", justify="right")
     table.add_column("std over repeats", justify="right")
+    table.add_column("95 % interval over images", justify="right")
     for name, value in result.agreement.items():
-        table.add_row(name.replace("_", " "), number(value["mean"]), number(value["std"]))
+        low, high = value.get("ci95") or (None, None)
+        span = "–" if low is None else f"{number(low)} – {number(high)}"
+        table.add_row(name.replace("_", " "), number(value["mean"]), number(value["std"]), span)
+    return table
+
+
+def paired_table(comparison: Comparison) -> Table:
+    """Return one row per pair of results and accuracy, with the difference, the test and its p."""
+    first, (path_a, path_b) = comparison.pairs[0], comparison.paths
+    data = f"{first.a.data['name']} ({first.a.data['split']}), {first.a.data['n']} images"
+    title = f"A: {_run(first.a, path_a)}\nB: {_run(first.b, path_b)}\non {data}"
+    table = Table(title=escape(title), title_justify="left", caption=_TESTS)
+    if first.a.attack:
+        table.add_column("attack")
+    table.add_column("accuracy of")
+    table.add_column("protocol")
+    for head in ("A %\n95 % interval", "B %\n95 % interval", "B − A, points\n95 % interval"):
+        table.add_column(head, justify="right")
+    table.add_column("test\nonly A : only B", justify="right")
+    table.add_column("p", justify="right")
+    for pair in comparison.pairs:
+        attack = [attack_label(pair.a)] if first.a.attack else []
+        for name, difference in pair.differences.items():
+            view = "clean" if name == "clean" else protocol(pair.a)
+            table.add_row(*attack, _NAMES[name], view, *_compared(difference))
+            attack = [""] if attack else []
+        table.add_section()
     return table
 
 
@@ -154,6 +189,22 @@ def _matrix(rows: Sequence[Sequence[float]]) -> Table:
     for i, row in enumerate(rows):
         table.add_row(str(i), *map(number, row))
     return table
+
+
+def _run(result: Result, path: str) -> str:
+    """Return what a run is of, for the title of a comparison."""
+    draws = f"N = {result.n_samples}, R = {result.repeats}"
+    return f"{result.defense} · {result.model['architecture']} · {draws} · {path}"
+
+
+def _compared(difference: Difference) -> list[str]:
+    """Return the cells of a comparison: both accuracies, the difference, the test and its p."""
+    both = ["\n".join(figures(one)[:2]) for one in (difference.a, difference.b)]
+    low, high = difference.ci95
+    apart = f"{100 * difference.difference:+.1f}\n{100 * low:+.1f} – {100 * high:+.1f}"
+    counts = f"{difference.test}\n{difference.only_a} : {difference.only_b}"
+    p_value = "< 0.0001" if difference.p_value < 1e-4 else f"{difference.p_value:.2g}"
+    return [*both, apart, counts, p_value]
 
 
 def _attack_head(result: Result) -> str:
