@@ -13,6 +13,7 @@ from rlskit.models.banks import BankedModel, Card
 from rlskit.models.partition import Layer, Partition
 from rlskit.models.trace import tensor_names
 from rlskit.pixels import Pixels
+from rlskit.training import train
 
 PIXELS = Pixels(1, 8, 8, (0.3,), (0.4,))
 
@@ -86,3 +87,13 @@ def weights(banked: BankedModel) -> list[Tensor]:
 def tensor(banked: BankedModel, bank: int, name: str) -> Tensor:
     """A tensor of one bank, to be broken in place."""
     return banked.bank_tensors()[bank][name].data
+
+
+def trained(defense: str, banks: int) -> BankedModel:
+    """A model that learned the digits in a second or two."""
+    banked = model(banks, defense)
+    train(
+        banked, digits(400, "train"),
+        epochs=8, lr=0.1, batch_size=40, schedule="cosine", bn_batches=5,
+    )  # fmt: skip
+    return banked

@@ -38,6 +38,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "apgd-t": {"eps": 0.05, "steps": 10},
     "square": {"eps": 0.1, "steps": 30},
     "autoattack": {"eps": 0.05, "steps": 5, "queries": 20},
+    "arc": {"eps": 0.05},
     "noise": {"eps": 0.05},
     "fab": {"steps": 10},
     "jsma": {},

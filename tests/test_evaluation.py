@@ -25,30 +25,20 @@ from rlskit.models.banks import BankedModel
 from rlskit.pixels import round_to_8bit
 from rlskit.results import Result
 from rlskit.threat import DrawsView, attackers_view
-from rlskit.training import train
 
 DATA = small_models.digits(50)
 IMAGES, LABELS = DATA.images(range(50)), DATA.labels
 PGD: dict[str, Any] = {"method": "pgd", "eps": 0.15, "steps": 4, "step_size": 0.05}
 
 
-def trained(defense: str, banks: int) -> BankedModel:
-    model = small_models.model(banks, defense)
-    train(
-        model, small_models.digits(400, "train"),
-        epochs=8, lr=0.1, batch_size=40, schedule="cosine", bn_batches=5,
-    )  # fmt: skip
-    return model
-
-
 @pytest.fixture(scope="module")
 def rls() -> BankedModel:
-    return trained("rls", 3)
+    return small_models.trained("rls", 3)
 
 
 @pytest.fixture(scope="module")
 def undefended() -> BankedModel:
-    return trained("none", 1)
+    return small_models.trained("none", 1)
 
 
 def defenders(model: BankedModel, count: int, repeat: int = 0, seed: int = 0) -> list[nn.Module]:
@@ -558,6 +548,23 @@ def test_warnings(rls: BankedModel) -> None:
     )
     (honest,) = evaluate(rls, DATA)
     assert honest.warnings == ()
+
+
+def test_an_optimistic_protocol_is_called_that(rls: BankedModel, undefended: BankedModel) -> None:
+    few = {**PGD, "options": EvalOptions(n_samples=2)}
+    data = small_models.digits(4)
+    protocols: tuple[dict[str, Any], ...] = ({}, {"n_attacked": 3}, {"pixel_range": "-1:1"})
+    for protocol in protocols:
+        (warning,) = attack(rls, data, **few, **protocol).warnings
+        count = protocol.get("n_attacked", 1)
+        assert warning.startswith(f"OPTIMISTIC: the attacker of this rls saw {count} of its draws")
+        assert "`rlskit attack CHECKPOINT --protocol adaptive --eps 0.15" in warning
+        assert ("--pixel-range -1:1`" in warning) == ("pixel_range" in protocol)
+    assert attack(rls, data, **few, protocol="eot", n_attacked=2).warnings == ()
+    assert attack(undefended, data, **few).warnings == ()
+    ensemble = small_models.model(2, "ensemble", layers=1)
+    assert "saw 1 of its draws" in attack(ensemble, data, **few).warnings[0]
+    assert attack(ensemble, data, **few, n_attacked=2).warnings == ()
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ SIBLINGS = {
     ("adversarial", "data"),
     ("adversarial", "models"),
     ("agreement", "stats"),
+    ("audit", "evaluation"),
     ("checkpoint", "models"),
     ("diversity", "evaluation"),
     ("preflight", "attacks"),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rlskit.audit import audit_model
     from rlskit.checkpoint import export, inspect, load, save
     from rlskit.comparison import compare
     from rlskit.conversion import convert
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from rlskit.defenses import draws
     from rlskit.diversity import measure_diversity
     from rlskit.errors import RequestError, RlskitError, RunError, UntrustedError
-    from rlskit.evaluation import attack, attack_all, evaluate
+    from rlskit.evaluation import attack, attack_adaptively, attack_all, evaluate
     from rlskit.models import BankedModel, list_models
     from rlskit.training import train
     from rlskit.transferability import measure_transfer
@@ -35,7 +36,9 @@ _HOMES = {
     "RunError": "rlskit.errors",
     "UntrustedError": "rlskit.errors",
     "attack": "rlskit.evaluation",
+    "attack_adaptively": "rlskit.evaluation",
     "attack_all": "rlskit.evaluation",
+    "audit_model": "rlskit.audit",
     "compare": "rlskit.comparison",
     "convert": "rlskit.conversion",
     "draws": "rlskit.defenses",
@@ -58,7 +61,9 @@ __all__ = [
     "RunError",
     "UntrustedError",
     "attack",
+    "attack_adaptively",
     "attack_all",
+    "audit_model",
     "compare",
     "convert",
     "draws",

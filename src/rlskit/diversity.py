@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +17,7 @@ from rlskit.errors import RequestError
 from rlskit.evaluation import EvalOptions, Subject, finite_logits, subject_of
 from rlskit.models.banks import BankedModel
 from rlskit.results import Result
-from rlskit.stats import accuracy
+from rlskit.stats import accuracy, spread
 from rlskit.types import Progress, no_progress
 
 DRAWS, REPEATS = 10, 10
@@ -118,7 +115,7 @@ def _result(
         accuracy={name: accuracy([a.mean_accuracy for a in found], n).to_json()},
         agreement={
             name: {
-                **_summary([getattr(a, name) for a in found]),
+                **spread([getattr(a, name) for a in found]),
                 "ci95": getattr(spans, name, None),
             }
             for name in _MEASURES
@@ -130,15 +127,6 @@ def _result(
             "backwards": 0.0,
         },
     )
-
-
-def _summary(values: list[float]) -> dict[str, Any]:
-    """Return mean and standard deviation over the repeats; NaN where one of them is undefined."""
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return {"mean": mean, "std": None}
-    # `stdev` itself fails on NaN
-    return {"mean": mean, "std": math.nan if math.isnan(mean) else statistics.stdev(values)}
 
 
 def _undefined(found: list[Agreement]) -> tuple[str, ...]:

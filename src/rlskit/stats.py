@@ -220,3 +220,12 @@ def _check_counts(n: int, confidence: float) -> None:
         raise RequestError(f"an interval needs at least one image, not {n}")
     if not 0 < confidence < 1:
         raise RequestError(f"confidence must lie between 0 and 1, not {confidence}; write 0.95")
+
+
+def spread(values: list[float]) -> dict[str, float | None]:
+    """Return mean and standard deviation over repeats; NaN where one of them is undefined."""
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return {"mean": mean, "std": None}
+    # `stdev` itself fails on NaN
+    return {"mean": mean, "std": math.nan if math.isnan(mean) else statistics.stdev(values)}

@@ -155,13 +155,41 @@ class Meter(nn.Module):
         self.backwards = 0
         self._draws = draws_per_call
 
+    @property
+    def members(self) -> list[nn.Module]:
+        """The fixed draws of a view of several, for attacks that ask them one by one.
+
+        What they are asked counts here. Empty for a single draw, and where every call has fresh
+        ones.
+        """
+        fixed = self.view.members if isinstance(self.view, DrawsView) else ()
+        return [_Member(member, self._count) for member in fixed]
+
     def forward(self, images: Tensor) -> Tensor:
         """Answer as the view does."""
-        self.forwards += len(images) * self._draws
-        logits: Tensor = self.view(images)
+        return self._count(self.view(images), self._draws)
+
+    def _count(self, logits: Tensor, draws_asked: int) -> Tensor:
+        """Note the answer of some draws, and return it."""
+        passes = logits.shape[-2] * draws_asked
+        self.forwards += passes
+
+        def count_backward(_: Tensor) -> None:
+            self.backwards += passes
+
         if logits.requires_grad:
-            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+            logits.register_hook(count_backward)  # type: ignore[no-untyped-call]
         return logits
 
-    def _count_backward(self, gradient: Tensor) -> None:
-        self.backwards += gradient.shape[-2] * self._draws
+
+class _Member(nn.Module):
+    """One draw of a view that a meter watches."""
+
+    def __init__(self, draw: nn.Module, count: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.draw = draw
+        self._count = count
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Answer as the draw does."""
+        return self._count(self.draw(images), 1)

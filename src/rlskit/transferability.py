@@ -9,8 +9,6 @@ Shapes: T draws, B images of a block, n images in all.
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +29,7 @@ from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces, ready_for_attack
 from rlskit.preflight import IMAGES, preflight
 from rlskit.results import Result
-from rlskit.stats import accuracy
+from rlskit.stats import accuracy, spread
 from rlskit.threat import Meter
 from rlskit.types import Progress, no_progress
 
@@ -328,8 +326,8 @@ def _transfer_json(found: Sequence[Transfer], attack: dict[str, Any]) -> dict[st
         "images": first.images,
         "zero_gradients": first.zero_gradients.tolist(),
         "off_diagonal": {
-            "cosine": _spread([_off_diagonal(one.cosine) for one in found]),
-            "transferability": _spread([_off_diagonal(one.transferability) for one in found]),
+            "cosine": spread([_off_diagonal(one.cosine) for one in found]),
+            "transferability": spread([_off_diagonal(one.transferability) for one in found]),
         },
         "attack": attack,
     }
@@ -338,14 +336,6 @@ def _transfer_json(found: Sequence[Transfer], attack: dict[str, Any]) -> dict[st
 def _off_diagonal(matrix: Tensor) -> float:
     """Return the mean over all pairs of two different draws; NaN where one has no value."""
     return float(matrix[~torch.eye(len(matrix), dtype=torch.bool)].mean())
-
-
-def _spread(values: list[float]) -> dict[str, float | None]:
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return {"mean": mean, "std": None}
-    # `stdev` itself fails on NaN
-    return {"mean": mean, "std": math.nan if math.isnan(mean) else statistics.stdev(values)}
 
 
 def _warnings(found: Sequence[Transfer], n: int) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rlskit.attacks.apgd import apgd, apgd_t
+from rlskit.attacks.arc import arc
 from rlskit.attacks.autoattack import autoattack
 from rlskit.attacks.cw import cw
 from rlskit.attacks.deepfool import deepfool
@@ -44,6 +45,7 @@ class Attack:
         compiles: Whether what it attacks may be compiled. `torch.compile` frees a graph after its
             first backward pass, and may answer further ones wrongly, so no attack may that
             differentiates one forward pass several times.
+        members: Whether it attacks the view's draws one by one, and so needs them to stay the same.
     """
 
     title: str
@@ -56,6 +58,7 @@ class Attack:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     upstream: Upstream | None = None
     compiles: bool = True
+    members: bool = False
 
     @property
     def has_budget(self) -> bool:
@@ -214,6 +217,17 @@ ATTACKS: dict[str, Attack] = {
             counts_classes=True, seeds_itself=True,
         ),
         compiles=False,
+    ),
+    "arc": Attack(
+        title="Attacking randomised ensembles of classifiers",
+        run=arc,
+        paper="Dbouk & Shanbhag 2022, https://arxiv.org/abs/2206.06737",
+        norms=("linf", "l2"),
+        needs="gradients",
+        random=False,
+        defaults={"norm": "linf", "eps": 0.01, "steps": 20, "top_classes": 4},
+        compiles=False,
+        members=True,
     ),
     "noise": Attack(
         title="Random noise, as the control",

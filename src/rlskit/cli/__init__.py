@@ -16,6 +16,7 @@ import typer
 from rlskit.cli import (
     attack,
     attacks,
+    audit,
     compare,
     convert,
     diversity,
@@ -43,6 +44,7 @@ app.command("attacks")(attacks.attacks)
 app.command("eval")(evaluate.evaluate)
 app.command("diversity")(diversity.diversity)
 app.command("compare")(compare.compare)
+app.command("audit")(audit.audit)
 app.command("models")(models.models)
 app.command("inspect")(inspect.inspect)
 app.command("export")(export.export)

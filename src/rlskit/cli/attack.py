@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +29,7 @@ from rlskit.cli.options import (
     WorkersOption,
 )
 from rlskit.cli.show import check_gate, gate, note, progress_bar, resumable, show
+from rlskit.errors import RequestError
 
 
 def attack(
@@ -67,13 +68,15 @@ def attack(
     decision_rule: Annotated[str | None, typer.Option(help="Of ead: en or l1.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="Of ead: adam or fista.")] = None,
     overshoot: Annotated[float | None, typer.Option(help="Of deepfool.")] = None,
-    top_classes: Annotated[int | None, typer.Option(help="Of deepfool.")] = None,
+    top_classes: Annotated[int | None, typer.Option(help="Of deepfool and arc.")] = None,
     target_classes: Annotated[
         int | None, typer.Option(help="Of apgd-t and fab: nearest classes aimed at, one by one.")
     ] = None,
     rho: Annotated[float | None, typer.Option(help="Of apgd.")] = None,
     version: Annotated[str | None, typer.Option(help="Of autoattack: standard or rand.")] = None,
-    queries: Annotated[int | None, typer.Option(help="Of autoattack's square.")] = None,
+    queries: Annotated[
+        int | None, typer.Option(help="Of autoattack's square; of adaptive's.")
+    ] = None,
     p_init: Annotated[float | None, typer.Option(help="Of square: first share of pixels.")] = None,
     distribution: Annotated[str | None, typer.Option(help="Of noise: uniform or gaussian.")] = None,
     theta: Annotated[str | None, typer.Option(help="Of jsma: change of a value.")] = None,
@@ -85,10 +88,18 @@ def attack(
     pixel_range: Annotated[
         str, typer.Option(help="Scale of the numbers above: 0:1, or the paper's -1:1.")
     ] = "0:1",
-    n_attacked: Annotated[int, typer.Option(help="Draws in the attacker's view.")] = 1,
+    n_attacked: Annotated[
+        int | None, typer.Option(help="Draws in the attacker's view: 1; 10 under adaptive.")
+    ] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(help="transfer (n = 1), multi, or eot (fresh draws at every step)."),
+        typer.Option(
+            help="transfer (n = 1), multi, eot (fresh draws at every step), or adaptive: the worst "
+            "of several attacks, the honest number."
+        ),
+    ] = None,
+    twin: Annotated[
+        Path | None, typer.Option(help="Of adaptive: an undefended checkpoint that it also tries.")
     ] = None,
     view: Annotated[
         str, typer.Option(help="How several draws are seen: mean-prob or mean-logit.")
@@ -124,7 +135,7 @@ def attack(
     from rlskit.attacks.requests import prepare_all
     from rlskit.devices import choose_device
     from rlskit.evaluation import EvalOptions
-    from rlskit.results import accuracy_table, free_folder
+    from rlskit.results import accuracy_table, broken_by, free_folder
 
     check_gate(fail_under)
     params = {
@@ -137,9 +148,17 @@ def attack(
         "theta": theta, "gamma": gamma, "pixels": pixels, "population": population,
         "smallest_patch": smallest_patch, "largest_patch": largest_patch,
     }  # fmt: skip
-    wanted = prepare_all(
-        ",".join(method or ["pgd"]), pixel_range=pixel_range, engine=engine, **params
-    )
+    if protocol == "adaptive":
+        given = {**params, "method": method, "n_attacked": n_attacked, "twin": twin}
+        own = _adaptive_options({"compile": compiled or None, **given})
+        if (engine, view) != ("rlskit", "mean-prob"):
+            raise RequestError("--protocol adaptive chooses engine and view itself; leave them out")
+    else:
+        wanted = prepare_all(
+            ",".join(method or ["pgd"]), pixel_range=pixel_range, engine=engine, **params
+        )
+        if twin is not None:
+            raise RequestError("--twin is an option of --protocol adaptive; leave it out")
     options = EvalOptions(n_samples, repeats, batch_size, num_workers, seed, per_example)
     banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
     images = rlskit.load_data(
@@ -147,11 +166,42 @@ def attack(
     )
     folder = out or free_folder(Path("runs"), "attack")
     with resumable(folder), progress_bar(quiet) as progress:
-        results = rlskit.attack_all(
-            banked, images, attacks=wanted, n_attacked=n_attacked, protocol=protocol, view=view,
-            compiled=compiled, options=options, out=folder, force=force,
-            save_adversarial=save_adversarial, progress=progress,
-        )  # fmt: skip
+        common: dict[str, Any] = {
+            "options": options, "out": folder, "force": force, "save_adversarial":
+            save_adversarial, "progress": progress,
+        }  # fmt: skip
+        if protocol == "adaptive":
+            if twin is not None:
+                own["twin"] = rlskit.load(twin).to(banked.device)
+            results = [
+                rlskit.attack_adaptively(banked, images, pixel_range=pixel_range, **own, **common)
+            ]
+        else:
+            results = rlskit.attack_all(
+                banked, images, attacks=wanted, n_attacked=n_attacked or 1, protocol=protocol,
+                view=view, compiled=compiled, **common,
+            )  # fmt: skip
     show(accuracy_table(results), results, json_to=json_to, force=force)
+    if protocol == "adaptive":
+        note(broken_by(results[0]), quiet=quiet)
     note(f"results: {folder / 'results.json'}", quiet=quiet)
     return gate(results, fail_under)
+
+
+def _adaptive_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the adaptive protocol among those that were given.
+
+    Raises:
+        RequestError: Another one was given, or there is no budget.
+    """
+    found = {name: value for name, value in given.items() if value is not None}
+    if unknown := sorted(found.keys() - set(_ADAPTIVE)):
+        flag = "--" + unknown[0].replace("_", "-")
+        takes = ", ".join("--" + name.replace("_", "-") for name in _ADAPTIVE)
+        raise RequestError(f"{flag} is no option of --protocol adaptive: it takes {takes}")
+    if "eps" not in found:
+        raise RequestError("--protocol adaptive needs a budget, such as --eps 8/255")
+    return found
+
+
+_ADAPTIVE = ("eps", "norm", "steps", "restarts", "queries", "n_attacked", "twin")

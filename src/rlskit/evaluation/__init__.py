@@ -16,9 +16,12 @@ from rlskit.attacks import ATTACKS, PreparedAttack, prepare
 from rlskit.data import Data
 from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
+from rlskit.evaluation.adaptive import Adaptive, prepare_adaptive
+from rlskit.evaluation.logits import finite_logits
 from rlskit.evaluation.options import EvalOptions
-from rlskit.evaluation.run import Run, Threat, finite_logits
+from rlskit.evaluation.run import Run
 from rlskit.evaluation.subject import Subject, subject_of
+from rlskit.evaluation.threats import Threat
 from rlskit.files import write_text
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import check_compiler
@@ -31,6 +34,7 @@ __all__ = [
     "Subject",
     "Threat",
     "attack",
+    "attack_adaptively",
     "attack_all",
     "evaluate",
     "finite_logits",
@@ -136,12 +140,7 @@ def attack_all(
     out = _folder(out, force)
     for threat in threats:
         _check_request(threat, model, options, out)
-    subject = subject_of(model, data)
-    works = [Run(subject, options, threat) for threat in threats]
-    for run in works:
-        run.preflight()
-    if out is not None:
-        (out / RESULTS).unlink(missing_ok=True)  # of a run that `force` replaces
+    works = _works(model, data, threats, options, out)
     journals = [
         Journal(folder, run.request(), force=force)
         for run, folder in zip(works, _folders(out, attacks), strict=True)
@@ -155,6 +154,68 @@ def attack_all(
         if out is not None:
             write_text(out / RESULTS, dump(results), force=True)
     return results
+
+
+def attack_adaptively(
+    model: BankedModel,
+    data: str | Data | None = None,
+    *,
+    eps: float | str,
+    options: EvalOptions | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    save_adversarial: bool = False,
+    progress: Progress = no_progress,
+    **params: Any,
+) -> Result:
+    """Attack a model by the protocol `adaptive`: per image the worst of several attacks.
+
+    Args:
+        model: From `convert` or `load`, on the device to use.
+        data: A `--data` name, or data from `load_data`; by default what the model was made for.
+        eps: The budget.
+        options: Draws, repeats, block size, seed; one N only.
+        out: The run's folder; an unfinished run of the same request is continued.
+        force: Replace what the folder holds.
+        save_adversarial: Also write the first repeat's adversarial images to the folder.
+        progress: Told of every block.
+        **params: Further arguments of `rlskit.evaluation.adaptive.prepare_adaptive`, such as norm,
+            steps, restarts, queries, n_attacked, twin; fields of `EvalOptions`.
+
+    Returns:
+        A result whose `attack` tells how many images each part broke first.
+
+    Raises:
+        RequestError: An option, the data or the folder is wrong.
+        UntrustedError: The preflight or a budget check failed: numbers would mean nothing.
+    """
+    fields = {name: params.pop(name) for name in _OPTION_NAMES & params.keys()}
+    options = dataclasses.replace(options or EvalOptions(), **fields)
+    threat = prepare_adaptive(model, eps=eps, save=save_adversarial, **params)
+    out = _folder(out, force)
+    _check_scoring(options.counts(model), save=save_adversarial, out=out)
+    (run,) = _works(model, data, [threat], options, out)
+    journal = Journal(out, run.request(), force=force)
+    (result,) = run.finish(journal, progress)
+    journal.write_results(dump([result]))
+    return result
+
+
+def _works(
+    model: BankedModel,
+    data: str | Data | None,
+    threats: Sequence[Threat | Adaptive],
+    options: EvalOptions,
+    out: Path | None,
+) -> list[Run]:
+    """Return the runs of several threats on the same images, after a look at a few of those."""
+    subject = subject_of(model, data)
+    works = [Run(subject, options, threat) for threat in threats]
+    for run in works:
+        run.preflight()
+    if out is not None:
+        (out / RESULTS).unlink(missing_ok=True)  # of a run that `force` replaces
+    return works
 
 
 def evaluate(
@@ -255,6 +316,11 @@ def _check_request(
             f"--protocol eot needs an attack with a budget, not {threat.attack.method}: a search "
             "for the smallest perturbation needs the same classifier at every step"
         )
+    if threat.protocol == "eot" and ATTACKS[threat.attack.method].members:
+        raise RequestError(
+            f"--protocol eot has fresh draws at every call, and {threat.attack.method} needs fixed "
+            "ones; use --protocol multi with --n-attacked 8 to 16"
+        )
     if threat.compiled and not ATTACKS[threat.attack.method].compiles:
         raise RequestError(
             f"--compile cannot serve {threat.attack.method}, which differentiates one forward pass "
@@ -265,9 +331,13 @@ def _check_request(
             f"--compile cannot serve --defense {model.card.defense}, which acts on a network while "
             "it runs; leave it out"
         )
-    if len(options.counts(model)) > 1:
+    _check_scoring(options.counts(model), save=threat.save, out=out)
+
+
+def _check_scoring(counts: tuple[int, ...], *, save: bool, out: Path | None) -> None:
+    if len(counts) > 1:
         raise RequestError(
             "an attack is scored with one --n-samples; save its images and sweep them with eval"
         )
-    if threat.save and out is None:
+    if save and out is None:
         raise RequestError("the adversarial images need a folder: give out")

@@ -12,67 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlskit import seeds
 from rlskit.adversarial import write_adversarial
-from rlskit.attacks import PreparedAttack
 from rlskit.data import blocks, runs
 from rlskit.defenses import draws
-from rlskit.errors import UntrustedError
+from rlskit.evaluation.adaptive import Adaptive
+from rlskit.evaluation.logits import finite_logits
 from rlskit.evaluation.options import EvalOptions
 from rlskit.evaluation.subject import Subject
-from rlskit.models.sharing import draw_logits
+from rlskit.evaluation.threats import Threat
 from rlskit.pixels import perturbation_norms, round_to_8bit
-from rlskit.preflight import IMAGES, check_answers, preflight
+from rlskit.preflight import IMAGES, check_answers
 from rlskit.results import ADVERSARIAL, Journal, Result, summary
-from rlskit.threat import Meter, attackers_view, mean_log_probabilities
+from rlskit.threat import mean_log_probabilities
 from rlskit.types import Progress
-
-
-@dataclass(frozen=True)
-class Threat:
-    """An attack and the view it is computed on.
-
-    Attributes:
-        attack: The attack, its options checked.
-        protocol: One of `rlskit.threat.PROTOCOLS`.
-        n_attacked: Draws in the attacker's view.
-        view: One of `rlskit.threat.VIEWS`.
-        compiled: Whether the draws in the view are compiled.
-        save: Whether the images are kept, and also scored after rounding to 8 bits.
-    """
-
-    attack: PreparedAttack
-    protocol: str
-    n_attacked: int
-    view: str
-    compiled: bool = False
-    save: bool = False
-
-    @property
-    def label(self) -> str:
-        """The method and its budget in the scale it was stated in, for people."""
-        eps = self.attack.stated.get("eps")
-        return self.attack.method if eps is None else f"{self.attack.method} {eps:.4g}"
-
-    @property
-    def folded(self) -> bool:
-        """Whether the draws in the view are made ready for many gradients."""
-        return self.attack.engine == "rlskit"
-
-    def facts(self) -> dict[str, Any]:
-        """Return the fields of a `Result` that tell what was done to the images."""
-        stated = dict(self.attack.stated)
-        pixel_range = stated.pop("pixel_range")
-        attack = {
-            "method": self.attack.method,
-            "engine": self.attack.engine,
-            "params": dict(self.attack.params),
-            "stated": stated,
-            "pixel_range": pixel_range,
-            "view": self.view,
-            "compiled": self.compiled,
-        }
-        return {"attack": attack, "protocol": self.protocol, "n_attacked": self.n_attacked}
 
 
 @dataclass(frozen=True)
@@ -87,7 +39,7 @@ class Run:
 
     subject: Subject
     options: EvalOptions
-    threat: Threat | None = None
+    threat: Threat | Adaptive | None = None
 
     @property
     def command(self) -> str:
@@ -123,8 +75,7 @@ class Run:
         if self.threat is None:
             check_answers(draw, images, model.card.classes)
         else:
-            view = self._view(self.threat, 0)
-            preflight(model, draw, view, self.threat.attack, images, labels)
+            self.threat.preflight(model, draw, images, labels, self.options.seed)
 
     def finish(self, journal: Journal, progress: Progress) -> list[Result]:
         """Do every block that the journal does not hold yet; return one result per N."""
@@ -190,15 +141,15 @@ class Run:
         block |= self._scores(scored, defenders, images, wanted)
         cost = [len(images) * len(defenders), 0]  # what draws share counts for each of them
         if self.threat is not None:
-            meter = Meter(self._view(self.threat, repeat, image), self.threat.n_attacked)
-            noise = seeds.generator(self.options.seed, "attack", repeat)
-            # The layout of the convolutions that are attacked; scoring keeps the ordinary one.
-            layout = torch.channels_last if self.threat.folded else torch.contiguous_format
-            clean = images.contiguous(memory_format=layout)
-            changed = self.threat.attack(meter, clean, wanted, generator=noise).contiguous()
+            crafted = self.threat.craft(
+                self.subject.model, images, wanted, seed=self.options.seed, repeat=repeat,
+                image=image,
+            )  # fmt: skip
+            changed = crafted.images
+            block |= crafted.columns
             block |= self._scores("robust", defenders, changed, wanted)
             block |= perturbation_norms(images, changed)
-            cost = [2 * cost[0] + meter.forwards, meter.backwards]
+            cost = [2 * cost[0] + crafted.forwards, crafted.backwards]
             if self.threat.save:
                 saved = self._scores("robust_8bit", defenders, round_to_8bit(changed), wanted)
                 block["robust_8bit"] = saved["robust_8bit"]
@@ -231,14 +182,7 @@ class Run:
             repeat=repeat, image=image,
         )  # fmt: skip
 
-    def _view(self, threat: Threat, repeat: int, image: int | None = None) -> nn.Module:
-        return attackers_view(
-            self.subject.model, threat.protocol, threat.n_attacked, seed=self.options.seed,
-            repeat=repeat, view=threat.view, folded=threat.folded,
-            compiled=threat.compiled, image=image,
-        )  # fmt: skip
-
-    def _write_adversarial(self, threat: Threat, journal: Journal) -> None:
+    def _write_adversarial(self, threat: Threat | Adaptive, journal: Journal) -> None:
         """Write the first repeat's adversarial images to the run's folder."""
         assert journal.folder is not None
         about = {
@@ -255,7 +199,15 @@ class Run:
 
     def _result(self, journal: Journal, which: int, per_image: str | None) -> Result:
         options = self.options
-        facts = self.subject.facts() | (self.threat.facts() if self.threat else {})
+        facts = self.subject.facts()
+        if self.threat is not None:
+            facts |= self.threat.facts()
+            facts["warnings"] += self.threat.warnings(self.subject.model)
+        if isinstance(self.threat, Adaptive):
+            repeats = range(options.repeats)
+            broken_by = torch.cat([journal.column("broken_by", repeat) for repeat in repeats])
+            for index, part in enumerate(facts["attack"]["params"]["parts"]):
+                part["broken"] = int((broken_by == index).sum())
         return Result(
             **facts,
             command=self.command,
@@ -269,19 +221,3 @@ class Run:
             per_image=per_image,
             per_example=options.per_example,
         )
-
-
-def finite_logits(defenders: list[nn.Module], images: Tensor) -> Tensor:
-    """Return the draws' logits `[N, B, classes]`.
-
-    Raises:
-        UntrustedError: Some are NaN or infinite: their argmax would be a class all the same.
-    """
-    logits = draw_logits(defenders, images)
-    if not logits.isfinite().all():
-        draw, image = (~logits.isfinite()).nonzero()[0][:2].tolist()
-        raise UntrustedError(
-            f"draw {draw} answers with NaN or infinite logits, first for image {image} of a block; "
-            "such an image counts neither as right nor as wrong"
-        )
-    return logits

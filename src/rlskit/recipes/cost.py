@@ -25,6 +25,7 @@ from rlskit.data import load as load_data
 from rlskit.defenses import defense_of, draws
 from rlskit.devices import choose_device
 from rlskit.errors import RlskitError
+from rlskit.evaluation.adaptive import PROTOCOL as ADAPTIVE
 from rlskit.models.banks import BankedModel
 from rlskit.recipes.recipe import Recipe
 from rlskit.recipes.stages import Stage
@@ -159,6 +160,8 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
     scored = images * samples * repeats
     if stage.command != "attack":
         return Cost(images, scored, 0)
+    if stage.options.get("protocol") == ADAPTIVE:
+        return None  # it depends on what each part leaves
     attacked = images * int(stage.options.get("n-attacked", 1)) * repeats
     forwards, backwards = 0, 0
     for one in prepared(stage):
@@ -178,10 +181,18 @@ def hours_of(found: Cost, speed: tuple[float, float]) -> float:
 def prepared(stage: Stage) -> list[PreparedAttack]:
     """Return the attacks of an `attack` stage, their options checked and completed.
 
+    The adaptive protocol chooses its attacks itself, when it has the model.
+
     Raises:
         RequestError: A method or an option is wrong.
     """
-    given = {name.replace("-", "_"): value for name, value in stage.options.items()}
+    given = {
+        name.replace("-", "_"): value
+        for name, value in stage.options.items()
+        if value is not False  # left out
+    }
+    if given.get("protocol") == ADAPTIVE:
+        return []
     return prepare_all(
         str(given.get("method", "pgd")),
         pixel_range=str(given.get("pixel_range", "0:1")),

@@ -7,6 +7,7 @@ from rlskit.results.plots import check_plot, plot_transfer
 from rlskit.results.result import SCHEMA, Result, dump
 from rlskit.results.table import (
     accuracy_table,
+    broken_by,
     comparison_table,
     diversity_table,
     paired_table,
@@ -24,6 +25,7 @@ __all__ = [
     "Pair",
     "Result",
     "accuracy_table",
+    "broken_by",
     "check_plot",
     "comparison_table",
     "diversity_table",

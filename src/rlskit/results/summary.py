@@ -77,7 +77,9 @@ def timing(journals: Sequence[Journal]) -> dict[str, float]:
 def per_image(journal: Journal, repeats: int) -> dict[str, list[Any]]:
     """Return the columns of the per-image table; classes and shares are those of the largest N."""
     scores = [name for kind in KINDS for name in (kind, f"{kind}_gibbs")]
-    names = [name for name in ("index", "label", *scores, *NORMS) if name in journal.names]
+    names = [
+        name for name in ("index", "label", *scores, *NORMS, "broken_by") if name in journal.names
+    ]
     columns: dict[str, list[Any]] = {name: [] for name in ("repeat", *names)}
     for repeat in range(repeats):
         for name in names:

@@ -142,6 +142,16 @@ def comparison_table(rows: Mapping[str, Sequence[Result]], title: str) -> Table:
     return table
 
 
+def broken_by(result: Result) -> str:
+    """Return a sentence on which part of the adaptive protocol broke how many images first."""
+    assert result.attack is not None
+    parts = result.attack["params"]["parts"]
+    tried = result.data["n"] * result.repeats
+    shown = ", ".join(f"{part['name']} {part['broken']}" for part in parts)
+    left = tried - sum(part["broken"] for part in parts)
+    return f"broken first by: {shown}; by none: {left} of {tried}"
+
+
 def figures(accuracy: dict[str, Any]) -> tuple[str, str, str]:
     """Return accuracy in percent (with its spread over repeats), interval and denominator."""
     mean = f"{100 * accuracy['mean']:.1f}"

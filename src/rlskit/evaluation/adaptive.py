@@ -1,0 +1,289 @@
+"""The protocol `adaptive`: per image the worst of several attacks, cheapest first.
+
+A randomised defense may withstand any one attack for reasons of its own: a view of too few draws, a
+gradient that averages out, a loss that is flat. So an image counts as robust only if it withstands
+transfer from every pure bank and from their mean, PGD on the expectation with two losses, ARC,
+random search, and AutoAttack. What an earlier one broke is not attacked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlskit import seeds
+from rlskit.attacks import PreparedAttack, prepare
+from rlskit.defenses import defense_of, draws
+from rlskit.errors import RequestError
+from rlskit.evaluation.logits import finite_logits
+from rlskit.evaluation.threats import Crafted, in_layout
+from rlskit.models.banks import BankedModel
+from rlskit.models.folding import InPieces, ready_for_attack
+from rlskit.preflight import preflight
+from rlskit.threat import DrawsView, Meter, attackers_view, mean_log_probabilities
+
+PROTOCOL = "adaptive"
+
+JUDGES = 20
+"""At most so many draws say whether an image is broken; others score it in the end."""
+
+SURELY = 0.25
+"""An image is broken, and left alone, if the judges' mean errs and no more of them are right."""
+
+ARC_DRAWS = 12
+"""Fixed draws that ARC attacks: Dbouk & Shanbhag 2022 attack all members, RLS has M^L."""
+
+Views = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One attack of the protocol.
+
+    Attributes:
+        name: For people, and in the results.
+        attack: The attack, its options checked.
+        view: (seed=, repeat=, image=) -> what it is computed on.
+        n_attacked: Draws that answer each call of the view.
+    """
+
+    name: str
+    attack: PreparedAttack
+    view: Views
+    n_attacked: int
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """The attacks of the protocol on one model; it stands where a `Threat` stands.
+
+    Attributes:
+        parts: In the order in which they run, from the cheapest.
+        norm: Of the budget.
+        eps: The budget in [0, 1] units.
+        n_attacked: Draws per gradient of the attacks on the expectation.
+        stated: `eps` in the scale it was stated in, and that scale as `pixel_range`.
+        save: Whether the images are kept, and also scored after rounding to 8 bits.
+        early_exit: Whether broken images are left alone; without, only the cost is another.
+    """
+
+    parts: tuple[Part, ...]
+    norm: str
+    eps: float
+    n_attacked: int
+    stated: dict[str, Any] = field(hash=False)
+    save: bool = False
+    early_exit: bool = True
+
+    @property
+    def protocol(self) -> str:
+        """Its name in the results."""
+        return PROTOCOL
+
+    @property
+    def label(self) -> str:
+        """What it is called in the progress."""
+        return f"the adaptive protocol {self.stated['eps']:.4g}"
+
+    def facts(self) -> dict[str, Any]:
+        """Return the fields of a `Result` that tell what was done to the images."""
+        parts = [
+            {"name": part.name, "method": part.attack.method, "params": dict(part.attack.params)}
+            for part in self.parts
+        ]
+        attack = {
+            "method": PROTOCOL,
+            "engine": "rlskit",
+            "params": {"norm": self.norm, "eps": self.eps, "parts": parts},
+            "stated": {"eps": self.stated["eps"]},
+            "pixel_range": self.stated["pixel_range"],
+            "view": "mean-prob",
+            "compiled": False,
+        }
+        return {"attack": attack, "protocol": PROTOCOL, "n_attacked": self.n_attacked}
+
+    def warnings(self, model: BankedModel) -> tuple[str, ...]:  # noqa: ARG002
+        """Return nothing: no other protocol sees more."""
+        return ()
+
+    def preflight(
+        self, model: BankedModel, draw: nn.Module, images: Tensor, labels: Tensor, seed: int
+    ) -> None:
+        """Look at a few images through the view of every part.
+
+        Raises:
+            UntrustedError: Numbers would mean nothing.
+        """
+        for part in self.parts:
+            view = part.view(seed=seed, repeat=0, image=None)
+            preflight(model, draw, view, part.attack, images, labels)
+
+    def craft(
+        self,
+        model: BankedModel,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        seed: int,
+        repeat: int,
+        image: int | None = None,
+    ) -> Crafted:
+        """Run the parts; of what no part broke, keep the image that the judges like least.
+
+        The column `broken_by` holds the index of the part that broke an image, or -1.
+        """
+        chosen, least = images.clone(), torch.full(labels.shape, torch.inf, device=images.device)
+        broken_by = torch.full_like(labels, -1)
+        left = torch.arange(len(images), device=images.device)
+        forwards = backwards = 0
+        for index, part in enumerate(self.parts):
+            if not len(left):
+                break
+            view = part.view(seed=seed, repeat=repeat, image=image)
+            meter = Meter(view, part.n_attacked)
+            noise = seeds.generator(seed, "adaptive", repeat, index)
+            clean = in_layout(images[left], channels_last=True)
+            changed = part.attack(meter, clean, labels[left], generator=noise).contiguous()
+            judges = _judges(model, index, seed=seed, repeat=repeat, image=image)
+            margins, right = _judged(judges, changed, labels[left])
+            forwards += meter.forwards + len(left) * len(judges)
+            backwards += meter.backwards
+            worse = margins < least[left]
+            chosen[left[worse]], least[left[worse]] = changed[worse], margins[worse]
+            broken = (margins < 0) & (right <= SURELY)
+            first = left[broken & (broken_by[left] < 0)]
+            broken_by[first] = index
+            left = left[~broken] if self.early_exit else left
+        return Crafted(chosen, forwards, backwards, {"broken_by": broken_by})
+
+
+def prepare_adaptive(
+    model: BankedModel,
+    *,
+    eps: float | str,
+    norm: str = "linf",
+    steps: int = 50,
+    restarts: int = 1,
+    queries: int = 1000,
+    n_attacked: int = 10,
+    pixel_range: str = "0:1",
+    twin: BankedModel | None = None,
+    save: bool = False,
+    early_exit: bool = True,
+) -> Adaptive:
+    """Choose the attacks of the protocol for a model.
+
+    A defense with few draws (an ensemble, or none) is attacked on all of them, and by the standard
+    AutoAttack; one with many on n fresh draws at every step, and by AutoAttack's version `rand`.
+
+    Args:
+        model: The defended model.
+        eps: The budget, in the scale `pixel_range`.
+        norm: `linf` or `l2`.
+        steps: Of PGD, each 2.5 eps / steps long.
+        restarts: Of PGD on the expectation.
+        queries: Of the random search on the mean; AutoAttack has its own 5,000.
+        n_attacked: Draws at every step.
+        pixel_range: A key of `rlskit.pixels.PIXEL_RANGES`.
+        twin: An undefended model whose adversarial images are tried, too.
+        save: Whether the images are kept, and also scored after rounding to 8 bits.
+        early_exit: Whether broken images are left alone.
+
+    Raises:
+        RequestError: A value that cannot be.
+    """
+    common: dict[str, Any] = {"eps": eps, "pixel_range": pixel_range}
+
+    def ascent(loss: str, starts: int) -> PreparedAttack:
+        name, given = "pgd" if norm == "linf" else "pgd-l2", {**common, "steps": steps}
+        stated = prepare(name, **given).stated["eps"]
+        given |= {"loss": loss, "restarts": starts, "step_size": 2.5 * stated / steps}
+        return prepare(name, **given)
+
+    defense = defense_of(model)
+    few = defense.distinct(model)
+    count = few or n_attacked
+    fixed = "transfer" if count == 1 else "multi"
+    expectation = _view(model, fixed if few else "eot", count)
+    single = ascent("ce", 1)
+    parts = []
+    banks = [_bank_view(model, bank) for bank in range(model.num_banks)]
+    if defense.perturb is not None or model.num_banks > 1:
+        parts += [Part(f"bank {m}", single, view, 1) for m, view in enumerate(banks)]
+    if model.num_banks > 1:
+        parts.append(Part("mean of the banks", single, _mean_view(banks), len(banks)))
+    if twin is not None:
+        parts.append(Part("undefended twin", single, _bank_view(_fitting(twin, model), 0), 1))
+    for loss in ("ce", "margin"):
+        parts.append(Part(f"pgd {loss}", ascent(loss, restarts), expectation, count))
+    arc_draws = few or ARC_DRAWS
+    if arc_draws > 1:
+        arc = prepare("arc", **common, norm=norm)
+        parts.append(Part("arc", arc, _view(model, "multi", arc_draws), arc_draws))
+    if not few:
+        square = prepare("square", **common, norm=norm, steps=queries)
+        parts.append(Part("square", square, _view(model, fixed, count), count))
+    version = "standard" if few else "rand"
+    auto = prepare("autoattack", **common, norm=norm, version=version)
+    view, per_call = (expectation, count) if few else (_view(model, "eot", 1), 1)
+    parts.append(Part(f"autoattack {version}", auto, view, per_call))
+    stated = {"eps": single.stated["eps"], "pixel_range": pixel_range}
+    assert single.eps is not None
+    return Adaptive(tuple(parts), norm, single.eps, count, stated, save, early_exit)
+
+
+def _view(model: BankedModel, protocol: str, count: int) -> Views:
+    return lambda *, seed, repeat, image: attackers_view(
+        model, protocol, count, seed=seed, repeat=repeat, image=image
+    )
+
+
+def _bank_view(model: BankedModel, bank: int) -> Views:
+    """Return a view of one whole bank, without what the defense does to it."""
+
+    def view(**_: Any) -> nn.Module:
+        draw = model.sampled(torch.full((model.num_layers,), bank))
+        return InPieces(ready_for_attack(model, [draw])[0])
+
+    return view
+
+
+def _mean_view(views: list[Views]) -> Views:
+    return lambda **key: DrawsView([view(**key) for view in views])
+
+
+def _fitting(twin: BankedModel, model: BankedModel) -> BankedModel:
+    if (twin.card.pixels.shape, twin.card.classes) != (model.card.pixels.shape, model.card.classes):
+        raise RequestError(
+            f"the twin takes images of {list(twin.card.pixels.shape)} and knows "
+            f"{twin.card.classes} classes, the model {list(model.card.pixels.shape)} and "
+            f"{model.card.classes}; convert it for the same data"
+        )
+    return twin
+
+
+def _judges(
+    model: BankedModel, part: int, *, seed: int, repeat: int, image: int | None
+) -> list[nn.Module]:
+    """Return draws that no attack has seen, other ones for every part."""
+    count = min(defense_of(model).samples(model), JUDGES)
+    return draws(
+        model, count, seed=seed, purpose="judge", repeat=repeat, first=part * count, image=image
+    )
+
+
+@torch.no_grad()
+def _judged(judges: list[nn.Module], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the margins of the mean's log-probabilities, and the share of judges that are right.
+
+    Both are `[B]`; a margin is below 0 where the mean errs.
+    """
+    logits = finite_logits(judges, images)
+    mean = mean_log_probabilities(logits)
+    of_label = mean.gather(1, labels[:, None])[:, 0]
+    others = mean.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return of_label - others, (logits.argmax(-1) == labels).float().mean(0)

@@ -1,0 +1,149 @@
+"""What is done to the images before they are scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlskit import seeds
+from rlskit.attacks import PreparedAttack
+from rlskit.defenses import defense_of
+from rlskit.models.banks import BankedModel
+from rlskit.preflight import preflight
+from rlskit.threat import Meter, attackers_view
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """What an attack made of a block, and what it cost.
+
+    Attributes:
+        images: `[B, C, H, W]`.
+        forwards: Images x draws.
+        backwards: Likewise.
+        columns: More to be kept of each image, by name; `[B]` each.
+    """
+
+    images: Tensor
+    forwards: int
+    backwards: int
+    columns: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Threat:
+    """An attack and the view it is computed on.
+
+    Attributes:
+        attack: The attack, its options checked.
+        protocol: One of `rlskit.threat.PROTOCOLS`.
+        n_attacked: Draws in the attacker's view.
+        view: One of `rlskit.threat.VIEWS`.
+        compiled: Whether the draws in the view are compiled.
+        save: Whether the images are kept, and also scored after rounding to 8 bits.
+    """
+
+    attack: PreparedAttack
+    protocol: str
+    n_attacked: int
+    view: str
+    compiled: bool = False
+    save: bool = False
+
+    @property
+    def label(self) -> str:
+        """The method and its budget in the scale it was stated in, for people."""
+        eps = self.attack.stated.get("eps")
+        return self.attack.method if eps is None else f"{self.attack.method} {eps:.4g}"
+
+    def facts(self) -> dict[str, Any]:
+        """Return the fields of a `Result` that tell what was done to the images."""
+        stated = dict(self.attack.stated)
+        pixel_range = stated.pop("pixel_range")
+        attack = {
+            "method": self.attack.method,
+            "engine": self.attack.engine,
+            "params": dict(self.attack.params),
+            "stated": stated,
+            "pixel_range": pixel_range,
+            "view": self.view,
+            "compiled": self.compiled,
+        }
+        return {"attack": attack, "protocol": self.protocol, "n_attacked": self.n_attacked}
+
+    def warnings(self, model: BankedModel) -> tuple[str, ...]:
+        """Return a sentence where the attacker could see more than this view of the defense."""
+        known = defense_of(model).distinct(model)
+        if self.protocol == "eot" or (known is not None and self.n_attacked >= known):
+            return ()
+        stated = self.attack.stated
+        eps, path = stated.get("eps", 0.01), model.path or "CHECKPOINT"
+        again = f"rlskit attack {path} --protocol adaptive --eps {eps:.4g}"
+        if stated["pixel_range"] != "0:1":
+            again += f" --pixel-range {stated['pixel_range']}"
+        return (
+            f"OPTIMISTIC: the attacker of this {model.card.defense} saw {self.n_attacked} of its "
+            f"draws and could see more; `{again}` gives the honest number.",
+        )
+
+    def preflight(
+        self, model: BankedModel, draw: nn.Module, images: Tensor, labels: Tensor, seed: int
+    ) -> None:
+        """Look at a few images before any number is computed.
+
+        Raises:
+            UntrustedError: Numbers would mean nothing.
+        """
+        preflight(model, draw, self.seen(model, seed=seed, repeat=0), self.attack, images, labels)
+
+    def seen(
+        self, model: BankedModel, *, seed: int, repeat: int, image: int | None = None
+    ) -> nn.Module:
+        """Return the attacker's view."""
+        return attackers_view(
+            model, self.protocol, self.n_attacked, seed=seed, repeat=repeat, view=self.view,
+            folded=self._folded, compiled=self.compiled, image=image,
+        )  # fmt: skip
+
+    def craft(
+        self,
+        model: BankedModel,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        seed: int,
+        repeat: int,
+        image: int | None = None,
+    ) -> Crafted:
+        """Attack some images.
+
+        Args:
+            model: The defended model.
+            images: `[B, C, H, W]` in [0, 1].
+            labels: `[B]`.
+            seed: The user's seed.
+            repeat: Index of the repeat.
+            image: The index of the one image, where each has draws of its own.
+
+        Raises:
+            UntrustedError: Non-finite logits or gradients, or a broken budget.
+        """
+        meter = Meter(self.seen(model, seed=seed, repeat=repeat, image=image), self.n_attacked)
+        noise = seeds.generator(seed, "attack", repeat)
+        clean = in_layout(images, channels_last=self._folded)
+        changed = self.attack(meter, clean, labels, generator=noise).contiguous()
+        return Crafted(changed, meter.forwards, meter.backwards, {})
+
+    @property
+    def _folded(self) -> bool:
+        """Whether the draws in the view are made ready for many gradients."""
+        return self.attack.engine == "rlskit"
+
+
+def in_layout(images: Tensor, *, channels_last: bool) -> Tensor:
+    """Return images laid out as the convolutions that are attacked; scoring keeps the ordinary."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return images.contiguous(memory_format=layout)

@@ -1,0 +1,157 @@
+"""The adaptive protocol: per image the worst of its parts, at less than their cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import small_models
+from rlskit import attack_adaptively, checkpoint, seeds
+from rlskit.cli import run as command
+from rlskit.errors import RequestError
+from rlskit.evaluation.adaptive import Adaptive, prepare_adaptive
+from rlskit.models.banks import BankedModel
+
+DATA = small_models.digits(30)
+IMAGES, LABELS = DATA.images(range(30)), DATA.labels
+
+
+@pytest.fixture(scope="module")
+def undefended() -> BankedModel:
+    return small_models.trained("none", 1)
+
+
+@pytest.fixture(scope="module")
+def rls() -> BankedModel:
+    return small_models.trained("rls", 2)
+
+
+def short(model: BankedModel, *, eps: float, **fields: Any) -> Adaptive:
+    """The protocol with a few steps of each part."""
+    found = prepare_adaptive(model, eps=eps, steps=5, n_attacked=2, queries=20, **fields)
+    few = {"steps": 5, "queries": 20}
+    parts = []
+    for part in found.parts:
+        params = {**part.attack.params, **{k: few[k] for k in few.keys() & part.attack.params}}
+        parts.append(
+            dataclasses.replace(part, attack=dataclasses.replace(part.attack, params=params))
+        )
+    return dataclasses.replace(found, parts=tuple(parts))
+
+
+def names(model: BankedModel, **fields: Any) -> list[str]:
+    return [part.name for part in prepare_adaptive(model, eps=0.1, **fields).parts]
+
+
+def test_the_parts(undefended: BankedModel, rls: BankedModel) -> None:
+    ascents = ["pgd ce", "pgd margin"]
+    assert names(undefended) == [*ascents, "autoattack standard"]
+    banks = ["bank 0", "bank 1", "mean of the banks"]
+    random = ["arc", "square", "autoattack rand"]
+    assert names(rls) == [*banks, *ascents, *random]
+    assert names(rls, twin=undefended) == [*banks, "undefended twin", *ascents, *random]
+    ensemble = small_models.model(2, "ensemble", layers=1)
+    assert names(ensemble) == [*banks, *ascents, "arc", "autoattack standard"]
+
+
+def test_pgd_travels_two_and_a_half_times_the_budget(rls: BankedModel) -> None:
+    for scale, eps in (("0:1", "8/255"), ("-1:1", "16/255")):
+        first = prepare_adaptive(rls, eps=eps, steps=20, pixel_range=scale).parts[0].attack
+        assert first.params["eps"] == pytest.approx(8 / 255)
+        assert first.params["step_size"] * 20 == pytest.approx(2.5 * 8 / 255)
+
+
+@pytest.mark.parametrize("eps", [0.03, 0.08])
+def test_an_image_is_robust_if_it_withstands_every_part(
+    undefended: BankedModel, eps: float
+) -> None:
+    """Without randomness that is exact: each part by itself, on all images, and their union."""
+    threat = short(undefended, eps=eps)
+    crafted = threat.craft(undefended, IMAGES, LABELS, seed=0, repeat=0)
+    draw = undefended.sampled(torch.tensor([0, 0]))
+    alone = []
+    for index, part in enumerate(threat.parts):
+        noise = seeds.generator(0, "adaptive", 0, index)
+        found = part.attack(draw, IMAGES, LABELS, generator=noise)
+        alone.append(draw(found).argmax(-1) != LABELS)
+    first = torch.stack(alone).int().argmax(0)
+    broken = torch.stack(alone).any(0)
+    assert 0 < broken.sum() < 30
+    assert torch.equal(crafted.columns["broken_by"], torch.where(broken, first, -1))
+    assert torch.equal(draw(crafted.images).argmax(-1) != LABELS, broken)
+    assert (crafted.images - IMAGES).abs().max() <= eps + 1e-6
+
+
+def test_what_is_broken_is_left_alone(rls: BankedModel) -> None:
+    """The protocol costs less than half of its parts one after the other."""
+    cost, accuracy = {}, {}
+    for early_exit in (True, False):
+        threat = short(rls, eps=0.25, early_exit=early_exit)
+        crafted = threat.craft(rls, IMAGES, LABELS, seed=0, repeat=0)
+        cost[early_exit] = crafted.forwards, crafted.backwards
+        answers = (
+            torch.stack([rls(crafted.images, torch.tensor([a, b])) for a in (0, 1) for b in (0, 1)])
+            .softmax(-1)
+            .mean(0)
+        )
+        accuracy[early_exit] = (answers.argmax(-1) == LABELS).double().mean()
+    assert cost[True][0] < cost[False][0] / 2
+    assert cost[True][1] < cost[False][1] / 2
+    assert accuracy[True] <= accuracy[False] + 0.1
+
+
+def test_batch_mates_do_not_matter(undefended: BankedModel) -> None:
+    threat = short(undefended, eps=0.05)
+    together = threat.craft(undefended, IMAGES[:8], LABELS[:8], seed=0, repeat=0).images
+    for i in (0, 3, 7):
+        alone = threat.craft(undefended, IMAGES[i : i + 1], LABELS[i : i + 1], seed=0, repeat=0)
+        torch.testing.assert_close(alone.images[0], together[i], rtol=0, atol=1e-4)
+
+
+def test_the_result_tells_what_broke_what(
+    rls: BankedModel, undefended: BankedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlskit.evaluation.prepare_adaptive", short)
+    result = attack_adaptively(
+        rls, small_models.digits(12), eps=0.1, repeats=2, n_samples=4, twin=undefended
+    )
+    assert (result.protocol, result.n_attacked) == ("adaptive", 2)
+    assert result.attack is not None
+    parts = result.attack["params"]["parts"]
+    assert [part["name"] for part in parts] == names(rls, twin=undefended)
+    assert 0 < sum(part["broken"] for part in parts) <= 24
+    assert result.accuracy["robust"]["mean"] < result.accuracy["clean"]["mean"]
+    assert result.perturbation is not None
+    assert result.perturbation["linf"]["max"] <= 0.1 + 1e-6
+
+
+def test_the_command(
+    undefended: BankedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(undefended, "x.safetensors")
+    for wrong, message in (
+        (["--eps", "0.1", "--method", "fgsm"], "--method is no option of --protocol adaptive"),
+        ([], "--protocol adaptive needs a budget"),
+        (["--eps", "0.1", "--view", "mean-logit"], "chooses engine and view itself"),
+    ):
+        assert command(["attack", "x.safetensors", "--protocol", "adaptive", *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert command(["attack", "x.safetensors", "--twin", "x.safetensors"]) == 2
+    assert "--twin is an option of --protocol adaptive" in capsys.readouterr().err
+
+
+def test_wrong_requests(rls: BankedModel) -> None:
+    with pytest.raises(RequestError, match="more than the whole pixel range"):
+        prepare_adaptive(rls, eps=8)
+    with pytest.raises(RequestError, match="norm 'l7' is unknown"):
+        prepare_adaptive(rls, eps=0.1, norm="l7")
+    other = small_models.model(1, "none")
+    other.card.classes = 7
+    with pytest.raises(RequestError, match=r"the twin takes images of .* knows 7 classes"):
+        prepare_adaptive(rls, eps=0.1, twin=other)
