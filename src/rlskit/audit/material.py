@@ -1,0 +1,123 @@
+"""What an audit is made on: images, labels, and what its result says of model and data."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlskit.audit.defended import attacked
+from rlskit.data import Data, load
+from rlskit.errors import RequestError
+from rlskit.evaluation import subject_of
+from rlskit.evaluation.subject import LIBRARIES
+from rlskit.models.banks import BankedModel
+from rlskit.pixels import check_images
+
+FACTS = ("checkpoint", "model", "defense", "data", "device", "versions", "warnings")
+"""The fields of a result that do not depend on what is measured."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What an audit is made on.
+
+    Attributes:
+        images: `[n, C, H, W]` in [0, 1], on the model's device.
+        labels: Long `[n]`.
+        classes: Number of classes.
+        facts: `FACTS` of the result.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+    facts: dict[str, Any]
+
+
+def material(
+    model: BankedModel | nn.Module,
+    data: str | Data | tuple[Tensor, Tensor] | None,
+    limit: int | None,
+) -> Material:
+    """Return the first of what is asked for, spread evenly.
+
+    Args:
+        model: The model under audit.
+        data: A `--data` name, data, or images and labels.
+        limit: Most images; None for all.
+
+    Raises:
+        RequestError: Data are missing, or do not fit the model.
+        UntrustedError: The weights are not finite.
+    """
+    if not isinstance(model, BankedModel):
+        return _of_module(model, data, limit)
+    if isinstance(data, tuple):
+        raise RequestError("a model of rlskit's takes a --data name or Data, not a tuple")
+    if not isinstance(data, Data):
+        data = load(data or model.card.default_data(), "test")
+    subject = subject_of(model, data.limited(limit))
+    facts = subject.facts()
+    images = subject.data.images(range(len(subject.data))).to(model.device)
+    return Material(
+        images, subject.data.labels.to(model.device), model.card.classes,
+        {name: facts[name] for name in FACTS},
+    )  # fmt: skip
+
+
+def _of_module(
+    module: nn.Module, data: str | Data | tuple[Tensor, Tensor] | None, limit: int | None
+) -> Material:
+    """Return the same for a module that rlskit did not build."""
+    if data is None:
+        raise RequestError("a module of one's own does not say what data it takes; give data")
+    images, labels, about = _given(data, limit)
+    check_images(images)
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    images, labels = images.to(device), labels.to(device)
+    facts = {
+        "checkpoint": {"path": None, "sha256": None},
+        "model": {"architecture": type(module).__name__},
+        "defense": "own",
+        "data": {**about, "n": len(labels)},
+        "device": device.type,
+        "versions": {name: version(name) for name in LIBRARIES},
+        "warnings": (),
+    }
+    return Material(images, labels, _classes(module, images, labels), facts)
+
+
+def _given(
+    data: str | Data | tuple[Tensor, Tensor], limit: int | None
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Return images, labels and what names them."""
+    if isinstance(data, tuple):
+        images, labels = (part[:limit] for part in data)
+        digest = hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes())
+        return images, labels, {"name": "tensors", "split": "–", "sha256": digest.hexdigest()}
+    found = (data if isinstance(data, Data) else load(data, "test")).limited(limit)
+    about = {"name": found.name, "split": found.split, "sha256": found.sha256}
+    return found.images(range(len(found))), found.labels, about
+
+
+@torch.no_grad()
+def _classes(module: nn.Module, images: Tensor, labels: Tensor) -> int:
+    """Return the number of classes that a module answers with, which the labels must fit."""
+    if not len(labels) or labels.shape != images.shape[:1]:
+        raise RequestError(f"{len(images)} images need as many labels, not {labels.numel()}")
+    shape = attacked(module)(images[:1]).shape
+    if len(shape) != 2 or shape[0] != 1:
+        raise RequestError(f"the module answers an image with {list(shape)}, not [1, classes]")
+    if labels.min() < 0 or labels.max() >= shape[1]:
+        raise RequestError(
+            f"the labels span {int(labels.min())} to {int(labels.max())}, but the module has "
+            f"{shape[1]} classes"
+        )
+    return int(shape[1])

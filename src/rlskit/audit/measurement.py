@@ -1,0 +1,27 @@
+"""What a check measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a check measured.
+
+    Attributes:
+        value: In the check's unit; None where nothing was measured.
+        failed: Whether it is beyond the threshold, and beyond chance.
+        detail: The numbers behind it, or why there are none.
+        skipped: Whether there was nothing to measure.
+    """
+
+    value: float | None
+    failed: bool
+    detail: str
+    skipped: bool = False
+
+    @classmethod
+    def skip(cls, reason: str) -> Measurement:
+        """Return that there was nothing to measure."""
+        return cls(None, False, reason, skipped=True)

@@ -1,0 +1,503 @@
+"""The audit: its verdicts on defenses whose robustness is known, and checks worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rlskit
+from known_defenses import (
+    EPS,
+    Dropped,
+    Noise,
+    Wrapped,
+    distilled,
+    quantised,
+    saturated,
+    trained,
+    undefended,
+)
+from rlskit.attacks import prepare
+from rlskit.audit import CHECKS, AuditResult, audit_model
+from rlskit.audit.case import Case
+from rlskit.audit.chance import clearly_above, clearly_more_than
+from rlskit.audit.defended import Own, randomness
+from rlskit.cli import run
+from rlskit.data import Data, load
+from rlskit.errors import RequestError, UntrustedError
+
+SOUND: dict[str, Any] = {"eps": EPS, "steps": 20, "step_size": EPS / 5}
+"""PGD that reaches all of the ball."""
+
+NAMES = [f"M{number}" for number in range(1, 13)]
+
+
+@cache
+def digits(limit: int) -> Data:
+    return load("digits", "test", limit=limit)
+
+
+def audit(model: nn.Module, limit: int = 100, **options: Any) -> AuditResult:
+    return audit_model(model, digits(limit), **{**SOUND, **options})
+
+
+QUICKER: dict[str, Any] = {"steps": 10, "step_size": EPS / 3, "protocol": "eot"}
+"""The same in half the steps, where each has fresh draws."""
+
+HONEST: dict[str, Callable[[], AuditResult]] = {
+    "undefended": lambda: audit(trained()),
+    "undefended, as a module": lambda: audit(undefended(), method="apgd-ce", step_size=None),
+    "adversarially trained": lambda: audit(trained(adversarially=True)),
+    "ensemble under EOT": lambda: audit(trained("ensemble"), 60, n_attacked=3, **QUICKER),
+    "RLS under EOT": lambda: audit(trained("rls"), 60, n_attacked=5, **QUICKER),
+    "noise of one's own under EOT": lambda: audit(
+        Noise(undefended(), 0.2), 60, n_attacked=5, **QUICKER
+    ),
+    "a converted random network under EOT": lambda: audit(
+        trained(factory="restless"), 60, n_attacked=4, **QUICKER
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_models_raise_no_alarm(name: str) -> None:
+    found = HONEST[name]()
+    assert {check.name: check.detail for check in found.checks if check.verdict == "fail"} == {}
+    assert found.passed
+    assert found.accuracy["clean"]["mean"] > 0.9  # type: ignore[index]
+    skipped = {check.name for check in found.checks if check.verdict == "skipped"}
+    # no readout fits a draw that is random in itself
+    in_itself = {"M12"} if "own under" in name or "random" in name else set()
+    assert skipped == (set() if "EOT" in name else {"M7", "M8"}) | in_itself
+
+
+DISHONEST: dict[str, tuple[Callable[[], AuditResult], set[str], set[str]]] = {
+    "quantised input": (
+        lambda: audit(quantised()), {"M2", "M3", "M9", "M10"}, {"M6", "M12"}
+    ),
+    "saturated logits": (lambda: audit(saturated()), {"M3", "M9", "M10"}, {"M2", "M6"}),
+    "a one-hot softmax": (lambda: audit(distilled()), {"M2", "M9"}, {"M6"}),
+    "eps divided by 255 twice": (
+        lambda: audit(trained(), eps=8 / 255 / 255, step_size=2 / 255 / 255), {"M4"}, set()
+    ),
+    "an attack with step 0": (
+        lambda: audit(trained(), step_size=0), {"M1", "M2", "M3", "M10", "M12"}, {"M6"}
+    ),
+    "the paper's ten steps of eps / 10": (
+        lambda: audit(trained(), steps=None, step_size=None), {"M1", "M2", "M5"}, {"M12"}
+    ),
+    "noise with EOT off": (lambda: audit(trained("rse")), {"M7"}, set()),
+    "noise of one's own with EOT off": (
+        lambda: audit(Noise(undefended(), 0.3)), {"M11"}, {"M5", "M7"}
+    ),
+    "a converted random network with EOT off": (
+        lambda: audit(trained(factory="restless")), {"M11"}, {"M5", "M6", "M7"}
+    ),
+    "dropout frozen by eval mode": (
+        lambda: audit(Dropped(undefended(), 0.3, frozen=True).train()), {"M11"}, set()
+    ),
+}  # fmt: skip
+"""Name -> the audit, the checks that must fail, and those that may."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DISHONEST)
+def test_known_faults_are_found(name: str) -> None:
+    run_audit, must, may = DISHONEST[name]
+    found = run_audit()
+    assert not found.passed
+    failed = set(found.failed)
+    assert must <= failed, [(check.name, check.detail) for check in found.checks]
+    assert failed <= must | may, [(check.name, check.detail) for check in found.checks]
+
+
+def test_the_wrong_scale_is_named() -> None:
+    found = audit(trained(), 40, eps=8 / 255 / 255, step_size=None, queries=20, points=4)
+    assert "divided by 255 twice" in found["M4"].detail
+
+
+def test_images_in_0_to_255_are_refused() -> None:
+    images = 255 * digits(20).images(range(20))
+    with pytest.raises(RequestError, match=r"must lie in \[0, 1\]"):
+        audit_model(undefended(), (images, digits(20).labels), **SOUND)
+
+
+def test_a_network_that_takes_0_to_255_has_nothing_to_audit() -> None:
+    dark = Wrapped(undefended(), before=lambda images: images / 255)
+    with pytest.raises(UntrustedError, match=r"guessing could be, too.*images in \[0, 1\]"):
+        audit(dark, 40)
+
+
+# Single checks, on models with a measurement that is known by hand.
+
+
+class Linear(nn.Module):
+    """Two classes and two pixels; class 0 leads by w · (x - 0.5) + b."""
+
+    def __init__(self, w: tuple[float, float], b: float = 0.0) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.tensor(w, dtype=torch.float32)), b
+
+    def forward(self, images: Tensor) -> Tensor:
+        lead = (images.flatten(1) - 0.5) @ self.w + self.b
+        return torch.stack([lead, torch.zeros_like(lead)], 1)
+
+
+class Drawn:
+    """A defense with two given draws; every view is of the one that its repeat names."""
+
+    n_samples, draws = 2, 2
+
+    def __init__(self, *members: nn.Module) -> None:
+        self.members = members
+
+    def answer(self) -> nn.Module:
+        return self.members[0]
+
+    def one(self) -> nn.Module:
+        return self.members[0]
+
+    def view(self, protocol: str, n_attacked: int, repeat: int = 0) -> nn.Module:
+        return self.members[repeat % len(self.members)]
+
+
+def case(module: nn.Module | Drawn, leads: list[float] | None = None, **fields: Any) -> Case:
+    """Images on the line x + x' = 1 + lead, all of class 0, and PGD with a budget of 0.1."""
+    leads = leads or [0.05, 0.1, 0.3, 0.6]
+    images = torch.tensor([[0.5 + lead / 2] * 2 for lead in leads])[:, None, None]
+    options = {"eps": 0.1, "steps": 10, "step_size": 0.05, **fields.pop("attack", {})}
+    defended = module if isinstance(module, Drawn) else Own(module, 1, 1)
+    labels = torch.zeros(len(leads), dtype=torch.long)
+    return Case(defended, images, labels, 2, prepare("pgd", **options), **fields)
+
+
+def test_what_pgd_fools_on_a_plane() -> None:
+    """A budget of 0.1 takes 0.2 from the lead: of 0.05, 0.1, 0.3 and 0.6 the first two go."""
+    found = case(Linear((1, 1)))
+    assert found.clean.all()
+    assert found.robust.tolist() == [False, False, True, True]
+    assert found.survivors.tolist() == [2, 3]
+
+
+def test_m1_on_a_plane_is_0_and_with_step_0_all_that_fgsm_gains() -> None:
+    assert CHECKS["M1"].measure(case(Linear((1, 1)))).value == 0
+    still = case(Linear((1, 1)), [0.19] * 20, attack={"step_size": 0.0, "random_start": False})
+    found = CHECKS["M1"].measure(still)
+    assert (found.value, found.failed) == (100, True)
+
+
+class Flat(Linear):
+    """The same answers, and a gradient of exactly 0."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.detach()) + 0 * images.sum()
+
+
+def test_m2_finds_a_flat_model_that_queries_and_transfer_move() -> None:
+    leads, still = [0.15] * 20, {"random_start": False}
+    found = CHECKS["M2"].measure(case(Flat((1, 1)), leads, attack=still, surrogate=Linear((1, 1))))
+    assert (found.value, found.failed) == (100, True)
+    assert found.detail == "pgd 100.0 %, Square 0.0 %; pgd 100.0 %, transfer 0.0 %"
+    plane = CHECKS["M2"].measure(case(Linear((1, 1)), leads, attack=still))
+    assert (plane.value, plane.failed) == (0, False)
+
+
+def test_m3_on_a_plane() -> None:
+    """A budget of 0.5 takes 1 from the lead: all are fooled, guessing is 50 %."""
+    found = CHECKS["M3"].measure(case(Linear((1, 1))))
+    assert (found.value, found.failed) == (-50, False)
+    firm = CHECKS["M3"].measure(case(Linear((1, 1), 9.0), [0.05] * 20))
+    assert (firm.value, firm.failed) == (50, True)
+
+
+def test_m4_reads_the_curve_of_a_plane() -> None:
+    found = CHECKS["M4"].measure(case(Linear((1, 1))))
+    # leads under 0.1, 0.2 and 0.4 go
+    assert found.detail == "100.0 % at 0, 75.0 % at 0.05, 50.0 % at 0.1, 25.0 % at 0.2"
+    assert (found.value, found.failed) == (-25, False)
+
+
+def test_m5_counts_what_more_steps_fool() -> None:
+    """One step of 0.02 takes 0.04 from a lead, ten take 0.2."""
+    slow = {"steps": 1, "step_size": 0.02, "random_start": False}
+    found = CHECKS["M5"].measure(case(Linear((1, 1)), [0.1] * 15 + [0.3] * 5, attack=slow))
+    assert (found.value, found.failed) == (75, True)
+    assert "steps x 10: 15 more of 20 fooled, restarts x 5: 0 more" in found.detail
+
+
+def test_where_nothing_survives_nothing_is_left_to_try() -> None:
+    weak = case(Linear((1, 1)), [0.1] * 12)
+    assert not weak.robust.any()
+    found = {name: CHECKS[name].measure(weak) for name in ("M5", "M6", "M10")}
+    assert {name: one.value for name, one in found.items()} == {"M5": 0, "M6": 0, "M10": 100}
+    assert not any(one.failed for one in found.values())
+
+
+def test_m6_wins_where_the_attack_stands_still() -> None:
+    """Every other point is a corner, and a quarter of those takes the whole 0.2."""
+    still = {"step_size": 0.0, "random_start": False}
+    found = CHECKS["M6"].measure(case(Linear((1, 1)), [0.19] * 10, attack=still, points=60))
+    assert (found.value, found.failed) == (10, True)
+
+
+class Hidden(Drawn):
+    """The attacked draw looks the other way; EOT sees the one that answers."""
+
+    def view(self, protocol: str, n_attacked: int, repeat: int = 0) -> nn.Module:
+        return self.members[0 if protocol == "eot" else 1]
+
+
+def test_m7_compares_with_all_draws() -> None:
+    """PGD on x - x' leaves the sum as it is; on x + x' it takes 0.2 from it."""
+    hidden = Hidden(Linear((1, 1)), Linear((1, -1)))
+    still = {"random_start": False}
+    found = CHECKS["M7"].measure(case(hidden, [0.1] * 20 + [0.3] * 20, attack=still))
+    assert found.detail == "pgd 100.0 %, eot n=2 50.0 %"
+    assert (found.value, found.failed) == (50, True)
+    assert CHECKS["M7"].measure(case(Linear((1, 1)))).skipped
+
+
+@pytest.mark.parametrize(
+    ("other", "cosine", "failed"),
+    # four views: of the six pairs, four are of unlike draws, and two of the same
+    [
+        ((1.0, -1.0), (4 * 0 + 2) / 6, False),
+        ((-1.0, -1.0), (4 * -1 + 2) / 6, True),
+        ((1.0, 1.0), 1.0, False),
+    ],
+)
+def test_m8_of_two_linear_draws(other: tuple[float, float], cosine: float, failed: bool) -> None:
+    found = CHECKS["M8"].measure(case(Drawn(Linear((1, 1)), Linear(other))))
+    assert found.value == pytest.approx(cosine, abs=1e-6)
+    assert found.failed == failed
+
+
+def test_m8_of_orthogonal_draws_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlskit.audit.checks.GRADIENT_SETS", 2)
+    found = CHECKS["M8"].measure(case(Drawn(Linear((1, 1)), Linear((1, -1)))))
+    assert (found.value, found.failed) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("before", "share", "detail"),
+    [
+        (lambda images: (3 * images).round() / 3, 100, "4 zero, 0 not finite"),
+        (lambda images: images, 0, "0 zero, 0 not finite"),
+        # the root's slope is infinite at 0, and 0 times that NaN: leads below 0.2
+        (lambda images: ((images > 0.6) * images).sqrt(), 50, "0 zero, 2 not finite"),
+    ],
+)
+def test_m9_counts_gradients_that_lead_nowhere(
+    before: Callable[[Tensor], Tensor], share: float, detail: str
+) -> None:
+    found = CHECKS["M9"].measure(case(Wrapped(Linear((1, 1)), before=before)))
+    assert (found.value, found.failed) == (share, share > 0)
+    assert detail in found.detail
+
+
+def test_m10_searches_up_to_the_whole_range() -> None:
+    found = CHECKS["M10"].measure(case(Linear((1, 1))))
+    assert (found.value, found.failed) == (100, False)
+    firm = CHECKS["M10"].measure(case(Linear((1, 1), 9.0), [0.1] * 20))
+    assert (firm.value, firm.failed) == (0, True)
+
+
+def test_m11_tells_frozen_ignored_and_averaged_randomness_apart() -> None:
+    plane = Linear((10, 10))
+    measure = CHECKS["M11"].measure
+    frozen = measure(case(Dropped(plane, 0.5, frozen=True).train()))
+    assert frozen.failed
+    assert "freezes" in frozen.detail
+    awake = Dropped(plane, 0.5, frozen=False)
+    assert "protocol transfer ignores it" in measure(case(awake)).detail
+    assert measure(case(awake)).failed
+    assert not measure(case(awake, protocol="eot", n_attacked=5)).failed
+    asleep = measure(case(Dropped(plane, 0.5, frozen=True).eval()))
+    assert (asleep.value, asleep.failed) == (0, False)
+    ordinary = measure(case(nn.Sequential(nn.Dropout(0.5), plane).eval()))
+    assert not ordinary.failed
+    assert "its dropout sleeps in eval mode" in ordinary.detail
+
+
+def test_m12_on_a_plane() -> None:
+    """Of a square's corners two stand out along the lead, and PGD walks into either."""
+    leads = [0.3] * 12
+    found = CHECKS["M12"].measure(case(Linear((1, 1)), leads))
+    assert (found.value, found.failed) == (100, False)
+    assert "problems on logits" in found.detail  # a plane has no linear layer
+    still = {"step_size": 0.0, "random_start": False}
+    weak = CHECKS["M12"].measure(case(Linear((1, 1)), leads, attack=still))
+    assert (weak.value, weak.failed) == (0, True)
+
+
+def test_m12_needs_a_readout() -> None:
+    constant = Wrapped(Linear((1, 1)), before=lambda images: 0 * images)
+    found = CHECKS["M12"].measure(case(constant, [0.3] * 12))
+    assert found.skipped
+    assert "only 0 of 12 problems could be built" in found.detail
+
+
+# What the verdicts rest on.
+
+
+def right(first: int, both: int, second: int, neither: int = 0) -> tuple[Tensor, Tensor]:
+    counts = torch.tensor([first, both, second, neither])
+    return (
+        torch.tensor([True, True, False, False]).repeat_interleave(counts),
+        torch.tensor([False, True, True, False]).repeat_interleave(counts),
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    # the one-sided sign test: 2^-4 > 0.05 > 2^-5; with one loss 7/64 > 0.05, 8/128 > 0.05, 9/256
+    [(4, 0, False), (5, 0, True), (5, 1, False), (6, 1, False), (7, 1, True), (0, 9, False)],
+)
+def test_clearly_above_by_hand(first: int, second: int, found: bool) -> None:
+    assert clearly_above(*right(first, 50, second), 1.0) is found
+
+
+def test_clearly_above_needs_its_threshold_too() -> None:
+    assert not clearly_above(*right(9, 1000, 0), 1.0)  # 0.9 points
+
+
+@pytest.mark.parametrize(("count", "found"), [(0, False), (2, False), (3, False), (4, True)])
+def test_clearly_more_than_by_hand(count: int, found: bool) -> None:
+    """Clopper-Pearson: 3 of 100 leave 0.82 %, 4 leave 1.38 %."""
+    assert clearly_more_than(count, 100, 0.01) is found
+
+
+def test_global_randomness_and_the_module_are_left_alone() -> None:
+    module = Dropped(undefended(), 0.3, frozen=True).train()
+    modes = [part.training for part in module.modules()]
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    first = audit(module, 20, queries=20, points=4, steps=2)
+    assert torch.equal(torch.rand(4), wanted)
+    assert [part.training for part in module.modules()] == modes
+    assert audit(module, 20, queries=20, points=4, steps=2).to_json() == first.to_json()
+
+
+def test_randomness_is_seeded_by_its_purpose() -> None:
+    def drawn(seed: int, purpose: str) -> float:
+        with randomness(seed, purpose, torch.device("cpu")):
+            return float(torch.rand(()))
+
+    assert drawn(0, "a") == drawn(0, "a")
+    assert len({drawn(0, "a"), drawn(0, "b"), drawn(1, "a")}) == 3
+
+
+class Broken(nn.Module):
+    """Logits are finite, gradients are NaN."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images) + 0 * (images - images).sqrt().sum()
+        return logits
+
+
+def test_nan_gradients_fail_and_do_not_end_the_audit() -> None:
+    found = audit(Broken(undefended()), 20, queries=20, points=4)
+    assert found["M9"].measured == 100
+    assert {"M1", "M3", "M9"} <= set(found.failed)
+    assert "NaN or infinite gradients" in found["M1"].detail
+    assert found["M1"].measured is None
+    assert found.accuracy["robust"] is None
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "pgd-l2"}, ["along gradients", "pgd-l2"]),
+        ({"method": "apgd-ce", "step_size": None, "norm": "l2"}, ["linf, not in l2"]),
+        ({"method": "square", "step_size": None}, ["steps along gradients", "square"]),
+        ({"method": "fgsm", "steps": None, "step_size": None}, ["steps along gradients", "fgsm"]),
+        ({"eps": 0}, ["budget above 0"]),
+        ({"eps": 8}, ["8/255"]),
+        ({"target": 3}, ["untargeted"]),
+        ({"protocol": "multi", "n_attacked": 3}, ["protocol='eot'"]),
+        ({"points": 0}, ["--points"]),
+    ],
+)
+def test_wrong_requests_are_named(options: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(RequestError) as caught:
+        audit(undefended(), 20, **options)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_module_needs_data() -> None:
+    with pytest.raises(RequestError, match="give data"):
+        audit_model(undefended(), **SOUND)
+
+
+# The command line.
+
+QUICK = ["--data", "digits", "--limit", "40", "--eps", "0.1", "--queries", "100", "-q"]
+STEPS = ["--steps", "20", "--step-size", "0.02"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    path = tmp_path / "model.safetensors"
+    rlskit.save(trained(), path)
+    return str(path)
+
+
+def test_cli_passes_with_0_and_prints_every_check(
+    checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["audit", checkpoint, *QUICK, *STEPS]) == 0
+    shown = capsys.readouterr()
+    assert all(f"{name} " in shown.out for name in NAMES)
+    assert "eps=0.1 steps=20 · transfer n=1" in shown.out
+    assert shown.err == ""
+
+
+def test_cli_fails_with_4_and_writes_json(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "audit.json"
+    still = ["--steps", "5", "--step-size", "0"]
+    assert run(["audit", checkpoint, *QUICK, *still, "--json", str(target)]) == 4
+    assert "audit failed: M1, M2, M3" in capsys.readouterr().err
+    found = json.loads(target.read_text())
+    assert found["schema"] == "rlskit.audit/1"
+    assert found["passed"] is False
+    assert [check["name"] for check in found["checks"]] == NAMES
+    (first,) = (check for check in found["checks"] if check["name"] == "M1")
+    assert first.keys() == {
+        "name", "title", "measured", "unit", "threshold", "verdict", "detail", "meaning",
+    }  # fmt: skip
+    assert (first["verdict"], first["threshold"], first["unit"]) == ("fail", 1.0, "points")
+    assert first["measured"] > 20
+    assert found["attack"]["params"]["step_size"] == 0
+    assert (found["protocol"], found["n_attacked"], found["data"]["n"]) == ("transfer", 1, 40)
+    assert found["checkpoint"]["path"] == checkpoint
+
+
+def test_cli_json_on_stdout_is_all_of_it(
+    checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["audit", checkpoint, *QUICK, *STEPS, "--surrogate", checkpoint, "--json", "-"]
+    assert run(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"] is True
+    assert "transfer" in next(c["detail"] for c in found["checks"] if c["name"] == "M2")
+
+
+def test_cli_names_what_is_wrong(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["audit", checkpoint, *QUICK, "--method", "square"]) == 2
+    assert "steps along gradients" in capsys.readouterr().err
