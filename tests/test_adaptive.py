@@ -138,7 +138,7 @@ def test_the_command(
     for wrong, message in (
         (["--eps", "0.1", "--method", "fgsm"], "--method is no option of --protocol adaptive"),
         ([], "--protocol adaptive needs a budget"),
-        (["--eps", "0.1", "--view", "mean-logit"], "chooses engine and view itself"),
+        (["--eps", "0.1", "--view", "mean-logit"], "chooses engine, view and risk itself"),
     ):
         assert command(["attack", "x.safetensors", "--protocol", "adaptive", *wrong]) == 2
         assert message in capsys.readouterr().err

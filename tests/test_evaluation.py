@@ -579,6 +579,12 @@ def test_an_optimistic_protocol_is_called_that(rls: BankedModel, undefended: Ban
         ({"n_attacked": 0}, "--n-attacked must be at least 1"),
         ({"protocol": "adaptive"}, "'adaptive' is unknown"),
         ({"view": "max"}, "--view 'max' is unknown"),
+        ({"risk": "worst"}, "--risk 'worst' is unknown; it is one of mean, gibbs"),
+        ({"risk": "gibbs"}, "--risk gibbs is for --protocol eot"),
+        (
+            {"risk": "gibbs", "protocol": "eot", "method": "square"},
+            "--risk gibbs averages the gradients of --n-attacked draws, which square cannot",
+        ),
         ({"method": "deepfool", "compiled": True}, "--compile cannot serve deepfool"),
         (
             {"method": "cw", "protocol": "eot"},
@@ -672,3 +678,27 @@ def test_per_example_gives_each_image_draws_of_its_own(rls: BankedModel) -> None
     assert several[0].accuracy["robust"]["mean"] == pytest.approx(sum(robust) / 50)
     assert several[0].timing["forwards"] == 50 * (3 + 3 + 4)
     assert several[0].timing["backwards"] == 50 * 4
+
+
+def test_gibbs_risk_ascends_the_mean_of_the_single_losses(rls: BankedModel) -> None:
+    """One step of PGD on three fresh draws, by hand: the signs of two different gradients."""
+    params: dict[str, Any] = {
+        "method": "pgd", "eps": 0.2, "steps": 1, "step_size": 0.2, "random_start": False,
+        "protocol": "eot", "n_attacked": 3, "n_samples": 2,
+    }  # fmt: skip
+    members = draws(rls, 3, seed=0, purpose="eot")
+    images = IMAGES.clone().requires_grad_()
+    logits = torch.stack([member(images) for member in members])
+    picked = logits.log_softmax(-1)[:, range(50), LABELS]
+    for risk, loss in (("gibbs", -picked.mean(0)), ("mean", -picked.logsumexp(0))):
+        (gradient,) = torch.autograd.grad(loss.sum(), images, retain_graph=True)
+        wanted = (IMAGES + 0.2 * gradient.sign()).clamp(0, 1)
+        result = attack(rls, DATA, **params, risk=risk)
+        right = [
+            float((member(wanted).argmax(-1) == LABELS).double().mean())
+            for member in defenders(rls, 2)
+        ]
+        assert result.accuracy["robust_gibbs"]["mean"] == pytest.approx(sum(right) / 2, abs=0.011)
+        assert result.attack is not None
+        assert result.attack["risk"] == risk
+        assert result.timing["backwards"] == 50 * 3

@@ -104,6 +104,9 @@ def attack(
     view: Annotated[
         str, typer.Option(help="How several draws are seen: mean-prob or mean-logit.")
     ] = "mean-prob",
+    risk: Annotated[
+        str, typer.Option(help="Under eot: mean (of predictions), or gibbs (of single losses).")
+    ] = "mean",
     engine: Annotated[str, typer.Option(help="rlskit or torchattacks.")] = "rlskit",
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile what is attacked, once; for long attacks.")
@@ -151,8 +154,10 @@ def attack(
     if protocol == "adaptive":
         given = {**params, "method": method, "n_attacked": n_attacked, "twin": twin}
         own = _adaptive_options({"compile": compiled or None, **given})
-        if (engine, view) != ("rlskit", "mean-prob"):
-            raise RequestError("--protocol adaptive chooses engine and view itself; leave them out")
+        if (engine, view, risk) != ("rlskit", "mean-prob", "mean"):
+            raise RequestError(
+                "--protocol adaptive chooses engine, view and risk itself; leave them out"
+            )
     else:
         wanted = prepare_all(
             ",".join(method or ["pgd"]), pixel_range=pixel_range, engine=engine, **params
@@ -179,7 +184,7 @@ def attack(
         else:
             results = rlskit.attack_all(
                 banked, images, attacks=wanted, n_attacked=n_attacked or 1, protocol=protocol,
-                view=view, compiled=compiled, **common,
+                view=view, risk=risk, compiled=compiled, **common,
             )  # fmt: skip
     show(accuracy_table(results), results, json_to=json_to, force=force)
     if protocol == "adaptive":

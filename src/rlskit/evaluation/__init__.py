@@ -21,7 +21,7 @@ from rlskit.evaluation.logits import finite_logits
 from rlskit.evaluation.options import EvalOptions
 from rlskit.evaluation.run import Run
 from rlskit.evaluation.subject import Subject, subject_of
-from rlskit.evaluation.threats import Threat
+from rlskit.evaluation.threats import RISKS, Threat
 from rlskit.files import write_text
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import check_compiler
@@ -50,6 +50,7 @@ def attack(
     n_attacked: int = 1,
     protocol: str | None = None,
     view: str = "mean-prob",
+    risk: str = "mean",
     engine: str = "rlskit",
     compiled: bool = False,
     pixel_range: str = "0:1",
@@ -69,6 +70,8 @@ def attack(
         n_attacked: Draws in the attacker's view.
         protocol: `transfer`, `multi` or `eot`; by default the first two, by `n_attacked`.
         view: How several draws are seen: `mean-prob` (the defender's rule) or `mean-logit`.
+        risk: Under `eot`, `gibbs` ascends the mean of the single draws' losses, which is the risk
+            of one draw, instead of the loss of their mean prediction.
         engine: `rlskit` or `torchattacks`.
         compiled: Whether what is attacked is compiled first (`torch.compile`), which pays for long
             attacks.
@@ -94,6 +97,7 @@ def attack(
         n_attacked=n_attacked,
         protocol=protocol,
         view=view,
+        risk=risk,
         compiled=compiled,
         options=dataclasses.replace(options or EvalOptions(), **fields),
         out=out,
@@ -112,6 +116,7 @@ def attack_all(
     n_attacked: int = 1,
     protocol: str | None = None,
     view: str = "mean-prob",
+    risk: str = "mean",
     compiled: bool = False,
     options: EvalOptions,
     out: str | Path | None = None,
@@ -135,7 +140,7 @@ def attack_all(
     if compiled:
         check_compiler()
     threats = [
-        Threat(one, protocol, n_attacked, view, compiled, save_adversarial) for one in attacks
+        Threat(one, protocol, n_attacked, view, compiled, save_adversarial, risk) for one in attacks
     ]
     out = _folder(out, force)
     for threat in threats:
@@ -321,6 +326,7 @@ def _check_request(
             f"--protocol eot has fresh draws at every call, and {threat.attack.method} needs fixed "
             "ones; use --protocol multi with --n-attacked 8 to 16"
         )
+    _check_risk(threat)
     if threat.compiled and not ATTACKS[threat.attack.method].compiles:
         raise RequestError(
             f"--compile cannot serve {threat.attack.method}, which differentiates one forward pass "
@@ -332,6 +338,18 @@ def _check_request(
             "it runs; leave it out"
         )
     _check_scoring(options.counts(model), save=threat.save, out=out)
+
+
+def _check_risk(threat: Threat) -> None:
+    if threat.risk not in RISKS:
+        raise RequestError(f"--risk {threat.risk!r} is unknown; it is one of {', '.join(RISKS)}")
+    if threat.risk == "gibbs" and threat.protocol != "eot":
+        raise RequestError("--risk gibbs is for --protocol eot: it averages over fresh draws")
+    if threat.risk == "gibbs" and threat.attack.params.get("eot_samples") != 1:
+        raise RequestError(
+            f"--risk gibbs averages the gradients of --n-attacked draws, which "
+            f"{threat.attack.method} cannot, or is told otherwise by --eot-samples; leave it out"
+        )
 
 
 def _check_scoring(counts: tuple[int, ...], *, save: bool, out: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from rlskit.defenses import defense_of
 from rlskit.models.banks import BankedModel
 from rlskit.preflight import preflight
 from rlskit.threat import Meter, attackers_view
+
+RISKS = ("mean", "gibbs")
+"""Of which answer the attacker ascends the loss: the draws' mean prediction, or each draw's own."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Threat:
         view: One of `rlskit.threat.VIEWS`.
         compiled: Whether the draws in the view are compiled.
         save: Whether the images are kept, and also scored after rounding to 8 bits.
+        risk: One of `RISKS`: the loss of the draws' mean prediction is ascended, or the mean of
+            the single draws' losses.
     """
 
     attack: PreparedAttack
@@ -52,6 +58,7 @@ class Threat:
     view: str
     compiled: bool = False
     save: bool = False
+    risk: str = "mean"
 
     @property
     def label(self) -> str:
@@ -70,6 +77,7 @@ class Threat:
             "stated": stated,
             "pixel_range": pixel_range,
             "view": self.view,
+            "risk": self.risk,
             "compiled": self.compiled,
         }
         return {"attack": attack, "protocol": self.protocol, "n_attacked": self.n_attacked}
@@ -97,14 +105,14 @@ class Threat:
         Raises:
             UntrustedError: Numbers would mean nothing.
         """
-        preflight(model, draw, self.seen(model, seed=seed, repeat=0), self.attack, images, labels)
+        preflight(model, draw, self.seen(model, seed=seed, repeat=0), self._attack, images, labels)
 
     def seen(
         self, model: BankedModel, *, seed: int, repeat: int, image: int | None = None
     ) -> nn.Module:
         """Return the attacker's view."""
         return attackers_view(
-            model, self.protocol, self.n_attacked, seed=seed, repeat=repeat, view=self.view,
+            model, self.protocol, self._per_call, seed=seed, repeat=repeat, view=self.view,
             folded=self._folded, compiled=self.compiled, image=image,
         )  # fmt: skip
 
@@ -131,11 +139,24 @@ class Threat:
         Raises:
             UntrustedError: Non-finite logits or gradients, or a broken budget.
         """
-        meter = Meter(self.seen(model, seed=seed, repeat=repeat, image=image), self.n_attacked)
+        meter = Meter(self.seen(model, seed=seed, repeat=repeat, image=image), self._per_call)
         noise = seeds.generator(seed, "attack", repeat)
         clean = in_layout(images, channels_last=self._folded)
-        changed = self.attack(meter, clean, labels, generator=noise).contiguous()
+        changed = self._attack(meter, clean, labels, generator=noise).contiguous()
         return Crafted(changed, meter.forwards, meter.backwards, {})
+
+    @property
+    def _per_call(self) -> int:
+        """Draws that answer each call of the view."""
+        return 1 if self.risk == "gibbs" else self.n_attacked
+
+    @property
+    def _attack(self) -> PreparedAttack:
+        """The attack that takes as many calls a step as it must see draws."""
+        if self.risk == "mean":
+            return self.attack
+        params = {**self.attack.params, "eot_samples": self.n_attacked}
+        return dataclasses.replace(self.attack, params=params)
 
     @property
     def _folded(self) -> bool:
