@@ -151,6 +151,8 @@ def test_wrong_requests(rls: BankedModel) -> None:
         prepare_adaptive(rls, eps=8)
     with pytest.raises(RequestError, match="norm 'l7' is unknown"):
         prepare_adaptive(rls, eps=0.1, norm="l7")
+    with pytest.raises(RequestError, match="--n-attacked must be at least 1, not 0"):
+        prepare_adaptive(rls, eps=0.1, n_attacked=0)
     other = small_models.model(1, "none")
     other.card.classes = 7
     with pytest.raises(RequestError, match=r"the twin takes images of .* knows 7 classes"):

@@ -183,8 +183,8 @@ def attack(
             ]
         else:
             results = rlskit.attack_all(
-                banked, images, attacks=wanted, n_attacked=n_attacked or 1, protocol=protocol,
-                view=view, risk=risk, compiled=compiled, **common,
+                banked, images, attacks=wanted, n_attacked=1 if n_attacked is None else n_attacked,
+                protocol=protocol, view=view, risk=risk, compiled=compiled, **common,
             )  # fmt: skip
     show(accuracy_table(results), results, json_to=json_to, force=force)
     if protocol == "adaptive":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -22,27 +23,35 @@ class Variates(Protocol):
 
 
 class Fresh:
-    """Other numbers at every call and for every image, from torch's global generator.
+    """Other numbers for every training step and every image, from torch's global generator.
 
-    A training seeds that one, and gives it back as it was.
+    A training seeds that one, and gives it back as it was. Normal numbers are windows, at random
+    places, of one stock that is twice as long as the largest window: drawing all of them anew for
+    every convolution would cost a third of a small network's training step.
     """
+
+    def __init__(self) -> None:
+        self._stock = torch.empty(0)
 
     def normal(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Return `[B, ...]`."""
-        return _in_layout(torch.randn, shape, like)
+        count = math.prod(shape)
+        if len(self._stock) < 2 * count or self._stock.dtype != like.dtype:
+            self._stock = torch.randn(2 * count, device=like.device, dtype=like.dtype)
+        first = int(torch.randint(len(self._stock) - count + 1, ()))
+        return _in_layout(self._stock[first : first + count], shape, like)
 
     def uniform(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Return `[B, ...]`."""
-        return _in_layout(torch.rand, shape, like)
+        return torch.rand(tuple(shape), device=like.device, dtype=like.dtype)
 
 
-def _in_layout(sample: Callable[..., Tensor], shape: Sequence[int], like: Tensor) -> Tensor:
-    """Return numbers that lie in memory as `like` does: a sum of two layouts takes far longer."""
+def _in_layout(numbers: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return numbers in a shape, in memory as `like` is: a sum of two layouts takes far longer."""
     if len(shape) == 4 and like.is_contiguous(memory_format=torch.channels_last):
         batch, channels, height, width = shape
-        flat = sample((batch, height, width, channels), device=like.device, dtype=like.dtype)
-        return flat.permute(0, 3, 1, 2)
-    return sample(tuple(shape), device=like.device, dtype=like.dtype)
+        return numbers.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return numbers.view(tuple(shape))
 
 
 class Fixed:

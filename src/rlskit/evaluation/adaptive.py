@@ -24,7 +24,7 @@ from rlskit.evaluation.threats import Crafted, in_layout
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces, ready_for_attack
 from rlskit.preflight import preflight
-from rlskit.threat import DrawsView, Meter, attackers_view, mean_log_probabilities
+from rlskit.threat import DrawsView, Meter, attackers_view, mean_log_probabilities, protocol_of
 
 PROTOCOL = "adaptive"
 
@@ -196,6 +196,7 @@ def prepare_adaptive(
     Raises:
         RequestError: A value that cannot be.
     """
+    protocol_of("eot", n_attacked)
     common: dict[str, Any] = {"eps": eps, "pixel_range": pixel_range}
 
     def ascent(loss: str, starts: int) -> PreparedAttack:
