@@ -197,44 +197,58 @@ def prepare_adaptive(
         RequestError: A value that cannot be.
     """
     protocol_of("eot", n_attacked)
-    common: dict[str, Any] = {"eps": eps, "pixel_range": pixel_range}
-
-    def ascent(loss: str, starts: int) -> PreparedAttack:
-        name, given = "pgd" if norm == "linf" else "pgd-l2", {**common, "steps": steps}
-        stated = prepare(name, **given).stated["eps"]
-        given |= {"loss": loss, "restarts": starts, "step_size": 2.5 * stated / steps}
-        return prepare(name, **given)
-
-    defense = defense_of(model)
-    few = defense.distinct(model)
-    count = few or n_attacked
-    fixed = "transfer" if count == 1 else "multi"
-    expectation = _view(model, fixed if few else "eot", count)
-    single = ascent("ce", 1)
-    parts = []
-    banks = [_bank_view(model, bank) for bank in range(model.num_banks)]
-    if defense.perturb is not None or model.num_banks > 1:
-        parts += [Part(f"bank {m}", single, view, 1) for m, view in enumerate(banks)]
-    if model.num_banks > 1:
-        parts.append(Part("mean of the banks", single, _mean_view(banks), len(banks)))
-    if twin is not None:
-        parts.append(Part("undefended twin", single, _bank_view(_fitting(twin, model), 0), 1))
+    budget: dict[str, Any] = {"eps": eps, "pixel_range": pixel_range}
+    method = "pgd" if norm == "linf" else "pgd-l2"
+    stated = prepare(method, **budget).stated["eps"]
+    pgd = {**budget, "steps": steps, "step_size": 2.5 * stated / steps}
+    single = prepare(method, **pgd)
+    parts = _transfers(model, single, twin)
+    several = defense_of(model).distinct(model) or n_attacked
+    expectation = _expectation(model, several)
     for loss in ("ce", "margin"):
-        parts.append(Part(f"pgd {loss}", ascent(loss, restarts), expectation, count))
-    arc_draws = few or ARC_DRAWS
-    if arc_draws > 1:
-        arc = prepare("arc", **common, norm=norm)
-        parts.append(Part("arc", arc, _view(model, "multi", arc_draws), arc_draws))
-    if not few:
-        square = prepare("square", **common, norm=norm, steps=queries)
-        parts.append(Part("square", square, _view(model, fixed, count), count))
-    version = "standard" if few else "rand"
-    auto = prepare("autoattack", **common, norm=norm, version=version)
-    view, per_call = (expectation, count) if few else (_view(model, "eot", 1), 1)
-    parts.append(Part(f"autoattack {version}", auto, view, per_call))
-    stated = {"eps": single.stated["eps"], "pixel_range": pixel_range}
+        attack = prepare(method, **pgd, loss=loss, restarts=restarts)
+        parts.append(Part(f"pgd {loss}", attack, expectation, several))
+    parts += _others(model, {**budget, "norm": norm}, queries, several)
     assert single.eps is not None
-    return Adaptive(tuple(parts), norm, single.eps, count, stated, save, early_exit)
+    facts = {"eps": stated, "pixel_range": pixel_range}
+    return Adaptive(tuple(parts), norm, single.eps, several, facts, save, early_exit)
+
+
+def _transfers(model: BankedModel, attack: PreparedAttack, twin: BankedModel | None) -> list[Part]:
+    """Return PGD on networks that any attacker can build from the weights, and on the twin."""
+    banks = [_bank_view(model, bank) for bank in range(model.num_banks)]
+    parts = []
+    if len(banks) > 1 or defense_of(model).perturb is not None:
+        parts += [Part(f"bank {m}", attack, view, 1) for m, view in enumerate(banks)]
+    if len(banks) > 1:
+        parts.append(Part("mean of the banks", attack, _mean_view(banks), len(banks)))
+    if twin is not None:
+        parts.append(Part("undefended twin", attack, _bank_view(_fitting(twin, model), 0), 1))
+    return parts
+
+
+def _others(model: BankedModel, common: dict[str, Any], queries: int, several: int) -> list[Part]:
+    """Return ARC on fixed draws, Square on the mean of some, and AutoAttack."""
+    few = defense_of(model).distinct(model)
+    members = few or ARC_DRAWS
+    parts = []
+    if members > 1:
+        view = _view(model, "multi", members)
+        parts.append(Part("arc", prepare("arc", **common), view, members))
+    if few:
+        auto = prepare("autoattack", **common, version="standard")
+        return [*parts, Part("autoattack standard", auto, _expectation(model, few), few)]
+    square = prepare("square", **common, steps=queries)
+    parts.append(Part("square", square, _view(model, "multi", several), several))
+    auto = prepare("autoattack", **common, version="rand")  # which takes 20 calls a step
+    return [*parts, Part("autoattack rand", auto, _expectation(model, 1), 1)]
+
+
+def _expectation(model: BankedModel, count: int) -> Views:
+    """Return the view of all draws where they are few, else of so many fresh ones at each call."""
+    if not defense_of(model).distinct(model):
+        return _view(model, "eot", count)
+    return _view(model, "transfer" if count == 1 else "multi", count)
 
 
 def _view(model: BankedModel, protocol: str, count: int) -> Views:
