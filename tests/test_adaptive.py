@@ -101,7 +101,7 @@ def test_what_is_broken_is_left_alone(rls: BankedModel) -> None:
         accuracy[early_exit] = (answers.argmax(-1) == LABELS).double().mean()
     assert cost[True][0] < cost[False][0] / 2
     assert cost[True][1] < cost[False][1] / 2
-    assert accuracy[True] <= accuracy[False] + 0.1
+    assert accuracy[True] <= accuracy[False] + 0.05
 
 
 def test_batch_mates_do_not_matter(undefended: BankedModel) -> None:

@@ -8,6 +8,7 @@ random search, and AutoAttack. What an earlier one broke is not attacked again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,10 +30,11 @@ from rlskit.threat import DrawsView, Meter, attackers_view, mean_log_probabiliti
 PROTOCOL = "adaptive"
 
 JUDGES = 20
-"""At most so many draws say whether an image is broken; others score it in the end."""
+"""So many draws say whether an image is broken; others score it in the end."""
 
-SURELY = 0.25
-"""An image is broken, and left alone, if the judges' mean errs and no more of them are right."""
+SURE_RIGHT, SURE_MARGIN = 0.1, -math.log(2)
+"""Where draws are many, an image is left alone if no more of the judges are right and their mean
+gives another class twice the label's probability: of ten other draws the mean then errs, too."""
 
 ARC_DRAWS = 12
 """Fixed draws that ARC attacks: Dbouk & Shanbhag 2022 attack all members, RLS has M^L."""
@@ -68,7 +70,8 @@ class Adaptive:
         n_attacked: Draws per gradient of the attacks on the expectation.
         stated: `eps` in the scale it was stated in, and that scale as `pixel_range`.
         save: Whether the images are kept, and also scored after rounding to 8 bits.
-        early_exit: Whether broken images are left alone; without, only the cost is another.
+        judged_by_all: Whether the defense has so few draws that all of them judge.
+        early_exit: Whether images that are surely broken are left alone.
     """
 
     parts: tuple[Part, ...]
@@ -76,6 +79,7 @@ class Adaptive:
     eps: float
     n_attacked: int
     stated: dict[str, Any] = field(hash=False)
+    judged_by_all: bool
     save: bool = False
     early_exit: bool = True
 
@@ -132,12 +136,13 @@ class Adaptive:
         repeat: int,
         image: int | None = None,
     ) -> Crafted:
-        """Run the parts; of what no part broke, keep the image that the judges like least.
+        """Run the parts; keep of each image the version that the judges like least.
 
-        The column `broken_by` holds the index of the part that broke an image, or -1.
+        The column `broken_by` holds the index of the part it is from, or -1 where they still like
+        it.
         """
         chosen, least = images.clone(), torch.full(labels.shape, torch.inf, device=images.device)
-        broken_by = torch.full_like(labels, -1)
+        origin = torch.full_like(labels, -1)
         left = torch.arange(len(images), device=images.device)
         forwards = backwards = 0
         for index, part in enumerate(self.parts):
@@ -154,11 +159,16 @@ class Adaptive:
             backwards += meter.backwards
             worse = margins < least[left]
             chosen[left[worse]], least[left[worse]] = changed[worse], margins[worse]
-            broken = (margins < 0) & (right <= SURELY)
-            first = left[broken & (broken_by[left] < 0)]
-            broken_by[first] = index
-            left = left[~broken] if self.early_exit else left
+            origin[left[worse]] = index
+            if self.early_exit:
+                left = left[~self._surely_broken(margins, right)]
+        broken_by = torch.where(least < 0, origin, -1)
         return Crafted(chosen, forwards, backwards, {"broken_by": broken_by})
+
+    def _surely_broken(self, margins: Tensor, right: Tensor) -> Tensor:
+        if self.judged_by_all:
+            return margins < 0
+        return (margins < SURE_MARGIN) & (right <= SURE_RIGHT)
 
 
 def prepare_adaptive(
@@ -203,7 +213,8 @@ def prepare_adaptive(
     pgd = {**budget, "steps": steps, "step_size": 2.5 * stated / steps}
     single = prepare(method, **pgd)
     parts = _transfers(model, single, twin)
-    several = defense_of(model).distinct(model) or n_attacked
+    few = defense_of(model).distinct(model)
+    several = few or n_attacked
     expectation = _expectation(model, several)
     for loss in ("ce", "margin"):
         attack = prepare(method, **pgd, loss=loss, restarts=restarts)
@@ -211,7 +222,9 @@ def prepare_adaptive(
     parts += _others(model, {**budget, "norm": norm}, queries, several)
     assert single.eps is not None
     facts = {"eps": stated, "pixel_range": pixel_range}
-    return Adaptive(tuple(parts), norm, single.eps, several, facts, save, early_exit)
+    return Adaptive(
+        tuple(parts), norm, single.eps, several, facts, few is not None, save, early_exit
+    )
 
 
 def _transfers(model: BankedModel, attack: PreparedAttack, twin: BankedModel | None) -> list[Part]:
@@ -285,7 +298,7 @@ def _judges(
     model: BankedModel, part: int, *, seed: int, repeat: int, image: int | None
 ) -> list[nn.Module]:
     """Return draws that no attack has seen, other ones for every part."""
-    count = min(defense_of(model).samples(model), JUDGES)
+    count = defense_of(model).distinct(model) or JUDGES
     return draws(
         model, count, seed=seed, purpose="judge", repeat=repeat, first=part * count, image=image
     )

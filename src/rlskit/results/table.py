@@ -143,13 +143,13 @@ def comparison_table(rows: Mapping[str, Sequence[Result]], title: str) -> Table:
 
 
 def broken_by(result: Result) -> str:
-    """Return a sentence on which part of the adaptive protocol broke how many images first."""
+    """Return a sentence on which part of the adaptive protocol broke how many images."""
     assert result.attack is not None
     parts = result.attack["params"]["parts"]
     tried = result.data["n"] * result.repeats
     shown = ", ".join(f"{part['name']} {part['broken']}" for part in parts)
     left = tried - sum(part["broken"] for part in parts)
-    return f"broken first by: {shown}; by none: {left} of {tried}"
+    return f"broken by: {shown}; by none: {left} of {tried}"
 
 
 def figures(accuracy: dict[str, Any]) -> tuple[str, str, str]:
