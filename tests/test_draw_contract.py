@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from rlskit import checkpoint
 from rlskit.conversion import convert
 from rlskit.defenses import DEFENSES, draws
+from rlskit.evaluation import finite_logits
 from rlskit.models.banks import BankedModel
 from rlskit.threat import attackers_view
-
-RANDOM = sorted(set(DEFENSES) - {"none"})
 
 
 @pytest.fixture(scope="module", params=sorted(DEFENSES))
@@ -86,3 +85,10 @@ def test_gradients_reach_the_images(model: BankedModel, images: Tensor) -> None:
     (gradient,) = torch.autograd.grad(draw_of(model)(images).square().sum(), images)
     assert gradient.isfinite().all()
     assert (gradient.flatten(1).abs().sum(1) > 0).all()
+
+
+def test_draws_answer_together_as_they_do_alone(model: BankedModel, images: Tensor) -> None:
+    members = draws(model, 4, seed=0, purpose="defender")
+    with torch.no_grad():
+        alone = torch.stack([member(images) for member in members])
+        assert torch.equal(finite_logits(members, images), alone)
