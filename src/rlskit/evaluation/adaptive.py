@@ -29,8 +29,8 @@ from rlskit.threat import DrawsView, Meter, attackers_view, mean_log_probabiliti
 
 PROTOCOL = "adaptive"
 
-JUDGES = 20
-"""So many draws say whether an image is broken; others score it in the end."""
+JUDGES = 50
+"""So many draws, the same for all parts, say what is broken; others score it in the end."""
 
 SURE_RIGHT, SURE_MARGIN = 0.1, -math.log(2)
 """Where draws are many, an image is left alone if no more of the judges are right and their mean
@@ -144,6 +144,7 @@ class Adaptive:
         chosen, least = images.clone(), torch.full(labels.shape, torch.inf, device=images.device)
         origin = torch.full_like(labels, -1)
         left = torch.arange(len(images), device=images.device)
+        judges = _judges(model, seed=seed, repeat=repeat, image=image)
         forwards = backwards = 0
         for index, part in enumerate(self.parts):
             if not len(left):
@@ -153,7 +154,6 @@ class Adaptive:
             noise = seeds.generator(seed, "adaptive", repeat, index)
             clean = in_layout(images[left], channels_last=True)
             changed = part.attack(meter, clean, labels[left], generator=noise).contiguous()
-            judges = _judges(model, index, seed=seed, repeat=repeat, image=image)
             margins, right = _judged(judges, changed, labels[left])
             forwards += meter.forwards + len(left) * len(judges)
             backwards += meter.backwards
@@ -294,14 +294,10 @@ def _fitting(twin: BankedModel, model: BankedModel) -> BankedModel:
     return twin
 
 
-def _judges(
-    model: BankedModel, part: int, *, seed: int, repeat: int, image: int | None
-) -> list[nn.Module]:
-    """Return draws that no attack has seen, other ones for every part."""
+def _judges(model: BankedModel, *, seed: int, repeat: int, image: int | None) -> list[nn.Module]:
+    """Return draws that no attack has seen: all of them where they are few."""
     count = defense_of(model).distinct(model) or JUDGES
-    return draws(
-        model, count, seed=seed, purpose="judge", repeat=repeat, first=part * count, image=image
-    )
+    return draws(model, count, seed=seed, purpose="judge", repeat=repeat, image=image)
 
 
 @torch.no_grad()
