@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import small_models
-from rlskit import attack_adaptively, checkpoint, seeds
+from rlskit import attack_adaptively, checkpoint, compare, seeds
 from rlskit.cli import run as command
 from rlskit.errors import RequestError
-from rlskit.evaluation.adaptive import Adaptive, prepare_adaptive
+from rlskit.evaluation.adaptive import CLEAN, Adaptive, prepare_adaptive
 from rlskit.models.banks import BankedModel
+from rlskit.results import broken_by
 
 DATA = small_models.digits(30)
 IMAGES, LABELS = DATA.images(range(30)), DATA.labels
@@ -81,7 +82,10 @@ def test_an_image_is_robust_if_it_withstands_every_part(
     first = torch.stack(alone).int().argmax(0)
     broken = torch.stack(alone).any(0)
     assert 0 < broken.sum() < 30
-    assert torch.equal(crafted.columns["broken_by"], torch.where(broken, first, -1))
+    wrong = draw(IMAGES).argmax(-1) != LABELS
+    origins = torch.where(wrong, CLEAN, torch.where(broken, first, -1))
+    assert torch.equal(crafted.columns["broken_by"], origins)
+    assert torch.equal(crafted.images[wrong], IMAGES[wrong])
     assert torch.equal(draw(crafted.images).argmax(-1) != LABELS, broken)
     assert (crafted.images - IMAGES).abs().max() <= eps + 1e-6
 
@@ -121,12 +125,47 @@ def test_the_result_tells_what_broke_what(
     )
     assert (result.protocol, result.n_attacked) == ("adaptive", 2)
     assert result.attack is not None
-    parts = result.attack["params"]["parts"]
-    assert [part["name"] for part in parts] == names(rls, twin=undefended)
-    assert 0 < sum(part["broken"] for part in parts) <= 24
+    assert list(result.attack["broken"]) == ["clean", *names(rls, twin=undefended)]
+    assert 0 < sum(result.attack["broken"].values()) <= 24
+    assert "wrong as they are" in broken_by(result)
     assert result.accuracy["robust"]["mean"] < result.accuracy["clean"]["mean"]
     assert result.perturbation is not None
     assert result.perturbation["linf"]["max"] <= 0.1 + 1e-6
+
+
+def test_another_twin_is_another_request(rls: BankedModel, undefended: BankedModel) -> None:
+    twins = undefended, small_models.model(1, "none")
+    facts = [short(rls, eps=0.1, twin=twin).facts() for twin in twins]
+    assert facts[0] != facts[1]
+    assert facts[0] == short(rls, eps=0.1, twin=undefended).facts()
+
+
+def test_few_members_are_attacked_until_all_of_them_err() -> None:
+    """The risk of a single draw counts, too: a mean that errs is not enough."""
+    model = small_models.trained("ensemble", 3)
+    threat = short(model, eps=0.1)
+    crafted = threat.craft(model, IMAGES, LABELS, seed=0, repeat=0)
+    whole = dataclasses.replace(threat, early_exit=False)
+    everything = whole.craft(model, IMAGES, LABELS, seed=0, repeat=0)
+    plans = [torch.tensor([bank, bank]) for bank in range(3)]
+
+    def right(images: torch.Tensor) -> float:
+        answers = torch.stack([model(images, plan).argmax(-1) == LABELS for plan in plans])
+        return float(answers.double().mean())
+
+    assert right(crafted.images) <= right(everything.images) + 0.02
+    assert crafted.forwards < everything.forwards
+
+
+def test_two_adaptive_runs_can_be_compared(
+    rls: BankedModel, undefended: BankedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlskit.evaluation.prepare_adaptive", short)
+    data = small_models.digits(8)
+    attack_adaptively(rls, data, eps=0.1, n_samples=2, out=tmp_path / "a")
+    attack_adaptively(undefended, data, eps=0.1, out=tmp_path / "b")
+    found = compare(tmp_path / "a", tmp_path / "b")
+    assert "adaptive" in str(found.to_json())
 
 
 def test_the_command(

@@ -68,7 +68,7 @@ def test_loss_by_hand(alpha: float, beta: float) -> None:
 
 
 def test_gradients_of_sure_and_equal_members_are_finite() -> None:
-    sure = torch.tensor([[[90.0, 0, 0]], [[90.0, 0, 0]]], requires_grad=True)
+    sure = torch.tensor([[[200.0, 0, 0]], [[200.0, 0, 0]]], requires_grad=True)
     value = loss(sure, torch.tensor([0]), SETTINGS)
     value.backward()  # type: ignore[no-untyped-call]
     assert value.isfinite()

@@ -171,6 +171,15 @@ def test_sap_prunes_after_training_only_and_finds_functional_relus() -> None:
     assert torch.stack(shares).mean().item() == pytest.approx(stays, abs=0.011)  # 3 of 0.0034
 
 
+def test_sap_knows_a_relu6_by_its_bounds() -> None:
+    for activation, stays in ((nn.ReLU6(), 1 - (1 - 1 / 64) ** 12.8), (nn.Hardtanh(-1, 6), 1.0)):
+        build = lambda one=activation: nn.Sequential(identity_conv(), one, nn.Flatten())  # noqa: E731
+        model = model_of("sap", build, fraction=0.2)
+        answers = [draw(torch.ones(1, 1, 8, 8)) for draw in draws(model, 100, seed=0, purpose="x")]
+        shares = [(answer != 0).double().mean() for answer in answers]
+        assert torch.stack(shares).mean().item() == pytest.approx(stays, abs=0.015)
+
+
 def test_a_defense_without_anything_to_act_on_is_refused() -> None:
     flat = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))  # noqa: E731
     for defense, settings in (

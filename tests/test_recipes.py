@@ -252,6 +252,13 @@ def test_a_second_run_does_what_has_changed_and_what_depends_on_it(recipe: Path)
     Path("out/rls/pgd/results.json").unlink()
     go(recipe, commands, sets=["rows.rls.train.lr=0.2"])
     assert commands.ran == ["rls/pgd"]
+    switched = ["rows.rls.train.lr=0.2", "columns.pgd.attack.random-start=false"]
+    go(recipe, commands, sets=switched)
+    assert commands.ran == [name for name in STAGES if name.endswith("/pgd")]
+    Path("out/rls/rls.safetensors").write_bytes(b"other weights")
+    go(recipe, commands, sets=switched)
+    cells = [name for name in STAGES if not name.endswith(("convert", "train"))]
+    assert commands.ran == [name for name in cells if name.startswith("rls")]
     Path("tiny.py").write_text(TINY + "\n# changed\n")
     go(recipe, commands, sets=["rows.rls.train.lr=0.2"])
     assert commands.ran == STAGES

@@ -134,7 +134,9 @@ def _protocol(result: Result) -> str:
     """Return what must not differ besides the images: the protocol, and how it was carried out."""
     saved = " on saved images" if "adversarial_sha256" in result.data else ""
     draws = " with draws per image" if result.per_example else ""
-    return f"{protocol(result)}{saved}{draws}"
+    # How many draws the adaptive protocol attacks is the defense's own.
+    name = result.protocol if result.protocol == "adaptive" else protocol(result)
+    return f"{name}{saved}{draws}"
 
 
 def _question(attack: dict[str, Any] | None) -> str:
@@ -148,7 +150,8 @@ def _question(attack: dict[str, Any] | None) -> str:
 
 def _decisive(attack: dict[str, Any]) -> dict[str, Any]:
     """Return what decides an attack's strength, whatever scale it was stated in."""
-    return {**{name: attack[name] for name in ("method", "engine", "view")}, **attack["params"]}
+    common = {name: attack[name] for name in ("method", "engine", "view")}
+    return {**common, "risk": attack.get("risk", "mean"), **attack["params"]}
 
 
 def _label(result: Result) -> str:

@@ -7,6 +7,8 @@ classes span space. At test they are an ensemble.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,8 +43,8 @@ def loss(logits: Tensor, labels: Tensor, settings: Settings) -> Tensor:
 
 def entropy(log_probabilities: Tensor) -> Tensor:
     """Return the entropy of the members' mean prediction, `[B]`, from `[K, B, classes]`."""
-    mean = log_probabilities.exp().mean(0)
-    return torch.special.entr(mean).sum(-1)  # type: ignore[no-any-return]
+    mean = log_probabilities.logsumexp(0) - math.log(len(log_probabilities))
+    return -(mean.exp() * mean).sum(-1)
 
 
 def log_determinant(log_probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ SETTINGS = {"fraction": 1.0}
 """Draws per activation."""
 
 _RELUS = (
-    F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_,
+    F.relu, F.relu_, F.relu6, F.hardtanh, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_,
 )  # fmt: skip
 _LARGEST = 1 - 1e-6  # of p: the logarithm of 1 - p has no derivative at 1
 
@@ -44,6 +44,8 @@ def perturb(model: BankedModel) -> Perturb:
             relu: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> Tensor:
             activations = relu(*args, **kwargs)
+            if relu is F.hardtanh and _lower_bound(*args[1:], **kwargs) != 0:
+                return activations
             return pruned(activations, variates.uniform(activations.shape, activations), fraction)
 
         with Intercept(_RELUS, prune):
@@ -67,6 +69,11 @@ def pruned(activations: Tensor, uniform: Tensor, fraction: float) -> Tensor:
     stays = -torch.expm1(draws * torch.log1p(-p.clamp_max(_LARGEST))).view_as(activations)
     kept = uniform < stays
     return torch.where(kept, activations / torch.where(kept, stays, 1), 0)
+
+
+def _lower_bound(min_val: float = -1.0, *_: Any, **__: Any) -> float:
+    """Return `hardtanh`'s: it is a ReLU6 from 0 on, as `nn.ReLU6` calls it."""
+    return min_val
 
 
 def check(model: BankedModel) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlskit import seeds
+from rlskit import checkpoint, seeds
 from rlskit.attacks import PreparedAttack, prepare
 from rlskit.defenses import defense_of, draws
 from rlskit.errors import RequestError
@@ -35,6 +35,9 @@ JUDGES = 50
 SURE_RIGHT, SURE_MARGIN = 0.1, -math.log(2)
 """Where draws are many, an image is left alone if no more of the judges are right and their mean
 gives another class twice the label's probability: of ten other draws the mean then errs, too."""
+
+CLEAN = -2
+"""Stands for no part at all: the defense errs on the image itself."""
 
 ARC_DRAWS = 12
 """Fixed draws that ARC attacks: Dbouk & Shanbhag 2022 attack all members, RLS has M^L."""
@@ -70,6 +73,7 @@ class Adaptive:
         n_attacked: Draws per gradient of the attacks on the expectation.
         stated: `eps` in the scale it was stated in, and that scale as `pixel_range`.
         save: Whether the images are kept, and also scored after rounding to 8 bits.
+        settings: The other options, and the digest of the twin, by name.
         judged_by_all: Whether the defense has so few draws that all of them judge.
         early_exit: Whether images that are surely broken are left alone.
     """
@@ -79,6 +83,7 @@ class Adaptive:
     eps: float
     n_attacked: int
     stated: dict[str, Any] = field(hash=False)
+    settings: dict[str, Any] = field(hash=False)
     judged_by_all: bool
     save: bool = False
     early_exit: bool = True
@@ -102,7 +107,9 @@ class Adaptive:
         attack = {
             "method": PROTOCOL,
             "engine": "rlskit",
-            "params": {"norm": self.norm, "eps": self.eps, "parts": parts},
+            "params": {"norm": self.norm, "eps": self.eps, **self.settings},
+            "early_exit": self.early_exit,
+            "parts": parts,
             "stated": {"eps": self.stated["eps"]},
             "pixel_range": self.stated["pixel_range"],
             "view": "mean-prob",
@@ -138,14 +145,15 @@ class Adaptive:
     ) -> Crafted:
         """Run the parts; keep of each image the version that the judges like least.
 
-        The column `broken_by` holds the index of the part it is from, or -1 where they still like
-        it.
+        The column `broken_by` holds the index of the part that it is from, `CLEAN` where it is the
+        image itself, and -1 where the judges get it right.
         """
-        chosen, least = images.clone(), torch.full(labels.shape, torch.inf, device=images.device)
-        origin = torch.full_like(labels, -1)
-        left = torch.arange(len(images), device=images.device)
         judges = _judges(model, seed=seed, repeat=repeat, image=image)
-        forwards = backwards = 0
+        chosen, origin = images.clone(), torch.full_like(labels, CLEAN)
+        least, right = _judged(judges, images, labels)
+        forwards, backwards = len(images) * len(judges), 0
+        left = torch.arange(len(images), device=images.device)
+        left = left[~self._surely_broken(least, right)] if self.early_exit else left
         for index, part in enumerate(self.parts):
             if not len(left):
                 break
@@ -167,7 +175,7 @@ class Adaptive:
 
     def _surely_broken(self, margins: Tensor, right: Tensor) -> Tensor:
         if self.judged_by_all:
-            return margins < 0
+            return (margins < 0) & (right == 0)  # the risk of a single draw counts, too
         return (margins < SURE_MARGIN) & (right <= SURE_RIGHT)
 
 
@@ -221,10 +229,14 @@ def prepare_adaptive(
         parts.append(Part(f"pgd {loss}", attack, expectation, several))
     parts += _others(model, {**budget, "norm": norm}, queries, several)
     assert single.eps is not None
-    facts = {"eps": stated, "pixel_range": pixel_range}
+    settings = {
+        "steps": steps, "restarts": restarts, "queries": queries,
+        "twin": None if twin is None else checkpoint.fingerprint(checkpoint.stored_tensors(twin)),
+    }  # fmt: skip
     return Adaptive(
-        tuple(parts), norm, single.eps, several, facts, few is not None, save, early_exit
-    )
+        tuple(parts), norm, single.eps, several, {"eps": stated, "pixel_range": pixel_range},
+        settings, few is not None, save, early_exit,
+    )  # fmt: skip
 
 
 def _transfers(model: BankedModel, attack: PreparedAttack, twin: BankedModel | None) -> list[Part]:

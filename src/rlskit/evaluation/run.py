@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlskit.adversarial import write_adversarial
 from rlskit.data import blocks, runs
 from rlskit.defenses import draws
-from rlskit.evaluation.adaptive import Adaptive
+from rlskit.evaluation.adaptive import CLEAN, Adaptive
 from rlskit.evaluation.logits import finite_logits
 from rlskit.evaluation.options import EvalOptions
 from rlskit.evaluation.subject import Subject
@@ -206,8 +206,10 @@ class Run:
         if isinstance(self.threat, Adaptive):
             repeats = range(options.repeats)
             broken_by = torch.cat([journal.column("broken_by", repeat) for repeat in repeats])
-            for index, part in enumerate(facts["attack"]["params"]["parts"]):
-                part["broken"] = int((broken_by == index).sum())
+            origins = {"clean": CLEAN} | {p.name: i for i, p in enumerate(self.threat.parts)}
+            facts["attack"]["broken"] = {
+                name: int((broken_by == origin).sum()) for name, origin in origins.items()
+            }
         return Result(
             **facts,
             command=self.command,

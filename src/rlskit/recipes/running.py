@@ -16,14 +16,18 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlskit.errors import RequestError, RunError
+from rlskit.evaluation.subject import LIBRARIES
 from rlskit.files import write_text
 from rlskit.recipes.cost import prepared
 from rlskit.recipes.recipe import Recipe, load, nearest
-from rlskit.recipes.stages import Stage
+from rlskit.recipes.stages import Stage, sha256
 from rlskit.recipes.table import markdown
 
 Execute = Callable[[list[str]], int]
@@ -151,13 +155,23 @@ def select(recipe: Recipe, only: str | None) -> list[Stage]:
 
 
 def is_finished(stage: Stage, folder: Path) -> bool:
-    """Whether the stage need not run: it did, with the same fingerprint, and its output is there.
-
-    So are the stages that it needs, for their fingerprints are part of its own.
-    """
-    state = _state(stage, folder)
-    unchanged = state.get("fingerprint") == stage.fingerprint()
+    """Whether the stage need not run: it did, just so, on the same input; its output is there."""
+    state, mark = _state(stage, folder), _mark(stage, folder)
+    unchanged = {name: state.get(name) for name in mark} == mark
     return bool(unchanged and state.get("finished") and (folder / stage.output).is_file())
+
+
+def _mark(stage: Stage, folder: Path) -> dict[str, str | None]:
+    """Return what decides a stage's output: its fingerprint, and the digest of what it takes."""
+    taken = None if stage.needs is None else folder / stage.needs.output
+    digest = sha256(taken) if taken is not None and taken.is_file() else None
+    return {"fingerprint": stage.fingerprint(), "input": digest}
+
+
+def _surroundings() -> dict[str, str]:
+    """Return what must be the same for an interrupted attack to go on: results depend on it."""
+    versions = {name: version(name) for name in LIBRARIES}
+    return {**versions, "threads": str(torch.get_num_threads())}
 
 
 def _run_stage(stage: Stage, folder: Path, execute: Execute) -> int:
@@ -166,12 +180,13 @@ def _run_stage(stage: Stage, folder: Path, execute: Execute) -> int:
     Raises:
         StageError: The command failed.
     """
-    mark, output = stage.fingerprint(), folder / stage.output
-    if _state(stage, folder).get("fingerprint") != mark:
+    mark, output = {**_mark(stage, folder), "with": _surroundings()}, folder / stage.output
+    state = _state(stage, folder)
+    if {name: state.get(name) for name in mark} != mark:
         _remove(stage, folder)  # another run's
     output.unlink(missing_ok=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    _note_state(stage, folder, fingerprint=mark, finished=False)
+    _note_state(stage, folder, **mark, finished=False)
     start = time.perf_counter()
     code = execute(stage.arguments(folder))
     if code not in (0, GATE):
@@ -182,7 +197,7 @@ def _run_stage(stage: Stage, folder: Path, execute: Execute) -> int:
             code,
         )
     seconds = round(time.perf_counter() - start, 1)
-    _note_state(stage, folder, fingerprint=mark, finished=True, code=code, seconds=seconds)
+    _note_state(stage, folder, **mark, finished=True, code=code, seconds=seconds)
     return code
 
 

@@ -65,11 +65,15 @@ class Stage:
         That is the command, its options, the files that they name, rlskit's version, and the
         fingerprint of the stage before.
         """
-        options = {name: value for name, value in self.options.items() if value is not False}
+        options = {
+            name: value
+            for name, value in self.options.items()
+            if value is not False or name in _SWITCHES
+        }
         about = {
             "command": self.command,
             "options": options,
-            "files": {str(file): _sha256(file) for file in _files(options)},
+            "files": {str(file): sha256(file) for file in _files(options)},
             "version": __version__,
             "needs": None if self.needs is None else self.needs.fingerprint(),
         }
@@ -113,6 +117,7 @@ def _files(options: Mapping[str, str | bool]) -> Iterator[Path]:
             yield from (Path(name) for name in sorted(named) if Path(name).is_file())
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Return the digest of a file's bytes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

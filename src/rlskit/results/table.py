@@ -145,11 +145,11 @@ def comparison_table(rows: Mapping[str, Sequence[Result]], title: str) -> Table:
 def broken_by(result: Result) -> str:
     """Return a sentence on which part of the adaptive protocol broke how many images."""
     assert result.attack is not None
-    parts = result.attack["params"]["parts"]
-    tried = result.data["n"] * result.repeats
-    shown = ", ".join(f"{part['name']} {part['broken']}" for part in parts)
-    left = tried - sum(part["broken"] for part in parts)
-    return f"broken by: {shown}; by none: {left} of {tried}"
+    broken, tried = dict(result.attack["broken"]), result.data["n"] * result.repeats
+    left = tried - sum(broken.values())
+    clean = broken.pop("clean")
+    shown = ", ".join(f"{name} {count}" for name, count in broken.items())
+    return f"broken by: {shown}; wrong as they are: {clean}; by none: {left} of {tried}"
 
 
 def figures(accuracy: dict[str, Any]) -> tuple[str, str, str]:
@@ -166,7 +166,8 @@ def protocol(result: Result) -> str:
     own = " per image" if result.per_example else ""
     if result.n_attacked is None:
         return result.protocol + own
-    return f"{result.protocol} n={result.n_attacked}{own}"
+    gibbs = " gibbs" if result.attack and result.attack.get("risk") == "gibbs" else ""
+    return f"{result.protocol} n={result.n_attacked}{gibbs}{own}"
 
 
 def number(value: float | None) -> str:
