@@ -188,7 +188,7 @@ def attack_adaptively(
             steps, restarts, queries, n_attacked, twin; fields of `EvalOptions`.
 
     Returns:
-        A result whose `attack` tells how many images each part broke first.
+        A result whose `attack` tells under `broken` how many images each part broke.
 
     Raises:
         RequestError: An option, the data or the folder is wrong.

@@ -9,7 +9,6 @@ random search, and AutoAttack. What an earlier one broke is not attacked again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,15 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from rlskit import checkpoint, seeds
-from rlskit.attacks import PreparedAttack, prepare
+from rlskit.attacks import prepare
 from rlskit.defenses import defense_of, draws
-from rlskit.errors import RequestError
 from rlskit.evaluation.logits import finite_logits
+from rlskit.evaluation.parts import Part, expectation, searches, transfers
 from rlskit.evaluation.threats import Crafted, in_layout
 from rlskit.models.banks import BankedModel
-from rlskit.models.folding import InPieces, ready_for_attack
 from rlskit.preflight import preflight
-from rlskit.threat import DrawsView, Meter, attackers_view, mean_log_probabilities, protocol_of
+from rlskit.threat import Meter, mean_log_probabilities, protocol_of
 
 PROTOCOL = "adaptive"
 
@@ -38,28 +36,6 @@ gives another class twice the label's probability: of ten other draws the mean t
 
 CLEAN = -2
 """Stands for no part at all: the defense errs on the image itself."""
-
-ARC_DRAWS = 12
-"""Fixed draws that ARC attacks: Dbouk & Shanbhag 2022 attack all members, RLS has M^L."""
-
-Views = Callable[..., nn.Module]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One attack of the protocol.
-
-    Attributes:
-        name: For people, and in the results.
-        attack: The attack, its options checked.
-        view: (seed=, repeat=, image=) -> what it is computed on.
-        n_attacked: Draws that answer each call of the view.
-    """
-
-    name: str
-    attack: PreparedAttack
-    view: Views
-    n_attacked: int
 
 
 @dataclass(frozen=True)
@@ -220,14 +196,13 @@ def prepare_adaptive(
     stated = prepare(method, **budget).stated["eps"]
     pgd = {**budget, "steps": steps, "step_size": 2.5 * stated / steps}
     single = prepare(method, **pgd)
-    parts = _transfers(model, single, twin)
     few = defense_of(model).distinct(model)
     several = few or n_attacked
-    expectation = _expectation(model, several)
+    parts = transfers(model, single, twin)
     for loss in ("ce", "margin"):
         attack = prepare(method, **pgd, loss=loss, restarts=restarts)
-        parts.append(Part(f"pgd {loss}", attack, expectation, several))
-    parts += _others(model, {**budget, "norm": norm}, queries, several)
+        parts.append(Part(f"pgd {loss}", attack, expectation(model, several), several))
+    parts += searches(model, {**budget, "norm": norm}, queries, several)
     assert single.eps is not None
     settings = {
         "steps": steps, "restarts": restarts, "queries": queries,
@@ -237,73 +212,6 @@ def prepare_adaptive(
         tuple(parts), norm, single.eps, several, {"eps": stated, "pixel_range": pixel_range},
         settings, few is not None, save, early_exit,
     )  # fmt: skip
-
-
-def _transfers(model: BankedModel, attack: PreparedAttack, twin: BankedModel | None) -> list[Part]:
-    """Return PGD on networks that any attacker can build from the weights, and on the twin."""
-    banks = [_bank_view(model, bank) for bank in range(model.num_banks)]
-    parts = []
-    if len(banks) > 1 or defense_of(model).perturb is not None:
-        parts += [Part(f"bank {m}", attack, view, 1) for m, view in enumerate(banks)]
-    if len(banks) > 1:
-        parts.append(Part("mean of the banks", attack, _mean_view(banks), len(banks)))
-    if twin is not None:
-        parts.append(Part("undefended twin", attack, _bank_view(_fitting(twin, model), 0), 1))
-    return parts
-
-
-def _others(model: BankedModel, common: dict[str, Any], queries: int, several: int) -> list[Part]:
-    """Return ARC on fixed draws, Square on the mean of some, and AutoAttack."""
-    few = defense_of(model).distinct(model)
-    members = few or ARC_DRAWS
-    parts = []
-    if members > 1:
-        view = _view(model, "multi", members)
-        parts.append(Part("arc", prepare("arc", **common), view, members))
-    if few:
-        auto = prepare("autoattack", **common, version="standard")
-        return [*parts, Part("autoattack standard", auto, _expectation(model, few), few)]
-    square = prepare("square", **common, steps=queries)
-    parts.append(Part("square", square, _view(model, "multi", several), several))
-    auto = prepare("autoattack", **common, version="rand")  # which takes 20 calls a step
-    return [*parts, Part("autoattack rand", auto, _expectation(model, 1), 1)]
-
-
-def _expectation(model: BankedModel, count: int) -> Views:
-    """Return the view of all draws where they are few, else of so many fresh ones at each call."""
-    if not defense_of(model).distinct(model):
-        return _view(model, "eot", count)
-    return _view(model, "transfer" if count == 1 else "multi", count)
-
-
-def _view(model: BankedModel, protocol: str, count: int) -> Views:
-    return lambda *, seed, repeat, image: attackers_view(
-        model, protocol, count, seed=seed, repeat=repeat, image=image
-    )
-
-
-def _bank_view(model: BankedModel, bank: int) -> Views:
-    """Return a view of one whole bank, without what the defense does to it."""
-
-    def view(**_: Any) -> nn.Module:
-        draw = model.sampled(torch.full((model.num_layers,), bank))
-        return InPieces(ready_for_attack(model, [draw])[0])
-
-    return view
-
-
-def _mean_view(views: list[Views]) -> Views:
-    return lambda **key: DrawsView([view(**key) for view in views])
-
-
-def _fitting(twin: BankedModel, model: BankedModel) -> BankedModel:
-    if (twin.card.pixels.shape, twin.card.classes) != (model.card.pixels.shape, model.card.classes):
-        raise RequestError(
-            f"the twin takes images of {list(twin.card.pixels.shape)} and knows "
-            f"{twin.card.classes} classes, the model {list(model.card.pixels.shape)} and "
-            f"{model.card.classes}; convert it for the same data"
-        )
-    return twin
 
 
 def _judges(model: BankedModel, *, seed: int, repeat: int, image: int | None) -> list[nn.Module]:

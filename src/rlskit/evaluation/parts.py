@@ -1,0 +1,106 @@
+"""The attacks that the adaptive protocol is made of, and what each of them sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlskit.attacks import PreparedAttack, prepare
+from rlskit.defenses import defense_of
+from rlskit.errors import RequestError
+from rlskit.models.banks import BankedModel
+from rlskit.models.folding import InPieces, ready_for_attack
+from rlskit.threat import DrawsView, attackers_view
+
+ARC_DRAWS = 12
+"""Fixed draws that ARC attacks: Dbouk & Shanbhag 2022 attack all members, RLS has M^L."""
+
+Views = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One attack of the protocol.
+
+    Attributes:
+        name: For people, and in the results.
+        attack: The attack, its options checked.
+        view: (seed=, repeat=, image=) -> what it is computed on.
+        n_attacked: Draws that answer each call of the view.
+    """
+
+    name: str
+    attack: PreparedAttack
+    view: Views
+    n_attacked: int
+
+
+def transfers(model: BankedModel, attack: PreparedAttack, twin: BankedModel | None) -> list[Part]:
+    """Return PGD on networks that any attacker can build from the weights, and on the twin."""
+    banks = [_bank_view(model, bank) for bank in range(model.num_banks)]
+    parts = []
+    if len(banks) > 1 or defense_of(model).perturb is not None:
+        parts += [Part(f"bank {m}", attack, view, 1) for m, view in enumerate(banks)]
+    if len(banks) > 1:
+        parts.append(Part("mean of the banks", attack, _mean_view(banks), len(banks)))
+    if twin is not None:
+        parts.append(Part("undefended twin", attack, _bank_view(_fitting(twin, model), 0), 1))
+    return parts
+
+
+def searches(model: BankedModel, common: dict[str, Any], queries: int, several: int) -> list[Part]:
+    """Return ARC on fixed draws, Square on the mean of some, and AutoAttack."""
+    few = defense_of(model).distinct(model)
+    members = few or ARC_DRAWS
+    parts = []
+    if members > 1:
+        view = _view(model, "multi", members)
+        parts.append(Part("arc", prepare("arc", **common), view, members))
+    if few:
+        auto = prepare("autoattack", **common, version="standard")
+        return [*parts, Part("autoattack standard", auto, expectation(model, few), few)]
+    square = prepare("square", **common, steps=queries)
+    parts.append(Part("square", square, _view(model, "multi", several), several))
+    auto = prepare("autoattack", **common, version="rand")  # which takes 20 calls a step
+    return [*parts, Part("autoattack rand", auto, expectation(model, 1), 1)]
+
+
+def expectation(model: BankedModel, count: int) -> Views:
+    """Return the view of all draws where they are few, else of so many fresh ones at each call."""
+    if not defense_of(model).distinct(model):
+        return _view(model, "eot", count)
+    return _view(model, "transfer" if count == 1 else "multi", count)
+
+
+def _view(model: BankedModel, protocol: str, count: int) -> Views:
+    return lambda *, seed, repeat, image: attackers_view(
+        model, protocol, count, seed=seed, repeat=repeat, image=image
+    )
+
+
+def _bank_view(model: BankedModel, bank: int) -> Views:
+    """Return a view of one whole bank, without what the defense does to it."""
+
+    def view(**_: Any) -> nn.Module:
+        draw = model.sampled(torch.full((model.num_layers,), bank))
+        return InPieces(ready_for_attack(model, [draw])[0])
+
+    return view
+
+
+def _mean_view(views: list[Views]) -> Views:
+    return lambda **key: DrawsView([view(**key) for view in views])
+
+
+def _fitting(twin: BankedModel, model: BankedModel) -> BankedModel:
+    if (twin.card.pixels.shape, twin.card.classes) != (model.card.pixels.shape, model.card.classes):
+        raise RequestError(
+            f"the twin takes images of {list(twin.card.pixels.shape)} and knows "
+            f"{twin.card.classes} classes, the model {list(model.card.pixels.shape)} and "
+            f"{model.card.classes}; convert it for the same data"
+        )
+    return twin
