@@ -155,6 +155,8 @@ def test_set_reads_toml_values_and_takes_bare_words_as_text(recipe: Path) -> Non
     assert values["all"] == {"data": "mnist"}
     assert values["title"] == "a = b"
     assert [row.name for row in recipes.load(recipe, sets).rows] == ["rls", "none"]
+    assert recipes.load(recipe).paper["rls"]["pgd"] == 70.9
+    assert recipes.load(recipe, ["paper=false"]).paper == {}
     for wrong in ("train.epochs", "train..epochs=1", "=1"):
         with pytest.raises(RequestError, match="KEY=VALUE"):
             read(recipe, [wrong])

@@ -109,6 +109,8 @@ def load(path: str | Path, sets: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     values = read(path, sets)
+    if values.get("paper") is False:
+        del values["paper"]
     _require_known(values, _SECTIONS, f"{path}")
     for section in ("all", *_COMMANDS, "rows", "columns", "paper"):
         _require_table(values.get(section, {}), f"{path}: {section}")
