@@ -72,8 +72,8 @@ def ead(
     descend = {"adam": _adam, "fista": _fista}[optimizer]
 
     def distance(delta: Tensor) -> Tensor:
-        l1 = delta.flatten(1).abs().sum(1)
-        return l1 if decision_rule == "l1" else delta.flatten(1).square().sum(1) + beta * l1
+        l1 = _norm(delta, 1)
+        return l1 if decision_rule == "l1" else _norm(delta, 2).square() + beta * l1
 
     def solve(clean: Tensor, own: Tensor) -> Tensor:
         def run(constants: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ class _Task(NamedTuple):
         (gradient,) = torch.autograd.grad(
             (self.constants * missing.clamp_min(-self.kappa)).sum(), x
         )
-        return missing.detach(), gradient + 2 * (x.detach() - self.clean)
+        return missing.detach(), gradient.add(x.detach() - self.clean, alpha=2)
 
 
 _Iterates = Iterator[tuple[Tensor, Tensor | None]]
@@ -144,7 +144,7 @@ def _adam(
         first = first.lerp(gradient, 1 - first_decay)
         second = second.lerp(gradient.square(), 1 - second_decay)
         scale = (second / (1 - second_decay**step)).sqrt() + tiny
-        moved = x - task.clean - lr / (1 - first_decay**step) * first / scale
+        moved = (x - task.clean).addcdiv(first, scale, value=-lr / (1 - first_decay**step))
         shrunk = moved.sign() * (moved.abs() - lr * beta / scale).clamp_min(0)
         x = (task.clean + shrunk).clamp(*bounds)
 
@@ -156,7 +156,11 @@ def _fista(
     x, y = task.clean, task.clean
     for step in range(steps):
         _, gradient = task.differentiate(y)
-        z = y - lr * (1 - step / steps) ** 0.5 * gradient
+        z = y.sub(gradient, alpha=lr * (1 - step / steps) ** 0.5)
         previous, x = x, (task.clean + F.softshrink(z - task.clean, beta)).clamp(*bounds)
-        y = x + step / (step + 3) * (x - previous)
+        y = x.lerp(previous, -step / (step + 3))
         yield x, None
+
+
+def _norm(delta: Tensor, order: int) -> Tensor:
+    return torch.linalg.vector_norm(delta, order, dim=(1, 2, 3))

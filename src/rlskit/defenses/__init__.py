@@ -90,16 +90,17 @@ def check_effect(model: BankedModel) -> None:
     Raises:
         RequestError: It finds nothing, and would be none.
     """
-    pixels = model.card.pixels
+    defense = defense_of(model)
+    if defense.perturb is None:
+        return
     (draw,) = draws(model, 1, seed=0, purpose="effect")
-    if isinstance(draw, PerturbedDraw):
-        draw(torch.zeros(1, *pixels.shape, device=model.device))
-        if not draw.variates.asked:
-            raise RequestError(
-                f"--defense {model.card.defense} finds nothing to act on in "
-                f"{model.card.architecture.label} by {model.partition.granularity}: "
-                f"{defense_of(model).summary}"
-            )
+    assert isinstance(draw, PerturbedDraw)
+    draw(torch.zeros(1, *model.card.pixels.shape, device=model.device))
+    if not draw.variates.asked:
+        raise RequestError(
+            f"--defense {model.card.defense} finds nothing to act on in "
+            f"{model.card.architecture.label} by {model.partition.granularity}: {defense.summary}"
+        )
 
 
 def draws(
