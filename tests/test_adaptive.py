@@ -52,7 +52,7 @@ def test_the_parts(undefended: BankedModel, rls: BankedModel) -> None:
     ascents = ["pgd ce", "pgd margin"]
     assert names(undefended) == [*ascents, "autoattack standard"]
     banks = ["bank 0", "bank 1", "mean of the banks"]
-    random = ["arc", "square", "autoattack rand"]
+    random = ["arc", "autoattack rand", "square"]
     assert names(rls) == [*banks, *ascents, *random]
     assert names(rls, twin=undefended) == [*banks, "undefended twin", *ascents, *random]
     ensemble = small_models.model(2, "ensemble", layers=1)
@@ -106,6 +106,46 @@ def test_what_is_broken_is_left_alone(rls: BankedModel) -> None:
     assert cost[True][0] < cost[False][0] / 2
     assert cost[True][1] < cost[False][1] / 2
     assert accuracy[True] <= accuracy[False] + 0.05
+
+
+class Constant(torch.nn.Module):
+    """A draw that gives every image the same two probabilities."""
+
+    def __init__(self, of_label: float) -> None:
+        super().__init__()
+        self.probabilities = torch.tensor([of_label, 1 - of_label])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.probabilities.log().expand(len(images), 2)
+
+
+def test_what_is_surely_broken_by_hand(rls: BankedModel) -> None:
+    """Judges lead by 0.2 or by -0.8: mean -0.3, standard deviation 0.5 sqrt(50 / 49)."""
+    judges: list[torch.nn.Module] = [Constant(of_label) for of_label in [0.6, 0.1] * 25]
+    labels = torch.zeros(1).long()
+    for answering, surely in ((10, False), (20, True)):
+        threat = prepare_adaptive(rls, eps=0.1, n_samples=answering)
+        lead, sure = threat._judged(judges, IMAGES[:1], labels)
+        by_hand = -0.3 / (0.5 * (50 / 49 / answering) ** 0.5)
+        assert lead.item() == pytest.approx(by_hand, rel=1e-5)  # -1.88 and -2.66 standard errors
+        assert bool(sure) is surely
+    few = dataclasses.replace(threat, answering=None)
+    assert [t.item() for t in few._judged(judges, IMAGES[:1], labels)] == [
+        pytest.approx(-0.3), False  # half of the judges are right
+    ]  # fmt: skip
+    assert few._judged(judges[1:2], IMAGES[:1], labels)[1].item()
+
+
+def test_the_last_resort_is_for_what_is_not_broken_at_all(rls: BankedModel) -> None:
+    threat = prepare_adaptive(rls, eps=0.1)
+    lead, sure = torch.tensor([3.0, -1.0, -9.0]), torch.tensor([False, False, True])
+    *others, square = threat.parts
+    assert {tuple(threat._open(part, lead, sure).tolist()) for part in others} == {
+        (True, True, False)
+    }
+    assert threat._open(square, lead, sure).tolist() == [True, False, False]
+    whole = dataclasses.replace(threat, early_exit=False)
+    assert all(whole._open(part, lead, sure).all() for part in whole.parts)
 
 
 def test_batch_mates_do_not_matter(undefended: BankedModel) -> None:

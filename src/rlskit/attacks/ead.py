@@ -163,4 +163,5 @@ def _fista(
 
 
 def _norm(delta: Tensor, order: int) -> Tensor:
-    return torch.linalg.vector_norm(delta, order, dim=(1, 2, 3))
+    norm: Tensor = torch.linalg.vector_norm(delta, order, dim=(1, 2, 3))
+    return norm

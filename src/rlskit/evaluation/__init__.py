@@ -196,9 +196,10 @@ def attack_adaptively(
     """
     fields = {name: params.pop(name) for name in _OPTION_NAMES & params.keys()}
     options = dataclasses.replace(options or EvalOptions(), **fields)
-    threat = prepare_adaptive(model, eps=eps, save=save_adversarial, **params)
+    counts = options.counts(model)
+    threat = prepare_adaptive(model, eps=eps, n_samples=counts[0], save=save_adversarial, **params)
     out = _folder(out, force)
-    _check_scoring(options.counts(model), save=save_adversarial, out=out)
+    _check_scoring(counts, save=save_adversarial, out=out)
     (run,) = _works(model, data, [threat], options, out)
     journal = Journal(out, run.request(), force=force)
     (result,) = run.finish(journal, progress)

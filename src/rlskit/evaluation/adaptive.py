@@ -3,12 +3,11 @@
 A randomised defense may withstand any one attack for reasons of its own: a view of too few draws, a
 gradient that averages out, a loss that is flat. So an image counts as robust only if it withstands
 transfer from every pure bank and from their mean, PGD on the expectation with two losses, ARC,
-random search, and AutoAttack. What an earlier one broke is not attacked again.
+AutoAttack, and random search. What an earlier one surely broke is not attacked again.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,16 +22,16 @@ from rlskit.evaluation.parts import Part, expectation, searches, transfers
 from rlskit.evaluation.threats import Crafted, in_layout
 from rlskit.models.banks import BankedModel
 from rlskit.preflight import preflight
-from rlskit.threat import Meter, mean_log_probabilities, protocol_of
+from rlskit.threat import Meter, protocol_of
 
 PROTOCOL = "adaptive"
 
 JUDGES = 50
 """So many draws, the same for all parts, say what is broken; others score it in the end."""
 
-SURE_RIGHT, SURE_MARGIN = 0.1, -math.log(2)
-"""Where draws are many, an image is left alone if no more of the judges are right and their mean
-gives another class twice the label's probability: of ten other draws the mean then errs, too."""
+SURE = 2.33
+"""Where draws are many, an image is left alone once the lead of another class in the judges' mean
+is so many standard errors of a mean of N draws: 99 of 100 such means then err."""
 
 CLEAN = -2
 """Stands for no part at all: the defense errs on the image itself."""
@@ -50,7 +49,8 @@ class Adaptive:
         stated: `eps` in the scale it was stated in, and that scale as `pixel_range`.
         save: Whether the images are kept, and also scored after rounding to 8 bits.
         settings: The other options, and the digest of the twin, by name.
-        judged_by_all: Whether the defense has so few draws that all of them judge.
+        answering: N, the draws whose mean the defense answers with; None where it has so few draws
+            that all of them judge.
         early_exit: Whether images that are surely broken are left alone.
     """
 
@@ -60,7 +60,7 @@ class Adaptive:
     n_attacked: int
     stated: dict[str, Any] = field(hash=False)
     settings: dict[str, Any] = field(hash=False)
-    judged_by_all: bool
+    answering: int | None
     save: bool = False
     early_exit: bool = True
 
@@ -126,33 +126,50 @@ class Adaptive:
         """
         judges = _judges(model, seed=seed, repeat=repeat, image=image)
         chosen, origin = images.clone(), torch.full_like(labels, CLEAN)
-        least, right = _judged(judges, images, labels)
+        lead, sure = self._judged(judges, images, labels)
         forwards, backwards = len(images) * len(judges), 0
-        left = torch.arange(len(images), device=images.device)
-        left = left[~self._surely_broken(least, right)] if self.early_exit else left
         for index, part in enumerate(self.parts):
-            if not len(left):
-                break
-            view = part.view(seed=seed, repeat=repeat, image=image)
-            meter = Meter(view, part.n_attacked)
+            rows = self._open(part, lead, sure).nonzero().squeeze(1)
+            if not len(rows):
+                continue
+            meter = Meter(part.view(seed=seed, repeat=repeat, image=image), part.n_attacked)
             noise = seeds.generator(seed, "adaptive", repeat, index)
-            clean = in_layout(images[left], channels_last=True)
-            changed = part.attack(meter, clean, labels[left], generator=noise).contiguous()
-            margins, right = _judged(judges, changed, labels[left])
-            forwards += meter.forwards + len(left) * len(judges)
+            clean = in_layout(images[rows], channels_last=True)
+            changed = part.attack(meter, clean, labels[rows], generator=noise).contiguous()
+            found, surely = self._judged(judges, changed, labels[rows])
+            forwards += meter.forwards + len(rows) * len(judges)
             backwards += meter.backwards
-            worse = margins < least[left]
-            chosen[left[worse]], least[left[worse]] = changed[worse], margins[worse]
-            origin[left[worse]] = index
-            if self.early_exit:
-                left = left[~self._surely_broken(margins, right)]
-        broken_by = torch.where(least < 0, origin, -1)
+            worse = found < lead[rows]
+            changed_rows = rows[worse]
+            chosen[changed_rows], lead[changed_rows] = changed[worse], found[worse]
+            sure[changed_rows], origin[changed_rows] = surely[worse], index
+        broken_by = torch.where(lead < 0, origin, -1)
         return Crafted(chosen, forwards, backwards, {"broken_by": broken_by})
 
-    def _surely_broken(self, margins: Tensor, right: Tensor) -> Tensor:
-        if self.judged_by_all:
-            return (margins < 0) & (right == 0)  # the risk of a single draw counts, too
-        return (margins < SURE_MARGIN) & (right <= SURE_RIGHT)
+    def _open(self, part: Part, lead: Tensor, sure: Tensor) -> Tensor:
+        """Say which images a part has still to attack, bool `[B]`."""
+        if not self.early_exit:
+            return torch.ones_like(sure)
+        return lead >= 0 if part.last_resort else ~sure
+
+    @torch.no_grad()
+    def _judged(
+        self, judges: list[nn.Module], images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the label's lead in the judges' mean, and whether the defense surely errs, `[B]`.
+
+        Where draws are many, the lead is in standard errors of a mean of N of them.
+        """
+        logits = finite_logits(judges, images)
+        probabilities = logits.softmax(-1)
+        rivals = probabilities.mean(0).scatter(1, labels[:, None], -1).argmax(1)
+        rows = torch.arange(len(labels), device=labels.device)
+        leads = probabilities[:, rows, labels] - probabilities[:, rows, rivals]
+        if self.answering is None:  # the risk of a single draw counts, too
+            lead = leads.mean(0)
+            return lead, (lead < 0) & (logits.argmax(-1) != labels).all(0)
+        lead = leads.mean(0) / (leads.std(0) / self.answering**0.5).clamp_min(1e-12)
+        return lead, lead < -SURE
 
 
 def prepare_adaptive(
@@ -164,6 +181,7 @@ def prepare_adaptive(
     restarts: int = 1,
     queries: int = 1000,
     n_attacked: int = 10,
+    n_samples: int | None = None,
     pixel_range: str = "0:1",
     twin: BankedModel | None = None,
     save: bool = False,
@@ -182,6 +200,7 @@ def prepare_adaptive(
         restarts: Of PGD on the expectation.
         queries: Of the random search on the mean; AutoAttack has its own 5,000.
         n_attacked: Draws at every step.
+        n_samples: N, which says what is surely broken; by default the defense's own.
         pixel_range: A key of `rlskit.pixels.PIXEL_RANGES`.
         twin: An undefended model whose adversarial images are tried, too.
         save: Whether the images are kept, and also scored after rounding to 8 bits.
@@ -196,7 +215,8 @@ def prepare_adaptive(
     stated = prepare(method, **budget).stated["eps"]
     pgd = {**budget, "steps": steps, "step_size": 2.5 * stated / steps}
     single = prepare(method, **pgd)
-    few = defense_of(model).distinct(model)
+    defense = defense_of(model)
+    few = defense.distinct(model)
     several = few or n_attacked
     parts = transfers(model, single, twin)
     for loss in ("ce", "margin"):
@@ -210,7 +230,7 @@ def prepare_adaptive(
     }  # fmt: skip
     return Adaptive(
         tuple(parts), norm, single.eps, several, {"eps": stated, "pixel_range": pixel_range},
-        settings, few is not None, save, early_exit,
+        settings, None if few else n_samples or defense.samples(model), save, early_exit,
     )  # fmt: skip
 
 
@@ -218,16 +238,3 @@ def _judges(model: BankedModel, *, seed: int, repeat: int, image: int | None) ->
     """Return draws that no attack has seen: all of them where they are few."""
     count = defense_of(model).distinct(model) or JUDGES
     return draws(model, count, seed=seed, purpose="judge", repeat=repeat, image=image)
-
-
-@torch.no_grad()
-def _judged(judges: list[nn.Module], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the margins of the mean's log-probabilities, and the share of judges that are right.
-
-    Both are `[B]`; a margin is below 0 where the mean errs.
-    """
-    logits = finite_logits(judges, images)
-    mean = mean_log_probabilities(logits)
-    of_label = mean.gather(1, labels[:, None])[:, 0]
-    others = mean.scatter(1, labels[:, None], -torch.inf).amax(1)
-    return of_label - others, (logits.argmax(-1) == labels).float().mean(0)

@@ -31,12 +31,14 @@ class Part:
         attack: The attack, its options checked.
         view: (seed=, repeat=, image=) -> what it is computed on.
         n_attacked: Draws that answer each call of the view.
+        last_resort: Whether it is for those images only that the judges' mean still gets right.
     """
 
     name: str
     attack: PreparedAttack
     view: Views
     n_attacked: int
+    last_resort: bool = False
 
 
 def transfers(model: BankedModel, attack: PreparedAttack, twin: BankedModel | None) -> list[Part]:
@@ -53,20 +55,28 @@ def transfers(model: BankedModel, attack: PreparedAttack, twin: BankedModel | No
 
 
 def searches(model: BankedModel, common: dict[str, Any], queries: int, several: int) -> list[Part]:
-    """Return ARC on fixed draws, Square on the mean of some, and AutoAttack."""
+    """Return ARC on fixed draws, AutoAttack, and Square on the mean of some.
+
+    Square costs more than all others together, and on fixed draws it finds what fools just these:
+    it is there for images whose gradients tell nothing, not to break surely what is broken.
+    """
     few = defense_of(model).distinct(model)
     members = few or ARC_DRAWS
     parts = []
     if members > 1:
         view = _view(model, "multi", members)
         parts.append(Part("arc", prepare("arc", **common), view, members))
-    if few:
+    if few:  # the standard AutoAttack has a Square of its own
         auto = prepare("autoattack", **common, version="standard")
         return [*parts, Part("autoattack standard", auto, expectation(model, few), few)]
-    square = prepare("square", **common, steps=queries)
-    parts.append(Part("square", square, _view(model, "multi", several), several))
     auto = prepare("autoattack", **common, version="rand")  # which takes 20 calls a step
-    return [*parts, Part("autoattack rand", auto, expectation(model, 1), 1)]
+    square = prepare("square", **common, steps=queries)
+    view = _view(model, "multi", several)
+    return [
+        *parts,
+        Part("autoattack rand", auto, expectation(model, 1), 1),
+        Part("square", square, view, several, last_resort=True),
+    ]
 
 
 def expectation(model: BankedModel, count: int) -> Views:
