@@ -1,8 +1,8 @@
-"""What the adaptive protocol costs beside its parts one after the other, and what that loses.
+r"""What the adaptive protocol costs beside its parts one after the other, and what that loses.
 
     rlskit run recipes/small/honest-mnist.toml --only 'rls/[ct]*'
-    python benchmarks/adaptive.py runs/small-honest-mnist/rls/rls.safetensors --eps 0.1 \\
-        --data mnist --data-dir ../shared/data             # 48 images: some five minutes, one thread
+    python benchmarks/adaptive.py runs/small-honest-mnist/rls/rls.safetensors --eps 0.1 \
+        --data mnist --data-dir ../shared/data            # 48 images: some five minutes, one thread
 
 Prints forward and backward passes (images x draws) with and without early exit, their ratio beside
 its target, and the accuracy that is left by 200 fresh draws in groups of ten.
@@ -31,7 +31,7 @@ SCORING, N = 200, 10
 def accuracy(model: BankedModel, images: Tensor, labels: Tensor) -> float:
     """Return the share that means of ten fresh draws get right, in percent."""
     scorers = draws(model, SCORING, seed=1, purpose="defender")
-    groups = finite_logits(scorers, images).split(N)
+    groups = finite_logits(scorers, images).reshape(-1, N, len(images), model.card.classes)
     right = [mean_log_probabilities(group).argmax(-1) == labels for group in groups]
     return 100 * torch.stack(right).double().mean().item()
 

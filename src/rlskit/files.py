@@ -116,6 +116,8 @@ def write_tensors(
         for name in names:
             file.write(tensor_bytes(tensors[name]))
         if checksum is not None:
+            file.flush()
+            os.fsync(file.fileno())  # the disk is busy while the checksum is made
             file.seek(8)
             file.write(encoded.replace(CHECKSUM.encode(), checksum().encode()))
 
