@@ -11,9 +11,12 @@ import torch
 
 import small_models
 from rlskit import attack_adaptively, checkpoint, compare, seeds
+from rlskit.attacks import prepare
 from rlskit.cli import run as command
 from rlskit.errors import RequestError
 from rlskit.evaluation.adaptive import CLEAN, Adaptive, prepare_adaptive
+from rlskit.evaluation.parts import Part
+from rlskit.evaluation.threats import in_layout
 from rlskit.models.banks import BankedModel
 from rlskit.results import broken_by
 
@@ -49,7 +52,7 @@ def names(model: BankedModel, **fields: Any) -> list[str]:
 
 
 def test_the_parts(undefended: BankedModel, rls: BankedModel) -> None:
-    ascents = ["pgd ce", "pgd margin"]
+    ascents = ["pgd ce", "pgd margin", "pgd margin, further"]
     assert names(undefended) == [*ascents, "autoattack standard"]
     banks = ["bank 0", "bank 1", "mean of the banks"]
     random = ["arc", "autoattack rand", "square"]
@@ -72,6 +75,8 @@ def test_an_image_is_robust_if_it_withstands_every_part(
 ) -> None:
     """Without randomness that is exact: each part by itself, on all images, and their union."""
     threat = short(undefended, eps=eps)
+    apart = tuple(dataclasses.replace(part, goes_on=False) for part in threat.parts)
+    threat = dataclasses.replace(threat, parts=apart)
     crafted = threat.craft(undefended, IMAGES, LABELS, seed=0, repeat=0)
     draw = undefended.sampled(torch.tensor([0, 0]))
     alone = []
@@ -139,13 +144,37 @@ def test_what_is_surely_broken_by_hand(rls: BankedModel) -> None:
 def test_the_last_resort_is_for_what_is_not_broken_at_all(rls: BankedModel) -> None:
     threat = prepare_adaptive(rls, eps=0.1)
     lead, sure = torch.tensor([3.0, -1.0, -9.0]), torch.tensor([False, False, True])
-    *others, square = threat.parts
+    *others, auto, square = threat.parts
     assert {tuple(threat._open(part, lead, sure).tolist()) for part in others} == {
         (True, True, False)
     }
-    assert threat._open(square, lead, sure).tolist() == [True, False, False]
+    for part in (auto, square):
+        assert threat._open(part, lead, sure).tolist() == [True, False, False]
     whole = dataclasses.replace(threat, early_exit=False)
     assert all(whole._open(part, lead, sure).all() for part in whole.parts)
+
+
+def test_pgd_goes_on_from_the_worst_version_so_far(undefended: BankedModel) -> None:
+    """Ten steps, then ten from where they ended, are twenty: without randomness bit by bit."""
+    seen = prepare_adaptive(undefended, eps=0.05).parts[0].view
+    steps: dict[str, Any] = {
+        "eps": 0.05,
+        "step_size": 0.002,
+        "loss": "margin",
+        "random_start": False,
+    }
+    half, whole = prepare("pgd", steps=10, **steps), prepare("pgd", steps=20, **steps)
+    parts = (Part("first", half, seen, 1), Part("further", half, seen, 1, goes_on=True))
+    threat = prepare_adaptive(undefended, eps=0.05, early_exit=False)
+    crafted = dataclasses.replace(threat, parts=parts).craft(
+        undefended, IMAGES, LABELS, seed=0, repeat=0
+    )
+    noise = seeds.generator(0, "unused")
+    view = seen(seed=0, repeat=0, image=None)
+    expected = whole(view, in_layout(IMAGES, channels_last=True), LABELS, generator=noise)
+    further = crafted.columns["broken_by"] == 1
+    assert further.sum() >= 3
+    assert torch.equal(crafted.images[further], expected[further].contiguous())
 
 
 def test_batch_mates_do_not_matter(undefended: BankedModel) -> None:

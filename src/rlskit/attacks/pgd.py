@@ -31,6 +31,7 @@ def pgd(
     restarts: int = 1,
     eot_samples: int = 1,
     targeted: bool = False,
+    start: Tensor | None = None,
     generator: torch.Generator,
 ) -> Tensor:
     """Step along the gradient's direction, project onto the ball and the box; return the last.
@@ -55,6 +56,7 @@ def pgd(
         restarts: Runs per image; the one that ends with the least margin is returned.
         eot_samples: Calls of the model whose gradients are summed in a step.
         targeted: Descend towards the labels instead.
+        start: Points of the ball to go on from, instead of random ones.
         generator: Its seed is that of the random starts.
 
     Returns:
@@ -67,8 +69,8 @@ def pgd(
     objective = signed(loss, targeted)
 
     def run(restart: int) -> Tensor:
-        x = images.detach()
-        if random_start:
+        x = (images if start is None else start).detach()
+        if random_start and start is None:
             x = (x + _start(images, norm, eps, generator, restart)).clamp(0, 1)
         velocity = torch.zeros_like(x)
         for _ in range(steps):

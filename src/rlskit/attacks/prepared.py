@@ -48,7 +48,13 @@ class PreparedAttack:
         return self.params.get("eps")
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: torch.Generator
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        generator: torch.Generator,
+        **more: Tensor,
     ) -> Tensor:
         """Return the adversarial images, after checking shape, range and budget.
 
@@ -58,18 +64,24 @@ class PreparedAttack:
             labels: Long `[B]`.
             generator: Its seed is that of all randomness. An image whose label is the target asked
                 for comes back unchanged.
+            **more: Arguments of the attack that are not options, such as PGD's `start`.
 
         Raises:
             UntrustedError: Non-finite logits or gradients, or the attack broke its promise.
         """
-        adversarial = self._run(model, images, labels, generator)
+        adversarial = self._run(model, images, labels, generator, more)
         check_adversarial(images, adversarial, self.norm, self.eps)
         return adversarial
 
     def _run(
-        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        more: Mapping[str, Tensor],
     ) -> Tensor:
-        known, options = ATTACKS[self.method], dict(self.params)
+        known, options = ATTACKS[self.method], {**self.params, **more}
         if self.engine == "torchattacks":
             assert known.upstream is not None
             return known.upstream(model, images, labels, generator=generator, **options)

@@ -18,7 +18,7 @@ from rlskit import checkpoint, seeds
 from rlskit.attacks import prepare
 from rlskit.defenses import defense_of, draws
 from rlskit.evaluation.logits import finite_logits
-from rlskit.evaluation.parts import Part, expectation, searches, transfers
+from rlskit.evaluation.parts import Part, ascents, searches, transfers
 from rlskit.evaluation.threats import Crafted, in_layout
 from rlskit.models.banks import BankedModel
 from rlskit.preflight import preflight
@@ -135,14 +135,16 @@ class Adaptive:
             meter = Meter(part.view(seed=seed, repeat=repeat, image=image), part.n_attacked)
             noise = seeds.generator(seed, "adaptive", repeat, index)
             clean = in_layout(images[rows], channels_last=True)
-            changed = part.attack(meter, clean, labels[rows], generator=noise).contiguous()
+            further = {"start": in_layout(chosen[rows], channels_last=True)} if part.goes_on else {}
+            changed = part.attack(meter, clean, labels[rows], generator=noise, **further)
+            changed = changed.contiguous()
             found, surely = self._judged(judges, changed, labels[rows])
             forwards += meter.forwards + len(rows) * len(judges)
             backwards += meter.backwards
             worse = found < lead[rows]
-            changed_rows = rows[worse]
-            chosen[changed_rows], lead[changed_rows] = changed[worse], found[worse]
-            sure[changed_rows], origin[changed_rows] = surely[worse], index
+            rows = rows[worse]
+            chosen[rows], lead[rows], sure[rows] = changed[worse], found[worse], surely[worse]
+            origin[rows] = index
         broken_by = torch.where(lead < 0, origin, -1)
         return Crafted(chosen, forwards, backwards, {"broken_by": broken_by})
 
@@ -219,9 +221,7 @@ def prepare_adaptive(
     few = defense.distinct(model)
     several = few or n_attacked
     parts = transfers(model, single, twin)
-    for loss in ("ce", "margin"):
-        attack = prepare(method, **pgd, loss=loss, restarts=restarts)
-        parts.append(Part(f"pgd {loss}", attack, expectation(model, several), several))
+    parts += ascents(model, method, pgd, restarts, several)
     parts += searches(model, {**budget, "norm": norm}, queries, several)
     assert single.eps is not None
     settings = {

@@ -31,6 +31,7 @@ class Part:
         attack: The attack, its options checked.
         view: (seed=, repeat=, image=) -> what it is computed on.
         n_attacked: Draws that answer each call of the view.
+        goes_on: Whether it starts from the version of each image that is the worst so far.
         last_resort: Whether it is for those images only that the judges' mean still gets right.
     """
 
@@ -38,6 +39,7 @@ class Part:
     attack: PreparedAttack
     view: Views
     n_attacked: int
+    goes_on: bool = False
     last_resort: bool = False
 
 
@@ -54,11 +56,27 @@ def transfers(model: BankedModel, attack: PreparedAttack, twin: BankedModel | No
     return parts
 
 
+def ascents(
+    model: BankedModel, method: str, options: dict[str, Any], restarts: int, several: int
+) -> list[Part]:
+    """Return PGD on the expectation with two losses, and once more from the worst point so far.
+
+    The last is what breaks surely the images that the others broke for some of the draws only.
+    """
+    view = expectation(model, several)
+    parts = []
+    for loss in ("ce", "margin"):
+        attack = prepare(method, **options, loss=loss, restarts=restarts)
+        parts.append(Part(f"pgd {loss}", attack, view, several))
+    further = prepare(method, **options, loss="margin")
+    return [*parts, Part("pgd margin, further", further, view, several, goes_on=True)]
+
+
 def searches(model: BankedModel, common: dict[str, Any], queries: int, several: int) -> list[Part]:
     """Return ARC on fixed draws, AutoAttack, and Square on the mean of some.
 
-    Square costs more than all others together, and on fixed draws it finds what fools just these:
-    it is there for images whose gradients tell nothing, not to break surely what is broken.
+    Where draws are many, the last two cost more than all others together and go on until their own
+    few draws are fooled: they are there for images that nothing else broke.
     """
     few = defense_of(model).distinct(model)
     members = few or ARC_DRAWS
@@ -74,7 +92,7 @@ def searches(model: BankedModel, common: dict[str, Any], queries: int, several: 
     view = _view(model, "multi", several)
     return [
         *parts,
-        Part("autoattack rand", auto, expectation(model, 1), 1),
+        Part("autoattack rand", auto, expectation(model, 1), 1, last_resort=True),
         Part("square", square, view, several, last_resort=True),
     ]
 
