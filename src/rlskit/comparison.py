@@ -96,7 +96,10 @@ def _difference(
     repeats = math.lcm(len(a), len(b))  # so that differences of means are whole numbers of them
     gains = b.sum(0) * (repeats // len(b)) - a.sum(0) * (repeats // len(a))
     generator = np.random.default_rng(seeds.derive(seed, "bootstrap"))
-    resampled = bootstrap_means(gains[:, None].astype(np.float64), generator, RESAMPLES)[:, 0]
+    # Two more images, one for each side: where hardly any differ, none would in most resamples, and
+    # the interval had no width (Agresti & Min 2005 add half an image to each cell).
+    padded = np.append(gains, [repeats, -repeats]).astype(np.float64)
+    resampled = bootstrap_means(padded[:, None], generator, RESAMPLES)[:, 0]
     interval = percentile_interval(resampled / repeats)
     assert interval is not None
     only_a, only_b = int((gains < 0).sum()), int((gains > 0).sum())

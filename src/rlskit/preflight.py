@@ -13,12 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.attacks import ATTACKS, PreparedAttack
+from rlskit.attacks.guard import require_path
 from rlskit.errors import UntrustedError
 from rlskit.models.banks import BankedModel
 from rlskit.pixels import check_images
 
 IMAGES = 4
 """Images that the preflight looks at."""
+
+BATCH_MATES = 1e-3
+"""Change of a logit among other images, as a share of the largest, that is still rounding."""
 
 _STEPS = {"rlskit": 2, "torchattacks": 10}  # see the budget kept; its EAD takes no fewer
 
@@ -39,7 +43,7 @@ def check_weights(model: BankedModel) -> None:
 
 
 def check_answers(draw: nn.Module, images: Tensor, classes: int) -> None:
-    """Require finite logits `[B, classes]` that a draw repeats exactly.
+    """Require finite logits `[B, classes]` that a draw repeats exactly, and gives a lone image too.
 
     Raises:
         UntrustedError: They are something else.
@@ -57,6 +61,13 @@ def check_answers(draw: nn.Module, images: Tensor, classes: int) -> None:
         raise UntrustedError(
             "the model claims no randomness but answers the same images differently each time"
         )
+    with torch.no_grad():
+        alone = draw(images[:1])
+    if (alone - first[:1]).abs().max() > BATCH_MATES * first.abs().max():
+        raise UntrustedError(
+            "the model answers an image differently among others than alone, so no number of it "
+            "is its own; does BatchNorm keep no running statistics?"
+        )
 
 
 def check_gradients(view: nn.Module, images: Tensor, labels: Tensor) -> None:
@@ -66,7 +77,9 @@ def check_gradients(view: nn.Module, images: Tensor, labels: Tensor) -> None:
         UntrustedError: They are not: an attack would fail silently.
     """
     points = images.detach().clone().requires_grad_()
-    loss = nn.functional.cross_entropy(view(points), labels, reduction="sum")
+    logits = view(points)
+    require_path(logits)
+    loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, points)
     if not gradient.isfinite().all():
         raise UntrustedError("the gradients at the images are NaN or infinite; no attack can work")

@@ -109,9 +109,11 @@ def apgd_t(
         As `apgd`.
 
     Raises:
-        RequestError: Fewer than four classes.
+        RequestError: Fewer than four classes, or no target.
         UntrustedError: Non-finite logits or gradients.
     """
+    if target_classes < 1:
+        raise RequestError(f"--target-classes must be at least 1 here, not {target_classes}")
 
     def runs(classes: int) -> list[Attempt]:
         return targeted_ascents(

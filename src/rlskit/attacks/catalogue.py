@@ -170,7 +170,9 @@ ATTACKS: dict[str, Attack] = {
         random=True,
         defaults=_APGD,
         fixed={"loss": "dlr"},
-        upstream=Upstream("APGD", _APGD_NAMES, {"loss": "dlr"}, seeds_itself=True),
+        upstream=Upstream(
+            "APGD", _APGD_NAMES, {"loss": "dlr"}, least_classes=3, seeds_itself=True
+        ),
     ),
     "apgd-t": Attack(
         title="Auto-PGD towards each of the nearest classes",
@@ -180,7 +182,9 @@ ATTACKS: dict[str, Attack] = {
         needs="gradients",
         random=True,
         defaults={**_APGD, "target_classes": 9},
-        upstream=Upstream("APGDT", _APGD_NAMES, counts_classes=True, seeds_itself=True),
+        upstream=Upstream(
+            "APGDT", _APGD_NAMES, least_classes=4, counts_classes=True, seeds_itself=True
+        ),
     ),
     "square": Attack(
         title="Square attack",
@@ -214,7 +218,7 @@ ATTACKS: dict[str, Attack] = {
         },
         upstream=Upstream(
             "AutoAttack", {"norm": "norm", "eps": "eps", "version": "version"},
-            counts_classes=True, seeds_itself=True,
+            least_classes=4, counts_classes=True, seeds_itself=True,
         ),
         compiles=False,
     ),
@@ -291,7 +295,7 @@ ATTACKS: dict[str, Attack] = {
         defaults={"norm": "linf", "steps": 100, "restarts": 1, "target_classes": 0},
         upstream=Upstream(
             "FAB", {"norm": "norm", "steps": "steps"}, {"eps": 1e9},
-            counts_classes=True, seeds_itself=True,
+            least_classes=4, counts_classes=True, seeds_itself=True,
         ),
         compiles=False,
     ),

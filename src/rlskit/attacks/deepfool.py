@@ -23,6 +23,9 @@ ResNet-20 the largest growth was 1.6 in a second step and 1.2 in later ones, and
 per image do what 29 do.
 """
 
+BEYOND = 1.0005
+"""Length of the perturbation that is returned, as a multiple of the one that was found."""
+
 ON_CPU = 32
 """Images that step together on a CPU; the activations of more are slower to reach."""
 
@@ -62,12 +65,12 @@ def deepfool(
     Raises:
         UntrustedError: Non-finite logits or gradients.
     """
-    return attack_correct(
-        model,
-        images,
-        labels,
-        lambda clean, own: _solve(model, clean, own, norm, steps, 1 + overshoot, top_classes),
-    )
+
+    def solve(clean: Tensor, own: Tensor) -> Tensor:
+        found = _solve(model, clean, own, norm, steps, 1 + overshoot, top_classes)
+        return _beyond_rounding(model, clean, found, own)
+
+    return attack_correct(model, images, labels, solve)
 
 
 def _solve(
@@ -97,6 +100,18 @@ def _solve(
         x = (x + stride * r).clamp_(0, 1)[moved]
         active, labels, lengths = active[moved], labels[moved], lengths[moved]
     return result
+
+
+@torch.no_grad()
+def _beyond_rounding(model: nn.Module, clean: Tensor, found: Tensor, labels: Tensor) -> Tensor:
+    """Return the images a little farther out, where that fools the model, too.
+
+    The last step may end so near the boundary that the same network in other batches, or not
+    folded, is not fooled: that is how 1 to 3 % of the images came to count as robust.
+    """
+    farther = (clean + BEYOND * (found - clean)).clamp(0, 1)
+    fooled = model(farther).argmax(1) != labels
+    return torch.where(fooled[:, None, None, None], farther, found)
 
 
 def _nearest_boundary(

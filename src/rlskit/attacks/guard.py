@@ -20,7 +20,8 @@ def under_attack(model: nn.Module) -> Iterator[None]:
     exception, every submodule's mode and every parameter's `requires_grad` are as before.
 
     Raises:
-        UntrustedError: On leaving: some logits, or some gradient of the images, were NaN or
+        UntrustedError: The logits do not depend differentiably on images whose gradient is wanted.
+            On leaving: some logits, or some gradient of the images, were NaN or
             infinite. Such images would count neither as fooled nor as robust.
     """
     modes = [(module, module.training) for module in model.modules()]
@@ -34,6 +35,7 @@ def under_attack(model: nn.Module) -> Iterator[None]:
     def watch(module: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> None:  # noqa: ARG001
         note("logits", logits)
         if torch.is_grad_enabled() and inputs[0].requires_grad:
+            require_path(logits)
             inputs[0].register_hook(lambda gradient: note("gradients", gradient))
 
     watching = model.register_forward_hook(watch)
@@ -54,4 +56,17 @@ def under_attack(model: nn.Module) -> Iterator[None]:
         raise UntrustedError(
             f"the model gave NaN or infinite {first} under attack, so its images count neither as "
             "fooled nor as robust; check its weights and the range of its outputs"
+        )
+
+
+def require_path(logits: Tensor) -> None:
+    """Require logits that a gradient of the images can be taken of.
+
+    Raises:
+        UntrustedError: They are cut off from the images, as by `detach()` or NumPy.
+    """
+    if not logits.requires_grad:
+        raise UntrustedError(
+            "the model's logits do not depend differentiably on its images, so gradient attacks "
+            "cannot work; the model hides its gradients, or attack it by square or transfer"
         )

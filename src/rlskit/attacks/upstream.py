@@ -32,6 +32,7 @@ class Upstream:
         names: Our option -> the name of its argument.
         fixed: Further arguments and their values.
         least_steps: Fewer end in a division by zero.
+        least_classes: Fewer end in an index out of range.
         counts_classes: Whether it must be told the number of classes.
         seeds_itself: Whether it reseeds torch with an argument of its own, or with the time.
     """
@@ -40,6 +41,7 @@ class Upstream:
     names: Mapping[str, str]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     least_steps: int = 1
+    least_classes: int = 2
     counts_classes: bool = False
     seeds_itself: bool = False
 
@@ -60,7 +62,7 @@ class Upstream:
         """Run it; see `run_torchattacks`.
 
         Raises:
-            RequestError: Too few steps.
+            RequestError: Too few steps or classes.
             UntrustedError: Non-finite logits or gradients.
         """
         if options.get("steps", self.least_steps) < self.least_steps:
@@ -76,12 +78,23 @@ class Upstream:
             given[self.names["norm"]] = NORMS[options["norm"]]
         if self.seeds_itself:
             given["seed"] = int(torch.randint(2**31, (), generator=generator))
-        if self.counts_classes:
-            with under_attack(model), torch.no_grad():
-                given["n_classes"] = model(images[:1]).shape[1]
+        if self.counts_classes or self.least_classes > 2:
+            classes = _count_classes(model, images)
+            if classes < self.least_classes:
+                raise RequestError(
+                    f"torchattacks' {attack} needs at least {self.least_classes} classes here, "
+                    f"not {classes}"
+                )
+            if self.counts_classes:
+                given["n_classes"] = classes
         return run_torchattacks(
             attack, model, images, labels, generator=generator, **{**self.fixed, **given}
         )
+
+
+def _count_classes(model: nn.Module, images: Tensor) -> int:
+    with under_attack(model), torch.no_grad():
+        return int(model(images[:1]).shape[1])
 
 
 def run_torchattacks(

@@ -222,7 +222,11 @@ def randomness_seen(case: Case) -> Measurement:
 
 
 def slope(view: nn.Module, images: Tensor, labels: Tensor, loss: str) -> Tensor:
-    """Return the gradient of a loss at the images, `[B, C, H, W]`, whatever is wrong with it."""
+    """Return the gradient of a loss at the images, `[B, C, H, W]`, whatever is wrong with it.
+
+    It is zero where the logits do not depend on the images in a way that torch can follow.
+    """
+    found = torch.zeros_like(images)
     with suppress(UntrustedError), under_attack(view):
         found = gradient(view, images, labels, LOSSES[loss])
     return found

@@ -28,7 +28,7 @@ SHOWN = 8
 """Images that it is asked about."""
 
 VARIATION = 1e-4
-"""Change of a logit, relative to the largest (at least 1), that is still rounding."""
+"""Change of an image's scaled logits that is still rounding; AutoAttack's threshold."""
 
 ANSWERS = 20
 """Calls whose mean probability is a random module's answer, unless told otherwise."""
@@ -174,14 +174,16 @@ def is_random(module: nn.Module, images: Tensor, seed: int) -> bool:
 
 @torch.no_grad()
 def variation(module: nn.Module, images: Tensor, seed: int) -> float:
-    """Return the largest change of a logit over `CALLS` calls, relative to the largest logit.
+    """Return the largest change over `CALLS` calls of an image's logits at mean 0 and l2 norm 1.
 
-    Logits below 1 are not magnified: they are compared as they are.
+    AutoAttack scales them so, too (`check_randomized` of
+    https://github.com/fra31/auto-attack/blob/master/autoattack/checks.py).
     """
     with randomness(seed, "variation", images.device):
         logits = torch.stack([module(images) for _ in range(CALLS)])
-    scale = logits.abs().max().clamp_min(1)
-    return float((logits - logits[0]).abs().max() / scale)
+    logits = logits - logits.mean(2, keepdim=True)
+    scaled = logits / torch.linalg.vector_norm(logits, dim=2, keepdim=True).clamp_min(1e-12)
+    return float((scaled.amax(0) - scaled.amin(0)).max())
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.audit.defended import attacked
-from rlskit.data import Data, load
+from rlskit.data import Data, load, spread
 from rlskit.errors import RequestError
 from rlskit.evaluation import subject_of
 from rlskit.evaluation.subject import LIBRARIES
@@ -99,7 +99,10 @@ def _given(
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Return images, labels and what names them."""
     if isinstance(data, tuple):
-        images, labels = (part[:limit] for part in data)
+        images, labels = data[0], data[1].long()
+        if limit is not None and limit < len(labels):
+            chosen = spread(len(labels), limit)
+            images, labels = images[chosen], labels[chosen]
         digest = hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes())
         return images, labels, {"name": "tensors", "split": "–", "sha256": digest.hexdigest()}
     found = (data if isinstance(data, Data) else load(data, "test")).limited(limit)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rlskit.attacks import PreparedAttack, prepare
 from rlskit.audit.case import Case
 from rlskit.audit.chance import clearly_more_than
 from rlskit.audit.checks import CHECKS, Kind
-from rlskit.audit.defended import SHOWN, Defended, banked, own
-from rlskit.audit.material import material
+from rlskit.audit.defended import SHOWN, Defended, attacked, banked, own
+from rlskit.audit.material import Material, material
 from rlskit.audit.measurement import Measurement
 from rlskit.audit.result import FAIL, PASS, SKIPPED, AuditResult, Check, finite
 from rlskit.data import Data
@@ -85,7 +86,7 @@ def audit_model(
     case = Case(
         _defended(model, found.images[:SHOWN], n_samples, protocol, seed),
         found.images, found.labels, found.classes, attack, protocol, n_attacked, seed, batch_size,
-        queries, points, _network(surrogate, seed),
+        queries, points, _network(surrogate, found, seed),
     )  # fmt: skip
     _check_clean(case)
     checks = []
@@ -144,10 +145,26 @@ def _defended(
     return own(model, images, n_samples, protocol, seed)
 
 
-def _network(surrogate: BankedModel | nn.Module | None, seed: int) -> nn.Module | None:
-    if not isinstance(surrogate, BankedModel):
-        return surrogate
-    return draws(surrogate, 1, seed=seed, purpose="attacker")[0]
+@torch.no_grad()
+def _network(
+    surrogate: BankedModel | nn.Module | None, found: Material, seed: int
+) -> nn.Module | None:
+    """Return the network to transfer from, which must take the images and know their classes."""
+    network = surrogate
+    if isinstance(surrogate, BankedModel):
+        (network,) = draws(surrogate, 1, seed=seed, purpose="attacker")
+    if network is None:
+        return None
+    try:
+        shape = list(attacked(network)(found.images[:1]).shape)
+    except RuntimeError as error:
+        raise RequestError(f"the surrogate does not take these images ({error})") from error
+    if shape != [1, found.classes]:
+        raise RequestError(
+            f"the surrogate answers an image with {shape}, not [1, {found.classes}]; it must know "
+            "the same classes"
+        )
+    return network
 
 
 def _check_clean(case: Case) -> None:

@@ -28,7 +28,7 @@ from rlskit.cli.options import (
     SplitOption,
     WorkersOption,
 )
-from rlskit.cli.show import check_gate, gate, note, progress_bar, resumable, show
+from rlskit.cli.show import check_gate, check_json, gate, note, progress_bar, resumable, show
 from rlskit.errors import RequestError
 
 
@@ -138,9 +138,11 @@ def attack(
     from rlskit.attacks.requests import prepare_all
     from rlskit.devices import choose_device
     from rlskit.evaluation import EvalOptions
+    from rlskit.evaluation.adaptive import adaptive_options
     from rlskit.results import accuracy_table, broken_by, free_folder
 
     check_gate(fail_under)
+    check_json(json_to, force)
     params = {
         "eps": eps, "norm": norm, "steps": steps, "step_size": step_size, "loss": loss, "target":
         target, "random_start": random_start, "restarts": restarts, "momentum": momentum,
@@ -153,7 +155,7 @@ def attack(
     }  # fmt: skip
     if protocol == "adaptive":
         given = {**params, "method": method, "n_attacked": n_attacked, "twin": twin}
-        own = _adaptive_options({"compile": compiled or None, **given})
+        own = adaptive_options({"compile": compiled or None, **given})
         if (engine, view, risk) != ("rlskit", "mean-prob", "mean"):
             raise RequestError(
                 "--protocol adaptive chooses engine, view and risk itself; leave them out"
@@ -191,22 +193,3 @@ def attack(
         note(broken_by(results[0]), quiet=quiet)
     note(f"results: {folder / 'results.json'}", quiet=quiet)
     return gate(results, fail_under)
-
-
-def _adaptive_options(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of the adaptive protocol among those that were given.
-
-    Raises:
-        RequestError: Another one was given, or there is no budget.
-    """
-    found = {name: value for name, value in given.items() if value is not None}
-    if unknown := sorted(found.keys() - set(_ADAPTIVE)):
-        flag = "--" + unknown[0].replace("_", "-")
-        takes = ", ".join("--" + name.replace("_", "-") for name in _ADAPTIVE)
-        raise RequestError(f"{flag} is no option of --protocol adaptive: it takes {takes}")
-    if "eps" not in found:
-        raise RequestError("--protocol adaptive needs a budget, such as --eps 8/255")
-    return found
-
-
-_ADAPTIVE = ("eps", "norm", "steps", "restarts", "queries", "n_attacked", "twin")

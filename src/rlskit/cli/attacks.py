@@ -16,7 +16,7 @@ def attacks(
     """List the attacks: norm, what they need to know, randomness, options and their defaults."""
     import fnmatch
 
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from rlskit.attacks import ATTACKS
     from rlskit.attacks.options import flag
@@ -24,7 +24,15 @@ def attacks(
     names = [name for name in ATTACKS if fnmatch.fnmatch(name, pattern) or pattern in name]
     if not names:
         raise RequestError(f"no attack's name matches {pattern!r}")
-    table = Table("method", "norm", "needs", "random", "torchattacks", "options", show_lines=True)
+    table = Table(
+        Column("method", overflow="fold"),
+        "norm",
+        "needs",
+        "random",
+        "torchattacks",
+        "options",
+        show_lines=True,
+    )
     for name in names:
         known = ATTACKS[name]
         kind = "" if known.has_budget else "least "

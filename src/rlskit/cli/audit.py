@@ -24,7 +24,7 @@ from rlskit.cli.options import (
     SeedOption,
     SplitOption,
 )
-from rlskit.cli.show import note, print_table, progress_bar
+from rlskit.cli.show import check_json, note, print_table, progress_bar
 from rlskit.errors import UntrustedError
 
 
@@ -72,6 +72,7 @@ def audit(
     from rlskit.devices import choose_device
     from rlskit.files import write_text
 
+    check_json(json_to, force)
     place = choose_device(device)
     banked = rlskit.load(checkpoint, architecture=model).to(place)
     images = rlskit.load_data(

@@ -24,7 +24,7 @@ from rlskit.cli.options import (
     SplitOption,
     WorkersOption,
 )
-from rlskit.cli.show import progress_bar, show
+from rlskit.cli.show import check_json, check_source, progress_bar, show
 from rlskit.errors import RequestError
 
 
@@ -72,6 +72,8 @@ def diversity(
 
     threat = {"eps": eps, "steps": steps, "step_size": step_size}
     _check_options(transfer, adversarial, {**threat, "plot": plot})
+    check_json(json_to, force)
+    check_source(adversarial, data=data, split=split, limit=limit)
     if plot is not None:
         check_plot(plot, force=force)
     banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))

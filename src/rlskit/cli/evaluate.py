@@ -28,8 +28,16 @@ from rlskit.cli.options import (
     SplitOption,
     WorkersOption,
 )
-from rlskit.cli.show import check_gate, gate, note, progress_bar, resumable, show
-from rlskit.errors import RequestError
+from rlskit.cli.show import (
+    check_gate,
+    check_json,
+    check_source,
+    gate,
+    note,
+    progress_bar,
+    resumable,
+    show,
+)
 
 
 def evaluate(
@@ -61,11 +69,13 @@ def evaluate(
     """Score the mean of N draws on clean or on saved adversarial images."""
     import rlskit
     from rlskit.devices import choose_device
-    from rlskit.evaluation import EvalOptions
+    from rlskit.evaluation import EvalOptions, counts_of
     from rlskit.results import accuracy_table, free_folder
 
     check_gate(fail_under)
-    options = EvalOptions(_counts(n_samples), repeats, batch_size, num_workers, seed, per_example)
+    check_json(json_to, force)
+    check_source(adversarial, data=data, split=split, limit=limit)
+    options = EvalOptions(counts_of(n_samples), repeats, batch_size, num_workers, seed, per_example)
     banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
     images = None
     if adversarial is None:
@@ -85,14 +95,3 @@ def evaluate(
     show(accuracy_table(results), results, json_to=json_to, force=force)
     note(f"results: {folder / 'results.json'}", quiet=quiet)
     return gate(results, fail_under)
-
-
-def _counts(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(map(int, text.split(",")))
-    except ValueError:
-        raise RequestError(
-            f"--n-samples {text!r} is not a number of draws such as 10 or 1,5,10"
-        ) from None

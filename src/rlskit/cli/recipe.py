@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlskit.cli.options import QuietOption
-from rlskit.cli.show import note, print_table
+from rlskit.cli.show import check_json, note, print_table
 from rlskit.errors import RequestError
 
 if TYPE_CHECKING:
@@ -40,12 +40,16 @@ def run(
     json_to: Annotated[
         str | None, typer.Option("--json", help="Also write all results to FILE, or - (stdout).")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the FILE of --json if it exists.")
+    ] = False,
     quiet: QuietOption = False,
 ) -> int:
     """Run the stages of a recipe that are not finished yet; print its table beside the paper's."""
     from rlskit import recipes
     from rlskit.files import write_text
 
+    check_json(json_to, force)
     execute = _executor(quiet)
     if dry_run:
         _print_plan(recipes.load(recipe, sets or ()), only, out)
@@ -60,7 +64,7 @@ def run(
         sys.stdout.write(text)
         return done.code
     if json_to is not None:
-        write_text(Path(json_to), text, force=True)
+        write_text(Path(json_to), text, force=force)
     print_table(recipes.rich_table(done.recipe, done.folder, recipes.is_finished))
     note(f"everything behind the table: {done.folder}", quiet=quiet)
     return done.code

@@ -83,6 +83,32 @@ def show(table: Table, results: Sequence[Result], *, json_to: str | None, force:
     print_table(table)
 
 
+def check_json(json_to: str | None, force: bool) -> None:
+    """Require a `--json` file that may be written, before anything runs.
+
+    Raises:
+        RequestError: It exists and `force` is not given, or it has no folder.
+    """
+    from rlskit.files import refuse_existing
+
+    if json_to not in (None, "-"):
+        refuse_existing(Path(json_to), force)
+
+
+def check_source(
+    adversarial: Path | None, *, data: str | None, split: str, limit: int | None
+) -> None:
+    """Require that no other images are asked for beside a file of adversarial ones.
+
+    Raises:
+        RequestError: Some are.
+    """
+    asked = {"--data": data, "--split": None if split == "test" else split, "--limit": limit}
+    flags = [flag for flag, value in asked.items() if value is not None]
+    if adversarial is not None and flags:
+        raise RequestError(f"--adversarial names the images; leave {flags[0]} out")
+
+
 def print_table(table: Table) -> None:
     """Print a table on stdout."""
     from rich.console import Console

@@ -1,7 +1,7 @@
 """Data: real images in [0, 1] with labels, from arrays, folders and torchvision's data sets."""
 
 from rlskit.data.batches import AUGMENTATIONS, batches, blocks, runs
-from rlskit.data.dataset import Data
+from rlskit.data.dataset import Data, spread
 from rlskit.data.named import DATASETS, DataFacts, default_data_dir
 from rlskit.data.sources import SPECS, describe, load
 
@@ -17,4 +17,5 @@ __all__ = [
     "describe",
     "load",
     "runs",
+    "spread",
 ]

@@ -134,23 +134,14 @@ class Data:
         return self._replaced(labels=self.labels[kept], source=self.source.subset(kept))
 
     def limited(self, limit: int | None) -> Data:
-        """Return at most `limit` images, spread evenly over the data set's order.
-
-        The order is cut into `limit` equal stretches and each gives one image, so that a folder
-        sorted by class keeps every class of at least 2 / limit of its images. Which image of the
-        stretch follows the golden ratio and not a fixed stride: MNIST alternates two kinds of
-        writers, and a stride of 6 sees one of them only (mean pixel 0.1229, not 0.1307).
+        """Return at most `limit` images, spread evenly over the data set's order by `spread`.
 
         Raises:
             RequestError: `limit` is below 1.
         """
         if limit is None or limit >= len(self):
             return self
-        if limit < 1:
-            raise RequestError(f"--limit {limit} leaves no image; it must be at least 1")
-        bounds = torch.arange(limit + 1) * len(self) // limit
-        where = torch.arange(limit, dtype=torch.float64) * GOLDEN_RATIO % 1
-        return self.subset(bounds[:-1] + (where * bounds.diff()).long())
+        return self.subset(spread(len(self), limit))
 
     def resized(self, height: int, width: int) -> Data:
         """Return the data with every image at that size, its channels unchanged (see `adapted`)."""
@@ -181,3 +172,21 @@ class Data:
 
     def _replaced(self, **fields: Any) -> Data:
         return dataclasses.replace(self, **fields)
+
+
+def spread(count: int, limit: int) -> Tensor:
+    """Return the indices of `limit` images among `count` or more, evenly spread, long `[limit]`.
+
+    The order is cut into `limit` equal stretches and each gives one image, so that a folder sorted
+    by class keeps every class of at least 2 / limit of its images. Which image of the stretch
+    follows the golden ratio and not a fixed stride: MNIST alternates two kinds of writers, and a
+    stride of 6 sees one of them only (mean pixel 0.1229, not 0.1307).
+
+    Raises:
+        RequestError: `limit` is below 1.
+    """
+    if limit < 1:
+        raise RequestError(f"--limit {limit} leaves no image; it must be at least 1")
+    bounds = torch.arange(limit + 1) * count // limit
+    where = torch.arange(limit, dtype=torch.float64) * GOLDEN_RATIO % 1
+    return bounds[:-1] + (where * bounds.diff()).long()

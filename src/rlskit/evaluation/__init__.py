@@ -18,14 +18,14 @@ from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
 from rlskit.evaluation.adaptive import Adaptive, prepare_adaptive
 from rlskit.evaluation.logits import finite_logits
-from rlskit.evaluation.options import EvalOptions
+from rlskit.evaluation.options import EvalOptions, counts_of
 from rlskit.evaluation.run import Run
 from rlskit.evaluation.subject import Subject, subject_of
-from rlskit.evaluation.threats import RISKS, Threat
+from rlskit.evaluation.threats import Threat, check_risk
 from rlskit.files import write_text
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import check_compiler
-from rlskit.results import RESULTS, Journal, Result, dump, refuse_finished, summary
+from rlskit.results import RESULTS, Journal, Result, clear, dump, refuse_finished, summary
 from rlskit.threat import check_view, protocol_of
 from rlskit.types import Progress, no_progress
 
@@ -36,6 +36,7 @@ __all__ = [
     "attack",
     "attack_adaptively",
     "attack_all",
+    "counts_of",
     "evaluate",
     "finite_logits",
     "subject_of",
@@ -146,6 +147,8 @@ def attack_all(
     for threat in threats:
         _check_request(threat, model, options, out)
     works = _works(model, data, threats, options, out)
+    if force and out is not None:
+        clear(out)  # all of it: a run of fewer attacks has fewer folders
     journals = [
         Journal(folder, run.request(), force=force)
         for run, folder in zip(works, _folders(out, attacks), strict=True)
@@ -342,8 +345,7 @@ def _check_request(
 
 
 def _check_risk(threat: Threat) -> None:
-    if threat.risk not in RISKS:
-        raise RequestError(f"--risk {threat.risk!r} is unknown; it is one of {', '.join(RISKS)}")
+    check_risk(threat.risk)
     if threat.risk == "gibbs" and threat.protocol != "eot":
         raise RequestError("--risk gibbs is for --protocol eot: it averages over fresh draws")
     if threat.risk == "gibbs" and threat.attack.params.get("eot_samples") != 1:

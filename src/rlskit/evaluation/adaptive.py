@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rlskit import checkpoint, seeds
 from rlskit.attacks import prepare
 from rlskit.defenses import defense_of, draws
+from rlskit.errors import RequestError
 from rlskit.evaluation.logits import finite_logits
 from rlskit.evaluation.parts import Part, ascents, searches, transfers
 from rlskit.evaluation.threats import Crafted, in_layout
@@ -25,6 +26,9 @@ from rlskit.preflight import preflight
 from rlskit.threat import Meter, protocol_of
 
 PROTOCOL = "adaptive"
+
+OPTIONS = ("eps", "norm", "steps", "restarts", "queries", "n_attacked", "twin")
+"""What a command may say about it."""
 
 JUDGES = 50
 """So many draws, the same for all parts, say what is broken; others score it in the end."""
@@ -214,8 +218,8 @@ def prepare_adaptive(
     protocol_of("eot", n_attacked)
     budget: dict[str, Any] = {"eps": eps, "pixel_range": pixel_range}
     method = "pgd" if norm == "linf" else "pgd-l2"
-    stated = prepare(method, **budget).stated["eps"]
-    pgd = {**budget, "steps": steps, "step_size": 2.5 * stated / steps}
+    stated = prepare(method, **budget, steps=steps).stated["eps"]
+    pgd = {**budget, "steps": steps, "step_size": stated * min(2.5 / steps, 1)}
     single = prepare(method, **pgd)
     defense = defense_of(model)
     few = defense.distinct(model)
@@ -232,6 +236,22 @@ def prepare_adaptive(
         tuple(parts), norm, single.eps, several, {"eps": stated, "pixel_range": pixel_range},
         settings, None if few else n_samples or defense.samples(model), save, early_exit,
     )  # fmt: skip
+
+
+def adaptive_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the adaptive protocol among those that were given.
+
+    Raises:
+        RequestError: Another one was given, or there is no budget.
+    """
+    found = {name: value for name, value in given.items() if value is not None}
+    if unknown := sorted(found.keys() - set(OPTIONS)):
+        flag = "--" + unknown[0].replace("_", "-")
+        takes = ", ".join("--" + name.replace("_", "-") for name in OPTIONS)
+        raise RequestError(f"{flag} is no option of --protocol adaptive: it takes {takes}")
+    if "eps" not in found:
+        raise RequestError("--protocol adaptive needs a budget, such as --eps 8/255")
+    return found
 
 
 def _judges(model: BankedModel, *, seed: int, repeat: int, image: int | None) -> list[nn.Module]:

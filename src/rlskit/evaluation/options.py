@@ -48,3 +48,19 @@ class EvalOptions:
             return ()
         several = (self.n_samples,) if isinstance(self.n_samples, int) else self.n_samples
         return tuple(sorted(set(several)))
+
+
+def counts_of(text: str | None) -> tuple[int, ...] | None:
+    """Read one N or several, as in `10` or `1,5,10`; None stays None.
+
+    Raises:
+        RequestError: They are no numbers.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise RequestError(
+            f"--n-samples {text!r} is not a number of draws such as 10 or 1,5,10"
+        ) from None

@@ -95,11 +95,17 @@ class Subject:
             found.append("UNTRAINED MODEL: its weights are random and these numbers mean nothing.")
         elif card.data and card.data != data["name"]:
             found.append(f"The model was made for {card.data}, but this is {data['name']}.")
-        if any(record.get("data_sha256") == data["sha256"] for record in card.training):
+        if any(_trained_on(record, data) for record in card.training):
             found.append("TRAINING IMAGES: the model was trained on the images it is scored on.")
         if self.saved is not None and self.saved.get("checkpoint_sha256") != self.digest:
             found.append("These images were made against another checkpoint: a transfer test.")
         return tuple(found)
+
+
+def _trained_on(record: dict[str, Any], data: dict[str, Any]) -> bool:
+    """Whether a training had these images, or others of the same split of the same data set."""
+    same_split = (record.get("data"), record.get("split")) == (data["name"], data["split"])
+    return same_split or record.get("data_sha256") == data["sha256"]
 
 
 def subject_of(

@@ -12,12 +12,23 @@ from torch import Tensor, nn
 from rlskit import seeds
 from rlskit.attacks import PreparedAttack
 from rlskit.defenses import defense_of
+from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.preflight import preflight
 from rlskit.threat import Meter, attackers_view
 
 RISKS = ("mean", "gibbs")
 """Of which answer the attacker ascends the loss: the draws' mean prediction, or each draw's own."""
+
+
+def check_risk(risk: str) -> None:
+    """Require one of `RISKS`.
+
+    Raises:
+        RequestError: It is another.
+    """
+    if risk not in RISKS:
+        raise RequestError(f"--risk {risk!r} is unknown; it is one of {', '.join(RISKS)}")
 
 
 @dataclass(frozen=True)
@@ -88,8 +99,10 @@ class Threat:
         if self.protocol == "eot" or (known is not None and self.n_attacked >= known):
             return ()
         stated = self.attack.stated
-        eps, path = stated.get("eps", 0.01), model.path or "CHECKPOINT"
-        again = f"rlskit attack {path} --protocol adaptive --eps {eps:.4g}"
+        eps = f"{stated['eps']:.4g}" if "eps" in stated else "EPS"
+        again = f"rlskit attack {model.path or 'CHECKPOINT'} --protocol adaptive --eps {eps}"
+        if self.attack.norm not in (None, "linf"):
+            again += f" --norm {self.attack.norm}"
         if stated["pixel_range"] != "0:1":
             again += f" --pixel-range {stated['pixel_range']}"
         return (

@@ -56,8 +56,13 @@ class Card:
         """Return the data set to use when none is named: what the model was made for.
 
         Raises:
-            RequestError: That was a folder or file; a path from a checkpoint is not followed.
+            RequestError: That was a folder or file; a path from a checkpoint is not followed. Or
+                the weights come from elsewhere, and nothing says.
         """
+        if not self.data and self.trained:
+            raise RequestError(
+                "the checkpoint does not say what data its weights are for; name it with --data"
+            )
         if ":" in self.data:
             raise RequestError(
                 f"the model was made for {self.data}, but a path from a checkpoint is not "

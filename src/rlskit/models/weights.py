@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,8 @@ def _read_torch(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = first_line(error)
+        more = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error)
+        reason = "it holds more than tensors" if more else first_line(error)
         raise RequestError(
             f"{path} cannot be read as plain weights ({reason}); save it as safetensors"
         ) from error

@@ -15,21 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from rlskit import checkpoint
-from rlskit.attacks import PreparedAttack
-from rlskit.attacks.options import READERS
-from rlskit.attacks.requests import prepare_all
 from rlskit.data import load as load_data
 from rlskit.defenses import defense_of, draws
 from rlskit.devices import choose_device
 from rlskit.errors import RlskitError
 from rlskit.evaluation.adaptive import PROTOCOL as ADAPTIVE
 from rlskit.models.banks import BankedModel
+from rlskit.recipes.checking import prepared, samples_of, train_options
 from rlskit.recipes.recipe import Recipe
 from rlskit.recipes.stages import Stage
-from rlskit.training import TrainOptions
+from rlskit.training.batch_norm import has_batch_norm
 
 SIZES = {
     "digits": (1437, 360),
@@ -155,7 +152,7 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
     if stage.command == "train":
         return _train_cost(stage, model, images)
     own = 10 if stage.command == "diversity" else defense_of(model).samples(model)
-    samples = max(map(int, str(stage.options.get("n-samples", own)).split(",")))
+    samples = max(samples_of(stage) or (own,))
     repeats = int(stage.options.get("repeats", own if stage.command == "diversity" else 1))
     scored = images * samples * repeats
     if stage.command != "attack":
@@ -176,29 +173,6 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
 def hours_of(found: Cost, speed: tuple[float, float]) -> float:
     """Return the hours that passes take at so many seconds per forward and per backward pass."""
     return (found.forwards * speed[0] + found.backwards * speed[1]) / 3600
-
-
-def prepared(stage: Stage) -> list[PreparedAttack]:
-    """Return the attacks of an `attack` stage, their options checked and completed.
-
-    The adaptive protocol chooses its attacks itself, when it has the model.
-
-    Raises:
-        RequestError: A method or an option is wrong.
-    """
-    given = {
-        name.replace("-", "_"): value
-        for name, value in stage.options.items()
-        if value is not False  # left out
-    }
-    if given.get("protocol") == ADAPTIVE:
-        return []
-    return prepare_all(
-        str(given.get("method", "pgd")),
-        pixel_range=str(given.get("pixel_range", "0:1")),
-        engine=str(given.get("engine", "rlskit")),
-        **{name: value for name, value in given.items() if name in READERS},
-    )
 
 
 def rate(model: BankedModel) -> tuple[float, float]:
@@ -232,30 +206,16 @@ def _seconds(work: Callable[[], None], device: torch.device) -> float:
 
 def _train_cost(stage: Stage, model: BankedModel, images: int) -> Cost:
     """Count the steps, PGD's where it is trained against, BatchNorm's passes and the held-out."""
-    options = _train_options(stage)
+    options = train_options(stage)
     held = round(images * options.holdout)
     seen = images - held
     plans = defense_of(model).group(model, options.group_size, torch.Generator().manual_seed(0))
     steps = seen * len(plans) * (1 + options.adversarial_steps * (options.adversarial != "none"))
     batches = min(options.bn_batches, math.ceil(seen / options.batch_size))
-    norms = any(isinstance(module, _BatchNorm) for module in model.modules())
+    norms = has_batch_norm(model)
     again = min(batches * options.batch_size, seen) * model.num_banks * norms
     scored = held * defense_of(model).samples(model)
     return Cost(seen, options.epochs * (steps + again + scored), options.epochs * steps)
-
-
-def _train_options(stage: Stage) -> TrainOptions:
-    """Return those of the options that decide what it costs."""
-    defaults = TrainOptions()
-    given = {}
-    for name in (
-        "epochs", "batch_size", "group_size", "holdout", "bn_batches", "adversarial",
-        "adversarial_steps",
-    ):  # fmt: skip
-        text = stage.options.get(name.replace("_", "-"))
-        if text is not None:
-            given[name] = type(getattr(defaults, name))(text)
-    return TrainOptions(**given)
 
 
 def _count(stage: Stage, split: str) -> int | None:

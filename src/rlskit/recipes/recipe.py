@@ -12,6 +12,7 @@ In a row, `COMMAND = false` leaves the command out.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -249,6 +250,16 @@ def _check_paper(paper: Mapping[str, Any], values: Mapping[str, Any], path: Path
             raise RequestError(f"{path}: paper.{row} is no row; {hint}")
         _require_table(numbers, f"{path}: paper.{row}")
         _require_known(numbers, tuple(values["columns"]), f"{path}: paper.{row}")
+        for column, number in numbers.items():
+            if not isinstance(number, str) and not _finite(number):
+                raise RequestError(
+                    f"{path}: paper.{row}.{column} is a number or a text, not {number}; leave out "
+                    "what the paper does not have"
+                )
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _check_name(name: str, where: str, reserved: Sequence[str]) -> None:

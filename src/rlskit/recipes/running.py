@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 
+from rlskit.devices import choose_device
 from rlskit.errors import RequestError, RunError
 from rlskit.evaluation.subject import LIBRARIES
 from rlskit.files import write_text
-from rlskit.recipes.cost import prepared
+from rlskit.recipes.checking import check_options
 from rlskit.recipes.recipe import Recipe, load, nearest
 from rlskit.recipes.stages import Stage, sha256
 from rlskit.recipes.table import markdown
@@ -133,8 +134,7 @@ def check_stages(recipe: Recipe, folder: Path, check: Check | None) -> None:
         try:
             if check is not None:
                 check(stage.arguments(folder))
-            if stage.command == "attack":
-                prepared(stage)
+            check_options(stage)
         except RequestError as error:
             raise RequestError(f"{recipe.path}: stage {stage.name}: {error}") from error
 
@@ -168,10 +168,11 @@ def _mark(stage: Stage, folder: Path) -> dict[str, str | None]:
     return {"fingerprint": stage.fingerprint(), "input": digest}
 
 
-def _surroundings() -> dict[str, str]:
+def _surroundings(stage: Stage) -> dict[str, str]:
     """Return what must be the same for an interrupted attack to go on: results depend on it."""
     versions = {name: version(name) for name in LIBRARIES}
-    return {**versions, "threads": str(torch.get_num_threads())}
+    device = choose_device(str(stage.options.get("device", "auto"))).type
+    return {**versions, "threads": str(torch.get_num_threads()), "device": device}
 
 
 def _run_stage(stage: Stage, folder: Path, execute: Execute) -> int:
@@ -180,15 +181,16 @@ def _run_stage(stage: Stage, folder: Path, execute: Execute) -> int:
     Raises:
         StageError: The command failed.
     """
-    mark, output = {**_mark(stage, folder), "with": _surroundings()}, folder / stage.output
+    mark, output = {**_mark(stage, folder), "with": _surroundings(stage)}, folder / stage.output
     state = _state(stage, folder)
     if {name: state.get(name) for name in mark} != mark:
-        _remove(stage, folder)  # another run's
+        _set_aside(stage, folder)  # another run's
     output.unlink(missing_ok=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     _note_state(stage, folder, **mark, finished=False)
     start = time.perf_counter()
     code = execute(stage.arguments(folder))
+    _settle(stage, folder, refused=code == RequestError.exit_code, state=state)
     if code not in (0, GATE):
         what = "was interrupted" if code >= 128 else f"failed with exit code {code}"
         raise StageError(
@@ -201,10 +203,35 @@ def _run_stage(stage: Stage, folder: Path, execute: Execute) -> int:
     return code
 
 
-def _remove(stage: Stage, folder: Path) -> None:
-    """Remove what another version of a stage left, blocks of an unfinished attack included."""
-    if stage.output.name == "results.json":
-        shutil.rmtree(folder / stage.output.parent, ignore_errors=True)
+def _set_aside(stage: Stage, folder: Path) -> None:
+    """Move away what another version of a stage left, blocks of an unfinished attack included."""
+    left = _left(stage, folder)
+    shutil.rmtree(_aside(stage, folder), ignore_errors=True)
+    if left.exists():
+        _aside(stage, folder).mkdir()
+        left.rename(_aside(stage, folder) / left.name)
+
+
+def _settle(stage: Stage, folder: Path, *, refused: bool, state: dict[str, Any]) -> None:
+    """Drop what was set aside; or put it back, where the command refused the new request."""
+    left = _left(stage, folder)
+    before = _aside(stage, folder) / left.name
+    if refused and before.exists():
+        if left.is_dir():
+            shutil.rmtree(left)
+        before.rename(left)
+        _note_state(stage, folder, **state)
+    shutil.rmtree(_aside(stage, folder), ignore_errors=True)
+
+
+def _left(stage: Stage, folder: Path) -> Path:
+    """Return all that a stage writes: a cell's folder, or a model's file."""
+    cell = stage.output.name == "results.json"
+    return folder / (stage.output.parent if cell else stage.output)
+
+
+def _aside(stage: Stage, folder: Path) -> Path:
+    return folder / "stages" / f"{stage.name.replace('/', '.')}.before"
 
 
 def _claim(folder: Path) -> None:

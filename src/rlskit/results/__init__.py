@@ -2,7 +2,14 @@
 
 from rlskit.results.comparison import Comparison, Difference, Pair
 from rlskit.results.finished import Finished, read_answers, read_run
-from rlskit.results.journal import ADVERSARIAL, RESULTS, Journal, free_folder, refuse_finished
+from rlskit.results.journal import (
+    ADVERSARIAL,
+    RESULTS,
+    Journal,
+    clear,
+    free_folder,
+    refuse_finished,
+)
 from rlskit.results.plots import check_plot, plot_transfer
 from rlskit.results.result import SCHEMA, Result, dump
 from rlskit.results.table import (
@@ -27,6 +34,7 @@ __all__ = [
     "accuracy_table",
     "broken_by",
     "check_plot",
+    "clear",
     "comparison_table",
     "diversity_table",
     "dump",

@@ -63,7 +63,7 @@ class Journal:
         if folder is None:
             return
         if force:
-            _clear(folder)
+            clear(folder)
         else:
             _refuse_another(folder, request)
         (folder / "blocks").mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,10 @@ class Journal:
         return self.folder / "blocks" / f"{repeat}-{first}.safetensors"
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
+    """Remove a run, and those of several attacks in its subfolders; other files stay."""
+    for manifest in folder.glob(f"*/{MANIFEST}"):
+        clear(manifest.parent)
     for name in (RESULTS, PER_IMAGE, ADVERSARIAL, MANIFEST):
         (folder / name).unlink(missing_ok=True)
     for block in (folder / "blocks").glob("*.safetensors"):

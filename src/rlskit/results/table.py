@@ -31,7 +31,7 @@ _TESTS = (
 def accuracy_table(results: Sequence[Result]) -> Table:
     """Return one row per result and accuracy, with protocol, interval and denominator."""
     first = results[0]
-    table = Table(title=heading(first), title_justify="left")
+    table = Table(title=escape(heading(first)), title_justify="left")
     if first.attack:
         table.add_column("attack")
     table.add_column("accuracy of")
@@ -55,7 +55,7 @@ def diversity_table(result: Result) -> Table:
     """Return the diversity measures with their spread over repeats."""
     assert result.agreement is not None
     title = f"{heading(result)} · {result.n_samples} draws, {result.repeats} repeats"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("measure")
     table.add_column("mean", justify="right")
     table.add_column("std over repeats", justify="right")
@@ -97,7 +97,7 @@ def transfer_table(result: Result) -> Table:
     assert transfer is not None
     title = f"{heading(result)} · {result.n_samples} draws, {result.repeats} repeats"
     table = Table.grid()
-    table.title, table.title_justify = title, "left"
+    table.title, table.title_justify = escape(title), "left"
     headlines = {
         "cosine": f"cosine of the loss gradients of draws i and j, {result.data['n']} images",
         "transferability": f"transferability of {attack_label(result)} from draw i to draw j "
@@ -125,7 +125,7 @@ def comparison_table(rows: Mapping[str, Sequence[Result]], title: str) -> Table:
     heads = [[_attack_head(result) for result in results[:-1]] for results in rows.values()]
     if any(head != heads[0] for head in heads):
         raise RequestError("a comparison needs the same attacks and protocols in every row")
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("defense")
     table.add_column("N", justify="right")
     table.add_column("clean %\n95 % interval", justify="right")

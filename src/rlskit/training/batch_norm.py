@@ -83,3 +83,8 @@ def _averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
 
 def _train(norm: Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001
     norm.train()  # at every pass: the model may return itself to eval mode in between
+
+
+def has_batch_norm(model: Module) -> bool:
+    """Whether a model's training needs more than one image at a time."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())

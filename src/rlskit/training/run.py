@@ -19,7 +19,7 @@ from rlskit.errors import RequestError, RunError
 from rlskit.models.banks import BankedModel
 from rlskit.threat import mean_log_probabilities
 from rlskit.training.adversarial import pgd_images
-from rlskit.training.batch_norm import reestimate_batch_norm
+from rlskit.training.batch_norm import has_batch_norm, reestimate_batch_norm
 from rlskit.training.files import EpochRecord, Files, TrainingResult
 from rlskit.training.losses import group_loss, separate_loss
 from rlskit.training.options import TrainOptions
@@ -49,6 +49,8 @@ class Run:
         self.data, self.held_out = split(whole, options)
         self.defense = defense_of(model)
         self.objective = objective(model, options)
+        if options.batch_size == 1 and has_batch_norm(model):
+            raise RequestError("--batch-size 1 is too small: BatchNorm needs at least 2 images")
         self.steps_per_epoch = _steps_per_epoch(len(self.data), options.batch_size)
         self.optimizer = torch.optim.SGD(
             model.parameters(),
@@ -205,6 +207,7 @@ class Run:
         model, whole = self.model, self.whole
         record: dict[str, Any] = {
             "data": whole.name,
+            "split": whole.split,
             "data_sha256": whole.sha256,
             "images": len(self.data),
             "epochs": last.epoch,
