@@ -1,6 +1,7 @@
 """The five attacks: known optima, equality with torchattacks, and what no attack may do."""
 
 import contextlib
+import copy
 import io
 import math
 from collections.abc import Callable, Iterator
@@ -531,6 +532,16 @@ def test_non_finite_logits_are_not_a_result(method: str, bad: float) -> None:
 def test_non_finite_gradients_are_not_a_result(method: str) -> None:
     with pytest.raises(UntrustedError, match="NaN or infinite gradients"):
         run(method, Blowup(), torch.rand(3, *SHAPE), torch.tensor([0, 0, 0]))
+
+
+def test_deepfool_passes_the_boundary_by_more_than_rounding() -> None:
+    """The same network in float64 rounds otherwise, as it does in other batches."""
+    model, images, labels = net_and_images(3, n=32)
+    found = deepfool(model, images, labels, overshoot=0.0, generator=generator())
+    fooled = model(found).argmax(1) != labels
+    assert fooled.float().mean() > 0.5
+    precise = copy.deepcopy(model).double()(found.double()).argmax(1) != labels
+    assert torch.equal(precise, fooled)
 
 
 def test_upstream_deepfool_is_caught_where_it_returns_nan() -> None:

@@ -546,6 +546,8 @@ def test_warnings(rls: BankedModel) -> None:
     assert own.warnings == (
         "TRAINING IMAGES: the model was trained on the images it is scored on.",
     )
+    (some,) = evaluate(rls, small_models.digits(50, "train"))
+    assert some.warnings == own.warnings  # also where only some of them are scored
     (honest,) = evaluate(rls, DATA)
     assert honest.warnings == ()
 
@@ -560,6 +562,10 @@ def test_an_optimistic_protocol_is_called_that(rls: BankedModel, undefended: Ban
         assert warning.startswith(f"OPTIMISTIC: the attacker of this rls saw {count} of its draws")
         assert "`rlskit attack CHECKPOINT --protocol adaptive --eps 0.15" in warning
         assert ("--pixel-range -1:1`" in warning) == ("pixel_range" in protocol)
+    (in_l2,) = attack(rls, data, method="pgd-l2", eps=0.5, steps=1, n_samples=2).warnings
+    assert "--protocol adaptive --eps 0.5 --norm l2`" in in_l2
+    (least,) = attack(rls, data, method="deepfool", steps=1, n_samples=2).warnings
+    assert "--protocol adaptive --eps EPS`" in least
     assert attack(rls, data, **few, protocol="eot", n_attacked=2).warnings == ()
     assert attack(undefended, data, **few).warnings == ()
     ensemble = small_models.model(2, "ensemble", layers=1)

@@ -83,6 +83,7 @@ def test_broken_running_statistics_are_named() -> None:
         (lambda x: honest(x).log(), "NaN or infinite logits"),
         (lambda x: honest(x) / 0, "NaN or infinite logits"),
         (lambda x: honest(x) + torch.randn(4, 10), "claims no randomness but answers"),
+        (lambda x: honest(x) + x.mean(), "differently among others than alone"),
     ],
 )
 def test_answers(answer: Callable[[Tensor], Tensor], message: str) -> None:
@@ -111,6 +112,16 @@ def test_gradients(answer: Callable[[Tensor], Tensor], message: str) -> None:
     checks.check_gradients(Answering(honest), images, labels)
     with pytest.raises(UntrustedError, match=f"gradients at the images are {message}"):
         checks.check_gradients(Answering(answer), images, labels)
+
+
+def test_logits_cut_off_from_the_images() -> None:
+    """As by JPEG or NumPy inside: no attack can differentiate it, which is not robustness."""
+    hidden = Answering(lambda x: honest(x.detach()))
+    labels = honest(IMAGES).argmax(1)
+    with pytest.raises(UntrustedError, match="do not depend differentiably on its images"):
+        checks.check_gradients(hidden, IMAGES, labels)
+    with pytest.raises(UntrustedError, match="do not depend differentiably on its images"):
+        prepare("pgd", eps=0.1)(hidden, IMAGES, labels, generator=torch.Generator())
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, method: str, act: Callable[..., Tensor]) -> None:

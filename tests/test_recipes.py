@@ -208,6 +208,7 @@ def test_flags_lists_and_tables_on_the_command_line(recipe: Path) -> None:
         ("columns.train.eval={}", "is not convert or train"),
         ("paper.rls.pdg=1", "paper.rls: 'pdg' is unknown; did you mean pgd?"),
         ("paper.rsl.pgd=1", "paper.rsl is no row; did you mean rls?"),
+        ("paper.rls.pgd=nan", "paper.rls.pgd is a number or a text, not nan"),
         ("attack.out=x", "out is decided by `rlskit run`"),
         ("train=3", "train is a table of values, not 3"),
         ("rows.rls=3", "rows.rls is a table of values, not 3"),
@@ -227,6 +228,12 @@ def test_what_is_unknown_is_named_with_the_nearest(recipe: Path, change: str, sa
         ("train.epochs=many", "stage rls/train: "),
         ("columns.pgd.attack.method=pdg", "stage rls/pgd: "),
         ("columns.pgd.attack.eps=3", "stage rls/pgd: --eps"),
+        ("columns.pgd.attack.protocol=etot", "stage rls/pgd: --protocol 'etot' is unknown"),
+        ("columns.pgd.attack.risk=most", "stage rls/pgd: --risk 'most' is unknown"),
+        ("columns.pgd.attack={protocol='adaptive'}", "stage rls/pgd: --method is no option"),
+        ("columns.clean.eval.n-samples=x", "stage rls/clean: --n-samples 'x' is not a number"),
+        ("columns.kappa.diversity.transfer=true", "stage rls/kappa: --transfer is of"),
+        ("train.loss=mes", "stage rls/train: --loss 'mes' is unknown"),
     ],
 )
 def test_options_are_checked_before_anything_runs(recipe: Path, change: str, said: str) -> None:
@@ -276,6 +283,22 @@ def test_a_failed_stage_is_named_and_the_rest_goes_on(recipe: Path) -> None:
     go(recipe, commands)
     assert commands.ran == STAGES[3:]
     assert commands.left["rls/pgd"]  # its blocks are continued
+
+
+def test_what_a_command_refuses_leaves_what_was_there(recipe: Path) -> None:
+    commands = Commands()
+    go(recipe, commands)
+    for name, change in (
+        ("rls/pgd", "rows.rls.attack.steps=7"),
+        ("none/train", "rows.none.train.lr=2"),
+    ):
+        commands.codes = {name: 2}
+        with pytest.raises(recipes.StageError, match=f"stage {name} failed with exit code 2"):
+            go(recipe, commands, sets=[change])
+        assert not list(Path("out/stages").glob("*.before"))
+    commands.codes.clear()
+    go(recipe, commands)
+    assert commands.ran == []
 
 
 def test_an_interrupted_stage_keeps_its_exit_code(recipe: Path) -> None:
