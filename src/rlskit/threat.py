@@ -33,7 +33,7 @@ def protocol_of(protocol: str | None, n_attacked: int) -> str:
         return "transfer" if n_attacked == 1 else "multi"
     if protocol not in PROTOCOLS:
         raise RequestError(
-            f"--protocol {protocol!r} is unknown; it is one of {', '.join(PROTOCOLS)}"
+            f"--protocol {protocol!r} is unknown; it is one of {', '.join(PROTOCOLS)} or adaptive"
         )
     if protocol == "transfer" and n_attacked != 1:
         raise RequestError(f"--protocol transfer attacks 1 draw, not {n_attacked}; use multi")

@@ -33,8 +33,8 @@ class EvalOptions:
     per_example: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_samples is not None and min(self._given(), default=0) < 1:
-            raise RequestError(f"--n-samples must be at least 1, not {self.n_samples}")
+        if self.n_samples is not None and (least := min(self._given(), default=0)) < 1:
+            raise RequestError(f"--n-samples must be at least 1, not {least}")
         for flag, value in (("--repeats", self.repeats), ("--batch-size", self.batch_size)):
             if value < 1:
                 raise RequestError(f"{flag} must be at least 1, not {value}")

@@ -163,7 +163,7 @@ def _stages(
 def _model_stages(name: str, row: Mapping[str, Any], values: Mapping[str, Any]) -> list[Stage]:
     """Return `convert`, and `train` where the recipe or the row has options for it."""
     options = _options(values, "convert", row.get("convert", {}))
-    if "name" not in options:
+    if not isinstance(options.get("name"), str):
         raise RequestError(f"rows.{name} has no network; give [convert] a name")
     stages = [Stage(f"{name}/convert", "convert", options, None)]
     train = row.get("train", {} if "train" in values else False)
