@@ -72,8 +72,8 @@ def ead(
     descend = {"adam": _adam, "fista": _fista}[optimizer]
 
     def distance(delta: Tensor) -> Tensor:
-        l1 = _norm(delta, 1)
-        return l1 if decision_rule == "l1" else _norm(delta, 2).square() + beta * l1
+        l1 = delta.abs().sum((1, 2, 3))
+        return l1 if decision_rule == "l1" else delta.square().sum((1, 2, 3)) + beta * l1
 
     def solve(clean: Tensor, own: Tensor) -> Tensor:
         def run(constants: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,8 +160,3 @@ def _fista(
         previous, x = x, (task.clean + F.softshrink(z - task.clean, beta)).clamp(*bounds)
         y = x.lerp(previous, -step / (step + 3))
         yield x, None
-
-
-def _norm(delta: Tensor, order: int) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(delta, order, dim=(1, 2, 3))
-    return norm
