@@ -5,6 +5,7 @@ import copy
 import io
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -782,6 +783,28 @@ def test_permuting_and_splitting_any_batch_changes_nothing(
     alone = run(method, model, images[-1:], labels[-1:], **steps)
     torch.testing.assert_close(permuted, whole[order], atol=1e-6, rtol=0)
     torch.testing.assert_close(alone, whole[-1:], atol=1e-6, rtol=0)
+
+
+def test_upstream_says_how_many_classes_it_needs() -> None:
+    model, images, labels = net_and_images(3, n=2)
+    two = nn.Sequential(model, Kept(2))
+    upstream = partial(prepare, engine="torchattacks")
+    for method, least in (("apgd-dlr", 3), ("apgd-t", 4), ("autoattack", 4)):
+        with pytest.raises(RequestError, match=f"needs at least {least} classes here, not 2"):
+            upstream(method)(two, images, labels % 2, generator=generator())
+    found = upstream("fab")(two, images, labels % 2, generator=generator())
+    assert found.shape == images.shape
+
+
+class Kept(nn.Module):
+    """The first logits only."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits[:, : self.classes]
 
 
 def test_upstream_ead_needs_ten_steps() -> None:

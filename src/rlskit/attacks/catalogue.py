@@ -295,7 +295,7 @@ ATTACKS: dict[str, Attack] = {
         defaults={"norm": "linf", "steps": 100, "restarts": 1, "target_classes": 0},
         upstream=Upstream(
             "FAB", {"norm": "norm", "steps": "steps"}, {"eps": 1e9},
-            least_classes=4, counts_classes=True, seeds_itself=True,
+            counts_classes=True, seeds_itself=True,
         ),
         compiles=False,
     ),
