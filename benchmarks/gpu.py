@@ -2,10 +2,11 @@
 
     python -m pip install -c constraints.txt -e '.[benchmarks]'
     python benchmarks/gpu.py                             # on CUDA; --compile for compiled PGD
-    python benchmarks/gpu.py --device cpu --limit 4 --side 64 --rounds 1       # that it runs at all
+    python benchmarks/gpu.py --device cpu --limit 4 --side 64      # that it runs at all
 
 Both attack the same network of random weights (10 classes, labels its own answers: the cost is that
-of a trained one, DeepFool's number of steps is not) by turns; the best of the rounds counts.
+of a trained one, DeepFool's number of steps is not) in turn; the best of three runs counts,
+of fewer where they are long.
 torchattacks' DeepFool takes one image at a time, so it is measured on few.
 """
 
@@ -13,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
 
 import torch
 import torchattacks
@@ -22,22 +21,11 @@ from torch import Tensor
 
 import rlskit
 from rlskit.attacks import prepare
+from rlskit.recipes.cost import seconds_of
 from rlskit.threat import attackers_view
 
 EPS, STEPS = 2 / 255, 10
 TARGETS = {"pgd": 3.0, "deepfool": 50.0}
-
-
-def seconds(work: Callable[[], Tensor], device: torch.device, rounds: int) -> float:
-    """Return the best of some rounds after one that does not count, with the device idle."""
-    times = []
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
 
 
 def main() -> None:
@@ -48,7 +36,6 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=256, help="images in a batch")
     parser.add_argument("--few", type=int, default=8, help="images of torchattacks' DeepFool")
     parser.add_argument("--side", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="compile what PGD attacks")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -86,8 +73,8 @@ def main() -> None:
             found: Tensor = peer(images[:few], labels[:few])
             return found
 
-        fast = arguments.limit / seconds(run, device, arguments.rounds)
-        slow = few / seconds(run_peer, device, 1 if name == "deepfool" else arguments.rounds)
+        fast = arguments.limit / seconds_of(run, device)
+        slow = few / seconds_of(run_peer, device)
         print(
             f"{name}: {fast:.1f} images/s, torchattacks {slow:.1f}: {fast / slow:.2f} x "
             f"(target >= {TARGETS[name]:.0f} on a GPU)",

@@ -188,11 +188,11 @@ def rate(model: BankedModel) -> tuple[float, float]:
     def both() -> None:
         draw(images.clone().requires_grad_()).sum().backward()
 
-    ahead, whole = _seconds(forward, model.device), _seconds(both, model.device)
+    ahead, whole = seconds_of(forward, model.device), seconds_of(both, model.device)
     return ahead / count, max(whole - ahead, 0.0) / count
 
 
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     """Return the best of three times after one that is not counted; of fewer if they are long."""
     times: list[float] = []
     while len(times) < 2 or (len(times) < 4 and sum(times) < 1):
