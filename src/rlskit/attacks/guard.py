@@ -68,5 +68,5 @@ def require_path(logits: Tensor) -> None:
     if not logits.requires_grad:
         raise UntrustedError(
             "the model's logits do not depend differentiably on its images, so gradient attacks "
-            "cannot work; the model hides its gradients, or attack it by square or transfer"
+            "cannot work; attack it by square, or by transfer from another model"
         )
