@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rlskit.conversion import JITTER, convert
 from rlskit.errors import RequestError, RlskitError
 from rlskit.models import BankedModel, list_models, resolve
+from rlskit.models.building import build_on_meta, configure
 from rlskit.models.stem import set_input_channels
 from rlskit.models.trace import tensor_names
 
@@ -161,6 +162,25 @@ def test_small_images_give_resnets_the_stem_of_the_cifar_literature(name: str) -
     with torch.no_grad():
         assert network.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     assert seen == [(2, 64, 32, 32)]  # 7x7 and pooled it would be 8 x 8
+
+
+@pytest.mark.parametrize(
+    ("name", "pools"),
+    [
+        ("densenet121", 0),
+        ("dpn68", 0),
+        ("legacy_seresnet18", 0),
+        ("ese_vovnet19b_slim", 3),  # between its stages
+        ("seresnext26ts", 0),
+        ("torchvision:googlenet", 12),  # three between stages, nine in them
+        ("torchvision:shufflenet_v2_x0_5", 0),
+        ("torchvision:squeezenet1_1", 2),
+    ],
+)
+def test_small_images_drop_the_max_pool_of_the_stem_and_no_other(name: str, pools: int) -> None:
+    task: dict[str, Any] = {"classes": 10, "channels": 3, "image_size": (32, 32)}
+    network = build_on_meta(configure(resolve(name), **task, small_images=True))
+    assert sum(isinstance(m, nn.MaxPool2d) for m in network.modules()) == pools
 
 
 @pytest.mark.parametrize("name", ["timm:vgg16", "torchvision:vgg16"])

@@ -11,7 +11,10 @@ from torch import nn
 from rlskit.errors import RequestError
 from rlskit.models.stem import first_convolution
 
-_STEM_POOLS = ("maxpool", "features.pool0", "stem.pool", "stem_pool")
+_STEM_POOLS = (
+    "maxpool", "maxpool1", "pool0", "stem.pool", "stem_pool",
+    "features.pool0", "features.conv1_pool",
+)  # fmt: skip
 
 
 def adapt_to_small_images(network: nn.Module) -> None:
@@ -31,6 +34,8 @@ def adapt_to_small_images(network: nn.Module) -> None:
         )
     path, conv = found
     pools = [pool for pool in _STEM_POOLS if _has(network, pool)]
+    if type(network).__name__ == "SqueezeNet":
+        pools = ["features.2"]  # it numbers its layers
     if conv.stride == (1, 1) and not pools:
         raise RequestError(
             f"--small-images has nothing to change: {type(network).__name__} starts with stride 1"

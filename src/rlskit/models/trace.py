@@ -132,7 +132,7 @@ def _unusable(network: nn.Module, shape: tuple[int, int, int], error: Exception)
     reason = first_line(error)
     return RequestError(
         f"{type(network).__name__} cannot process images of {channels}x{height}x{width} "
-        f"({reason}); choose another --image-size or --in-chans"
+        f"({reason}); choose another --image-size or --in-chans, and no --small-images"
     )
 
 
