@@ -12,8 +12,9 @@ import pytest
 from rlskit import recipes
 from rlskit.cli import run as command
 from rlskit.cli.recipe import _check
+from rlskit.defenses import DEFENSES, defense_of
 from rlskit.errors import RequestError
-from rlskit.recipes.cost import cost
+from rlskit.recipes.cost import Cost, cost
 from rlskit.recipes.reading import merged, read
 from small_models import model as small_model
 
@@ -273,6 +274,19 @@ def test_a_second_run_does_what_has_changed_and_what_depends_on_it(recipe: Path)
     assert commands.ran == STAGES
 
 
+def test_other_images_in_a_folder_run_everything_again(recipe: Path) -> None:
+    commands, image = Commands(), Path("images/test/0/a.png")
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"one")
+    other = image.with_name("b.png")
+    for change in (lambda: None, lambda: image.write_bytes(b"four"), lambda: image.rename(other)):
+        change()
+        go(recipe, commands, sets=["all.data=folder:images"])
+        assert commands.ran == STAGES
+        go(recipe, commands, sets=["all.data=folder:images"])
+        assert commands.ran == []
+
+
 def test_a_failed_stage_is_named_and_the_rest_goes_on(recipe: Path) -> None:
     commands = Commands({"rls/pgd": 4})
     with pytest.raises(recipes.StageError, match="stage rls/pgd failed with exit code 4") as failed:
@@ -382,6 +396,17 @@ def test_adversarial_training_costs_its_steps_as_well(recipe: Path) -> None:
     sets = ["train.adversarial=pgd", "train.adversarial-steps=4", "train.holdout=0"]
     found = costs(recipe, [*sets, "train.bn-batches=0"])
     assert found["rls/train"] == (64, 64 * 3 * 5, 64 * 3 * 5)
+
+
+def test_what_is_held_out_is_attacked_too_and_scored_by_ten_draws_at_most(recipe: Path) -> None:
+    sets = ["train.adversarial=pgd", "train.adversarial-steps=4", "train.bn-batches=0"]
+    found = costs(recipe, sets)  # of 64 images 3 are held out
+    assert found["rls/train"] == (61, 61 * 3 * 5 + 3 * (3 * 4 + 10), 61 * 3 * 5 + 3 * 3 * 4)
+    (train,) = (s for s in recipes.load(recipe, sets[2:]).stages if s.name == "none/train")
+    model = small_model(1, "rse")
+    model.card.settings.update(DEFENSES["rse"].settings)
+    assert defense_of(model).samples(model) == 50
+    assert cost(train, model) == Cost(61, 61 + 3 * 10, 61)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")

@@ -18,7 +18,7 @@ import torch
 
 from rlskit import checkpoint
 from rlskit.data import load as load_data
-from rlskit.defenses import defense_of, draws
+from rlskit.defenses import classifier_of, defense_of, draws
 from rlskit.devices import choose_device
 from rlskit.errors import RlskitError
 from rlskit.evaluation.adaptive import PROTOCOL as ADAPTIVE
@@ -27,6 +27,7 @@ from rlskit.recipes.checking import prepared, samples_of, train_options
 from rlskit.recipes.recipe import Recipe
 from rlskit.recipes.stages import Stage
 from rlskit.training.batch_norm import has_batch_norm
+from rlskit.training.run import HELD_OUT_DRAWS
 
 SIZES = {
     "digits": (1437, 360),
@@ -120,14 +121,14 @@ def estimate(recipe: Recipe, execute: Callable[[list[str]], int]) -> Estimate:
     hours: dict[str, float | None] = {}
     for made in (stage for stage in recipe.stages if stage.needs is None):
         model = _built(made, device, execute)
-        speed = None if model is None else rate(model)
+        defended = trained = None if model is None else rate(model)
+        if model is not None and defense_of(model).post_hoc:
+            trained = rate(model, bare=True)
         for stage in recipe.stages:
             if stage.converted is made:
                 costs[stage.name] = found = None if model is None else cost(stage, model)
-                if found is None or speed is None:
-                    hours[stage.name] = None
-                else:
-                    hours[stage.name] = hours_of(found, speed)
+                speed = trained if stage.command == "train" else defended
+                hours[stage.name] = hours_of(found, speed) if found and speed else None
     return Estimate(costs, hours, _described(device))
 
 
@@ -175,11 +176,17 @@ def hours_of(found: Cost, speed: tuple[float, float]) -> float:
     return (found.forwards * speed[0] + found.backwards * speed[1]) / 3600
 
 
-def rate(model: BankedModel) -> tuple[float, float]:
-    """Measure the seconds per image of one draw's forward pass, and of its backward pass."""
+def rate(model: BankedModel, *, bare: bool = False) -> tuple[float, float]:
+    """Measure the seconds per image of one draw's forward pass, and of its backward pass.
+
+    Args:
+        model: The defended model.
+        bare: Leave out what the defense does to the sampled model.
+    """
     count = 8 if model.device.type == "cpu" else 128
     images = torch.rand(count, *model.card.pixels.shape, device=model.device)
     (draw,) = draws(model, 1, seed=0, purpose="rate")
+    draw = classifier_of(draw) if bare else draw
 
     def forward() -> None:
         with torch.no_grad():
@@ -206,16 +213,17 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 def _train_cost(stage: Stage, model: BankedModel, images: int) -> Cost:
     """Count the steps, PGD's where it is trained against, BatchNorm's passes and the held-out."""
-    options = train_options(stage)
+    options, defense = train_options(stage), defense_of(model)
     held = round(images * options.holdout)
     seen = images - held
-    plans = defense_of(model).group(model, options.group_size, torch.Generator().manual_seed(0))
-    steps = seen * len(plans) * (1 + options.adversarial_steps * (options.adversarial != "none"))
+    group = len(defense.group(model, options.group_size, torch.Generator().manual_seed(0)))
+    attack = group * options.adversarial_steps * (options.adversarial != "none")
+    both_ways = seen * (group + attack) + held * attack
     batches = min(options.bn_batches, math.ceil(seen / options.batch_size))
     norms = has_batch_norm(model)
     again = min(batches * options.batch_size, seen) * model.num_banks * norms
-    scored = held * defense_of(model).samples(model)
-    return Cost(seen, options.epochs * (steps + again + scored), options.epochs * steps)
+    scored = held * min(defense.samples(model), HELD_OUT_DRAWS)
+    return Cost(seen, options.epochs * (both_ways + again + scored), options.epochs * both_ways)
 
 
 def _count(stage: Stage, split: str) -> int | None:

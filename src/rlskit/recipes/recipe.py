@@ -21,7 +21,7 @@ from typing import Any
 
 from rlskit.errors import RequestError
 from rlskit.recipes.reading import merged, read
-from rlskit.recipes.stages import MEASURING, Stage, option_text
+from rlskit.recipes.stages import MEASURING, Stage, listing, option_text
 
 SHOWN = {
     "attack": (
@@ -108,6 +108,7 @@ def load(path: str | Path, sets: Sequence[str] = ()) -> Recipe:
         RequestError: As `rlskit.recipes.reading.read`; or a key, row or column is unknown, or one
             says what it may not.
     """
+    listing.cache_clear()
     path = Path(path)
     values = read(path, sets)
     if values.get("paper") is False:

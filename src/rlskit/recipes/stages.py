@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import numbers
@@ -60,10 +61,10 @@ class Stage:
         return [*line, "--out", str(folder / out)]
 
     def fingerprint(self) -> str:
-        """Return a digest of all that decides what the stage writes, but for the data set's files.
+        """Return a digest of all that decides what the stage writes.
 
-        That is the command, its options, the files that they name, rlskit's version, and the
-        fingerprint of the stage before.
+        That is the command, its options, the files and folders that they name, rlskit's version,
+        and the fingerprint of the stage before; of data sets known by name, the name alone.
         """
         options = {
             name: value
@@ -74,6 +75,7 @@ class Stage:
             "command": self.command,
             "options": options,
             "files": {str(file): sha256(file) for file in _files(options)},
+            "folders": [listing(path) for path in _data_folders(options)],
             "version": __version__,
             "needs": None if self.needs is None else self.needs.fingerprint(),
         }
@@ -115,6 +117,27 @@ def _files(options: Mapping[str, str | bool]) -> Iterator[Path]:
         if isinstance(text, str):
             named = {text, text.rpartition(":")[0], text.partition(":")[2]} - {""}
             yield from (Path(name) for name in sorted(named) if Path(name).is_file())
+
+
+def _data_folders(options: Mapping[str, str | bool]) -> Iterator[str]:
+    """Yield PATH of every `folder:PATH`."""
+    for text in options.values():
+        if isinstance(text, str) and text.startswith("folder:"):
+            yield text.partition(":")[2]
+
+
+@functools.cache
+def listing(path: str) -> str:
+    """Return a digest of the names, sizes and times of all files in a folder of images.
+
+    It is taken once for all stages of a recipe; `recipes.load` forgets it.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(file for file in Path(path).rglob("*") if file.is_file()):
+        facts = file.stat()
+        line = f"{file.relative_to(path)} {facts.st_size} {facts.st_mtime_ns}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def sha256(file: Path) -> str:
