@@ -185,6 +185,7 @@ def test_another_scale_is_the_same_attack() -> None:
         ("pgd", {"steps": 2.5}, "--steps 2.5 is not a whole number"),
         ("pgd", {"random_start": "perhaps"}, "--random-start 'perhaps' is unknown"),
         ("deepfool", {"norm": "l1"}, "--norm 'l1' is unknown to deepfool; it is l2 or linf"),
+        ("apgd-ce", {"norm": "l2"}, "--norm l2 needs --eps, as 0.5: the default"),
         ("deepfool", {"overshoot": -1}, "--overshoot -1 must be a finite number of at least 0"),
         ("deepfool", {"top_classes": 1}, "--top-classes must be at least 2, not 1"),
         ("cw", {"c": 0}, "--c must be above 0"),

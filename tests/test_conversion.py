@@ -164,6 +164,13 @@ def test_small_images_give_resnets_the_stem_of_the_cifar_literature(name: str) -
     assert seen == [(2, 64, 32, 32)]  # 7x7 and pooled it would be 8 x 8
 
 
+def test_a_factory_may_import_what_lies_beside_it(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "beside.py").write_text(NET)
+    (folder / "sub" / "mine.py").write_text("from beside import net\n")
+    assert convert("sub/mine.py:net").card.architecture.name == "mine.py:net"
+
+
 @pytest.mark.parametrize(
     ("name", "pools"),
     [
@@ -172,6 +179,8 @@ def test_small_images_give_resnets_the_stem_of_the_cifar_literature(name: str) -
         ("legacy_seresnet18", 0),
         ("ese_vovnet19b_slim", 3),  # between its stages
         ("seresnext26ts", 0),
+        ("inception_resnet_v2", 3),  # one between its stages, two in them
+        ("torchvision:alexnet", 2),
         ("torchvision:googlenet", 12),  # three between stages, nine in them
         ("torchvision:shufflenet_v2_x0_5", 0),
         ("torchvision:squeezenet1_1", 2),
@@ -181,6 +190,15 @@ def test_small_images_drop_the_max_pool_of_the_stem_and_no_other(name: str, pool
     task: dict[str, Any] = {"classes": 10, "channels": 3, "image_size": (32, 32)}
     network = build_on_meta(configure(resolve(name), **task, small_images=True))
     assert sum(isinstance(m, nn.MaxPool2d) for m in network.modules()) == pools
+
+
+def test_small_images_leave_no_padding_where_the_pool_was() -> None:
+    task: dict[str, Any] = {"classes": 10, "channels": 3, "image_size": (32, 32)}
+    network = build_on_meta(configure(resolve("resnetv2_50x1_bit"), **task, small_images=True))
+    assert network.get_submodule("stem")(torch.zeros(1, 3, 32, 32, device="meta")).shape[2:] == (
+        32,
+        32,
+    )
 
 
 @pytest.mark.parametrize("name", ["timm:vgg16", "torchvision:vgg16"])

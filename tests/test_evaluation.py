@@ -661,6 +661,34 @@ def test_an_attack_that_breaks_its_budget_on_one_block_stops_the_run(
         attack_all(rls, DATA, attacks=[prepared], options=EvalOptions(batch_size=10))
 
 
+def test_a_class_must_have_the_number_it_had_in_training() -> None:
+    model = small_models.trained("none", 1)
+    renamed = dataclasses.replace(DATA, class_names=tuple("abcdefghij"))
+    assert evaluate(model, renamed)[0].accuracy == evaluate(model, DATA)[0].accuracy
+    moved = dataclasses.replace(DATA, class_names=("z", *"012345678"))
+    with pytest.raises(RequestError, match=r"other classes .* '0' is class 1 here and was 0$"):
+        evaluate(model, moved)
+
+
+def test_gradients_that_vanish_at_some_images_are_said() -> None:
+    """A logit that leads by over 103 leaves float32 no gradient of the cross-entropy."""
+    model = small_models.trained("none", 1)
+    for name in ("6.weight", "6.bias"):
+        small_models.tensor(model, 0, name).mul_(15)
+    with torch.no_grad():
+        logits = defenders(model, 1)[0](IMAGES)
+    right = logits.argmax(1) == LABELS
+    saturated = (logits.softmax(1) == nn.functional.one_hot(LABELS, 10)).all(1)
+    assert 0 < saturated[:4].sum() < 4  # the preflight sees some that do not
+    attacks = [prepare("pgd", eps=0.2), prepare("pgd", eps=0.2, loss="margin")]
+    ce, margin = attack_all(model, DATA, attacks=attacks, options=EvalOptions())[:2]
+    said = [warning for warning in ce.warnings if "MASKED" in warning]
+    assert said
+    assert f"at {int((saturated & right).sum())} of 50 images" in said[0]
+    assert not any("MASKED" in warning for warning in margin.warnings)
+    assert margin.accuracy["robust"]["mean"] < ce.accuracy["robust"]["mean"]
+
+
 def test_per_example_gives_each_image_draws_of_its_own(rls: BankedModel) -> None:
     """Every image is attacked and scored as if it were alone, on draws keyed by its index."""
     (result,) = evaluate(rls, DATA, n_samples=3, batch_size=16, per_example=True)

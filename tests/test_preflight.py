@@ -109,9 +109,9 @@ def test_images_out_of_range(images: Tensor) -> None:
 def test_gradients(answer: Callable[[Tensor], Tensor], message: str) -> None:
     images = 0.1 + 0.8 * torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = honest(images).argmax(1)
-    checks.check_gradients(Answering(honest), images, labels)
+    checks.check_gradients(Answering(honest), images, labels, "ce")
     with pytest.raises(UntrustedError, match=f"gradients at the images are {message}"):
-        checks.check_gradients(Answering(answer), images, labels)
+        checks.check_gradients(Answering(answer), images, labels, "ce")
 
 
 def test_logits_cut_off_from_the_images() -> None:
@@ -119,7 +119,7 @@ def test_logits_cut_off_from_the_images() -> None:
     hidden = Answering(lambda x: honest(x.detach()))
     labels = honest(IMAGES).argmax(1)
     with pytest.raises(UntrustedError, match="do not depend differentiably on its images"):
-        checks.check_gradients(hidden, IMAGES, labels)
+        checks.check_gradients(hidden, IMAGES, labels, "ce")
     with pytest.raises(UntrustedError, match="do not depend differentiably on its images"):
         prepare("pgd", eps=0.1)(hidden, IMAGES, labels, generator=torch.Generator())
 

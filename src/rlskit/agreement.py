@@ -183,7 +183,8 @@ def intervals(
     chance = 2 * p * (1 - p)
     undefined = np.full_like(apart, math.nan)
     kappa = 1 - np.divide(apart, chance, out=undefined, where=chance > 0)
-    both_wrong = 1 - p - apart / 2  # a wrong draw of a pair is wrong with the other, or alone
+    # a wrong draw of a pair is wrong with the other, or alone; rounding may end below 0
+    both_wrong = np.maximum(1 - p - apart / 2, 0)
     return Intervals(
         *(percentile_interval(found.mean(axis=1)) for found in (kappa, apart, both_wrong))
     )

@@ -34,6 +34,7 @@ class UntrustedError(RlskitError, RuntimeError):
     exit_code = 4
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of another library's error, to stand in brackets in ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def reason(error: Exception) -> str:
+    """Return the first sentence of another library's error, to stand in brackets in ours."""
+    sentence = str(error).strip().partition("\n")[0].partition(". ")[0]
+    return sentence.rstrip(".:") or type(error).__name__

@@ -14,12 +14,16 @@ from torch import Tensor, nn
 
 from rlskit.attacks import ATTACKS, PreparedAttack
 from rlskit.attacks.guard import require_path
+from rlskit.attacks.losses import LOSSES
 from rlskit.errors import UntrustedError
 from rlskit.models.banks import BankedModel
 from rlskit.pixels import check_images
 
 IMAGES = 4
 """Images that the preflight looks at."""
+
+LOOKED_AT = 64
+"""At most so many images are looked at for masked gradients."""
 
 BATCH_MATES = 1e-3
 """Change of a logit among other images, as a share of the largest, that is still rounding."""
@@ -70,17 +74,13 @@ def check_answers(draw: nn.Module, images: Tensor, classes: int) -> None:
         )
 
 
-def check_gradients(view: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """Require loss gradients at the images that are finite and not all zero.
+def check_gradients(view: nn.Module, images: Tensor, labels: Tensor, loss: str) -> None:
+    """Require gradients of the loss at the images that are finite and not all zero.
 
     Raises:
         UntrustedError: They are not: an attack would fail silently.
     """
-    points = images.detach().clone().requires_grad_()
-    logits = view(points)
-    require_path(logits)
-    loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, points)
+    _, gradient = _first_gradients(view, images, labels, loss)
     if not gradient.isfinite().all():
         raise UntrustedError("the gradients at the images are NaN or infinite; no attack can work")
     if not gradient.any():
@@ -88,6 +88,33 @@ def check_gradients(view: nn.Module, images: Tensor, labels: Tensor) -> None:
             "the gradients at the images are all zero, so gradient attacks cannot work; "
             "the model masks them"
         )
+
+
+def masked_gradients(view: nn.Module, images: Tensor, labels: Tensor, loss: str) -> int:
+    """Return how many images the view gets right with a gradient that is exactly zero.
+
+    As where the softmax saturates: an attack on that loss cannot leave them, and they would count
+    as robust.
+
+    Args:
+        view: What the attacker sees.
+        images: `[B, C, H, W]` in [0, 1].
+        labels: `[B]`.
+        loss: A key of `LOSSES`.
+    """
+    logits, gradient = _first_gradients(view, images, labels, loss)
+    stuck = ~gradient.flatten(1).any(1)
+    return int((stuck & (logits.argmax(1) == labels)).sum())
+
+
+def _first_gradients(
+    view: nn.Module, images: Tensor, labels: Tensor, loss: str
+) -> tuple[Tensor, Tensor]:
+    points = images.detach().clone().requires_grad_()
+    logits = view(points)
+    require_path(logits)
+    (gradient,) = torch.autograd.grad(LOSSES[loss](logits, labels).sum(), points)
+    return logits, gradient
 
 
 def check_attack(attack: PreparedAttack, view: nn.Module, images: Tensor, labels: Tensor) -> None:
@@ -139,5 +166,5 @@ def preflight(
     check_weights(model)
     check_answers(draw, images, model.card.classes)
     if ATTACKS[attack.method].needs == "gradients":
-        check_gradients(view, images, labels)
+        check_gradients(view, images, labels, attack.loss)
     check_attack(attack, view, images, labels)

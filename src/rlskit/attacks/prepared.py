@@ -47,6 +47,13 @@ class PreparedAttack:
         """The budget, in [0, 1]; None for an attack without one."""
         return self.params.get("eps")
 
+    @property
+    def loss(self) -> str:
+        """The key of `LOSSES` that it ascends; the margin of those that look for the boundary."""
+        known = ATTACKS[self.method]
+        defaults = {"loss": "margin", **known.defaults, **known.fixed}
+        return str(self.params.get("loss", defaults["loss"]))
+
     def __call__(
         self,
         model: nn.Module,
@@ -119,6 +126,11 @@ def prepare(
     if norm not in known.norms:
         known_norms = " or ".join(known.norms)
         raise RequestError(f"--norm {norm!r} is unknown to {method}; it is {known_norms}")
+    if known.has_budget and norm != known.norms[0] and "eps" not in given:
+        raise RequestError(
+            f"--norm {norm} needs --eps, as 0.5: the default of {method} is a budget in "
+            f"{known.norms[0]}"
+        )
     stated: dict[str, Any] = {
         option: None if value is None else read(option, value, pixel_range, norm)
         for option, value in (defaults | given).items()

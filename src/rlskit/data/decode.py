@@ -22,8 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rlskit.data.faults import reason
-from rlskit.errors import RequestError
+from rlskit.errors import RequestError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

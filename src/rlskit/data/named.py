@@ -15,8 +15,7 @@ import torch
 
 from rlskit.data.arrays import SPLITS, ArrayImages, as_pixels, check_split
 from rlskit.data.dataset import Data
-from rlskit.data.faults import reason
-from rlskit.errors import RequestError, RunError
+from rlskit.errors import RequestError, RunError, reason
 from rlskit.pixels import Pixels
 
 

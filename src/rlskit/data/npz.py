@@ -10,8 +10,8 @@ import torch
 
 from rlskit.data.arrays import SPLITS, ArrayImages, as_pixels, check_split
 from rlskit.data.dataset import Data
-from rlskit.data.faults import MissingSplitError, reason
-from rlskit.errors import RequestError
+from rlskit.data.faults import MissingSplitError
+from rlskit.errors import RequestError, reason
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.adversarial import write_adversarial
-from rlskit.data import blocks, runs
+from rlskit.data import blocks, runs, spread
 from rlskit.defenses import draws
 from rlskit.evaluation.adaptive import CLEAN, Adaptive
 from rlskit.evaluation.logits import finite_logits
@@ -21,7 +21,7 @@ from rlskit.evaluation.options import EvalOptions
 from rlskit.evaluation.subject import Subject
 from rlskit.evaluation.threats import Threat
 from rlskit.pixels import perturbation_norms, round_to_8bit
-from rlskit.preflight import IMAGES, check_answers
+from rlskit.preflight import IMAGES, LOOKED_AT, check_answers
 from rlskit.results import ADVERSARIAL, Journal, Result, summary
 from rlskit.threat import mean_log_probabilities
 from rlskit.types import Progress
@@ -85,7 +85,17 @@ class Run:
         if self.threat is not None and self.threat.save:
             self._write_adversarial(self.threat, journal)
         per_image = journal.write_per_image(summary.per_image(journal, self.options.repeats))
-        return [self._result(journal, which, per_image) for which in range(len(self.counts))]
+        masked = self._masked()
+        return [self._result(journal, n, per_image, masked) for n in range(len(self.counts))]
+
+    def _masked(self) -> tuple[str, ...]:
+        """Return a sentence where the attack's gradients vanish, told from a block's images."""
+        if self.threat is None:
+            return ()
+        model, data = self.subject.model, self.subject.data
+        some = spread(len(data), min(LOOKED_AT, self.options.batch_size, len(data)))
+        images, labels = data.images(some).to(model.device), data.labels[some].to(model.device)
+        return self.threat.masked(model, images, labels, self.options.seed)
 
     def _finish_repeat(self, repeat: int, journal: Journal, progress: Progress) -> None:
         data, options = self.subject.data, self.options
@@ -197,12 +207,14 @@ class Run:
         )
         write_adversarial(journal.folder / ADVERSARIAL, images, labels, indices, about)
 
-    def _result(self, journal: Journal, which: int, per_image: str | None) -> Result:
+    def _result(
+        self, journal: Journal, which: int, per_image: str | None, masked: tuple[str, ...]
+    ) -> Result:
         options = self.options
         facts = self.subject.facts()
         if self.threat is not None:
             facts |= self.threat.facts()
-            facts["warnings"] += self.threat.warnings(self.subject.model)
+            facts["warnings"] += masked + self.threat.warnings(self.subject.model)
         if isinstance(self.threat, Adaptive):
             repeats = range(options.repeats)
             broken_by = torch.cat([journal.column("broken_by", repeat) for repeat in repeats])

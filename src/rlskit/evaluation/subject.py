@@ -12,6 +12,7 @@ from typing import Any
 from rlskit import checkpoint
 from rlskit.adversarial import read_adversarial
 from rlskit.data import Data, load
+from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.preflight import check_weights
 
@@ -129,4 +130,21 @@ def subject_of(
         return Subject(model, file.data, digest, file.about)
     if not isinstance(data, Data):
         data = load(data or model.card.default_data(), "test")
+    _require_order_of_classes(model, data)
     return Subject(model, data.adapted(model.card.pixels, model.card.classes), digest)
+
+
+def _require_order_of_classes(model: BankedModel, data: Data) -> None:
+    """Require that a class whose name the training data had, too, has the same number here.
+
+    Raises:
+        RequestError: It has another, as where a folder lacks a class or has one more.
+    """
+    names = model.card.training[-1].get("class_names", []) if model.card.training else []
+    numbers = {str(name): number for number, name in enumerate(names)}
+    for number, name in enumerate(data.class_names):
+        if numbers.get(name, number) != number:
+            raise RequestError(
+                f"{data.name} has other classes than the model was trained on: {name!r} is class "
+                f"{number} here and was {numbers[name]}"
+            )

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from rlskit import seeds
-from rlskit.attacks import PreparedAttack
+from rlskit.attacks import ATTACKS, PreparedAttack
 from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
-from rlskit.preflight import preflight
+from rlskit.preflight import masked_gradients, preflight
 from rlskit.threat import Meter, attackers_view
 
 RISKS = ("mean", "gibbs")
@@ -119,6 +119,23 @@ class Threat:
             UntrustedError: Numbers would mean nothing.
         """
         preflight(model, draw, self.seen(model, seed=seed, repeat=0), self._attack, images, labels)
+
+    def masked(
+        self, model: BankedModel, images: Tensor, labels: Tensor, seed: int
+    ) -> tuple[str, ...]:
+        """Return a sentence where gradients vanish at some of the images."""
+        if ATTACKS[self.attack.method].needs != "gradients":
+            return ()
+        view, loss = self.seen(model, seed=seed, repeat=0), self.attack.loss
+        stuck = masked_gradients(view, images, labels, loss)
+        if not stuck:
+            return ()
+        return (
+            f"MASKED GRADIENTS: at {stuck} of {len(images)} images looked at, the gradient of the "
+            f"{loss} loss is zero although the model is right, so {self.attack.method} may leave "
+            "them where they are and they count as robust; try --loss margin, --method square or "
+            "--protocol adaptive.",
+        )
 
     def seen(
         self, model: BankedModel, *, seed: int, repeat: int, image: int | None = None

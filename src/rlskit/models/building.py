@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from rlskit.errors import RequestError, RlskitError, RunError, first_line
+from rlskit.errors import RequestError, RlskitError, RunError, reason
 from rlskit.models import own
 from rlskit.models.architecture import Architecture
 from rlskit.models.published import WITH_AUXILIARY_HEADS, load_torchvision_weights
@@ -145,13 +145,13 @@ def _factory(architecture: Architecture, pretrained: bool) -> nn.Module:
         if not pretrained:
             raise
         raise RunError(
-            f"the weights of {name} are not here and cannot be downloaded ({first_line(error)})"
+            f"the weights of {name} are not here and cannot be downloaded ({reason(error)})"
         ) from error
     except Exception as error:  # what a factory raises, of a library or one's own, is up to it
         if "allocate memory" in str(error):
             raise
         with_what = f" with {kwargs}" if kwargs else ""
-        raise RequestError(f"{name} cannot be built{with_what} ({first_line(error)})") from error
+        raise RequestError(f"{name} cannot be built{with_what} ({reason(error)})") from error
     if not isinstance(network, nn.Module):
         raise RequestError(f"{name} gives a {type(network).__name__}, not a torch.nn.Module")
     return network

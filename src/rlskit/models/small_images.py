@@ -12,7 +12,7 @@ from rlskit.errors import RequestError
 from rlskit.models.stem import first_convolution
 
 _STEM_POOLS = (
-    "maxpool", "maxpool1", "pool0", "stem.pool", "stem_pool",
+    "maxpool", "maxpool1", "maxpool_3a", "Pool1", "pool0", "stem.pool", "stem_pool",
     "features.pool0", "features.conv1_pool",
 )  # fmt: skip
 
@@ -34,8 +34,8 @@ def adapt_to_small_images(network: nn.Module) -> None:
         )
     path, conv = found
     pools = [pool for pool in _STEM_POOLS if _has(network, pool)]
-    if type(network).__name__ == "SqueezeNet":
-        pools = ["features.2"]  # it numbers its layers
+    if type(network).__name__ in ("AlexNet", "SqueezeNet"):
+        pools = ["features.2"]  # they number their layers
     if conv.stride == (1, 1) and not pools:
         raise RequestError(
             f"--small-images has nothing to change: {type(network).__name__} starts with stride 1"
@@ -43,6 +43,8 @@ def adapt_to_small_images(network: nn.Module) -> None:
     _set(network, path, _small(conv))
     for pool in pools:
         _set(network, pool, nn.Identity())
+    if "stem.pool" in pools and _has(network, "stem.pad"):
+        network.stem.pad = nn.Identity()  # type: ignore[union-attr]  # BiT pads for its pool
 
 
 def _small(conv: nn.Conv2d) -> nn.Conv2d:

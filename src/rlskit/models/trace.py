@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from rlskit.errors import RequestError, first_line
+from rlskit.errors import RequestError, reason
 
 _MAPS = {"conv1d", "conv2d", "conv3d", "linear", "bilinear"} | {
     f"conv_transpose{n}d" for n in (1, 2, 3)
@@ -129,10 +129,9 @@ def logits_of(output: object) -> Tensor:
 
 def _unusable(network: nn.Module, shape: tuple[int, int, int], error: Exception) -> RequestError:
     channels, height, width = shape
-    reason = first_line(error)
     return RequestError(
         f"{type(network).__name__} cannot process images of {channels}x{height}x{width} "
-        f"({reason}); choose another --image-size or --in-chans, and no --small-images"
+        f"({reason(error)}); choose another --image-size or --in-chans, and no --small-images"
     )
 
 

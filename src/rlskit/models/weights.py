@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rlskit.errors import RequestError, first_line
+from rlskit.errors import RequestError, reason
 from rlskit.models.trace import tensor_names
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -58,7 +58,8 @@ def load_weights(network: nn.Module, tensors: dict[str, Tensor], where: str) -> 
         where: Names the source in the error.
 
     Raises:
-        RequestError: Something is missing, unexpected, or of another shape; the first are named.
+        RequestError: Something is missing, unexpected, of another shape, or integers where the
+            network has floating-point numbers; the first are named.
     """
     wanted = tensor_names(network)
     by_tensor = {id(wanted[name]) for name in tensors if name in wanted}
@@ -73,7 +74,17 @@ def load_weights(network: nn.Module, tensors: dict[str, Tensor], where: str) -> 
         for name, tensor in wanted.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
-    odd = {"lacks": missing, "has another shape:": reshaped, "has also": unexpected}
+    integers = [
+        name
+        for name, tensor in wanted.items()
+        if name in tensors and tensor.is_floating_point() > tensors[name].is_floating_point()
+    ]
+    odd = {
+        "lacks": missing,
+        "has another shape:": reshaped,
+        "has also": unexpected,
+        "is quantized, with integers in": integers,
+    }
     for kind, names in odd.items():
         if names:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
@@ -98,9 +109,9 @@ def _read_torch(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         more = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error)
-        reason = "it holds more than tensors" if more else first_line(error)
+        why = "it holds more than tensors" if more else reason(error)
         raise RequestError(
-            f"{path} cannot be read as plain weights ({reason}); save it as safetensors"
+            f"{path} cannot be read as plain weights ({why}); save it as safetensors"
         ) from error
     if not isinstance(state, dict):
         raise RequestError(f"{path} holds a {type(state).__name__}, not a state dict")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rlskit.errors import RequestError, first_line
+from rlskit.errors import RequestError, reason
 from rlskit.results.journal import PER_IMAGE, RESULTS
 from rlskit.results.result import SCHEMA, Result
 from rlskit.results.table import attack_label
@@ -151,16 +151,16 @@ def _read_results(file: Path) -> list[Result]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise RequestError(f"{file} cannot be read as results ({reason}); {advice}") from error
+        why = reason(error)
+        raise RequestError(f"{file} cannot be read as results ({why}); {advice}") from error
     objects = found if isinstance(found, list) and found else [found]
     if not all(isinstance(one, dict) and one.pop("schema", None) == SCHEMA for one in objects):
         raise RequestError(f"{file} does not hold results of the schema {SCHEMA}; {advice}")
     try:
         return [Result(**one) for one in objects]
     except TypeError as error:
-        reason = first_line(error)
-        raise RequestError(f"{file} is not a result of {SCHEMA} ({reason}); {advice}") from error
+        why = reason(error)
+        raise RequestError(f"{file} is not a result of {SCHEMA} ({why}); {advice}") from error
 
 
 def _read_table(file: Path, result: Result) -> Answers:
@@ -202,4 +202,4 @@ def _read_columns(file: Path, names: Sequence[str]) -> dict[str, NDArray[np.int6
             "attack or eval wrote with --out"
         ) from error
     except (OSError, ValueError, KeyError) as error:
-        raise RequestError(f"{file} is damaged ({first_line(error)}); run it again") from error
+        raise RequestError(f"{file} is damaged ({reason(error)}); run it again") from error

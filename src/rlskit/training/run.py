@@ -209,6 +209,7 @@ class Run:
             "data": whole.name,
             "split": whole.split,
             "data_sha256": whole.sha256,
+            "class_names": list(whole.class_names),
             "images": len(self.data),
             "epochs": last.epoch,
             "steps": self.steps_per_epoch * last.epoch,
