@@ -97,6 +97,7 @@ def test_a_factory_that_reads_values_is_built_without_its_weights(name: str) -> 
     ("name", "layers", "blocks", "stages"),
     [
         ("resnet50", 54, 18, "conv1 layer1 layer2 layer3 layer4 fc"),
+        ("test_resnet", 16, 8, "conv1 layer1 layer2 layer3 layer4 fc"),  # its third block is odd
         ("vit_tiny_patch16_224", 50, 14, "patch_embed blocks head"),
         ("swin_tiny_patch4_window7_224", 53, 17, "patch_embed layers.0 layers.1 layers.2 "
          "layers.3 head"),

@@ -8,6 +8,7 @@ one layer. `stage`: the blocks of one parent module are. `model`: the whole netw
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -175,7 +176,8 @@ class _Anatomy:
     A unit is a module with several weights that is no mere container. A stage holds nothing but
     units of one class, side by side or in a container (besides, say, a downsampling). A block is an
     outermost unit that is no stage and whose class recurs, or that stands in a container and is no
-    larger than those (the one block of a first stage is often of a class of its own).
+    larger than those, or has the place of one of those in another stage (the one block of a stage
+    is often of a class of its own).
     """
 
     def __init__(self, network: nn.Module, weights: frozenset[str]) -> None:
@@ -188,16 +190,15 @@ class _Anatomy:
         )
         self.stages = {path for path, module in modules.items() if self._is_stage(path, module)}
         self.stages.discard("")
-        self._largest = max(
-            (
-                self._weights_below[path]
-                for path, module in modules.items()
-                if self._is_unit(path, module)
-                and self._recurring[type(module)] > 1
-                and path not in self.stages
-            ),
-            default=0,
-        )
+        recurring = [
+            path
+            for path, module in modules.items()
+            if self._is_unit(path, module)
+            and self._recurring[type(module)] > 1
+            and path not in self.stages
+        ]
+        self._largest = max((self._weights_below[path] for path in recurring), default=0)
+        self._places = set(map(_without_numbers, recurring))
         self.blocks: set[str] = set()
         self._descend("", network)
 
@@ -218,8 +219,9 @@ class _Anatomy:
         for child_path, child in _children(path, module):
             recurs = self._recurring[type(child)] > 1
             small = self._weights_below[child_path] <= self._largest
+            alike = small or _without_numbers(child_path) in self._places
             is_unit = self._is_unit(child_path, child) and child_path not in self.stages
-            if is_unit and (recurs or (_is_container(module) and small)):
+            if is_unit and (recurs or (_is_container(module) and alike)):
                 self.blocks.add(child_path)
             else:
                 self._descend(child_path, child)
@@ -242,6 +244,11 @@ class _Anatomy:
             self._is_unit(path, module) and self._recurring[type(module)] > 1
             for path, module in weighty
         )
+
+
+def _without_numbers(path: str) -> str:
+    """Return "layer.#.conv#" for "layer.3.conv1": places that differ by numbers are alike."""
+    return re.sub(r"\d+", "#", path)
 
 
 def _prefixes(path: str) -> list[str]:
