@@ -111,7 +111,7 @@ def test_dropout_drops_whole_channels_at_its_rate() -> None:
 
 
 def test_dropout_places() -> None:
-    for granularity, count in (("stage", 5), ("block", 3)):
+    for granularity, count in (("stage", 5), ("block", 4)):
         model = convert("test_resnet", defense="dropout", image_size=16, granularity=granularity)
         (draw,) = draws(model, 1, seed=0, purpose="defender")
         draw(torch.rand(1, 1, 16, 16))
