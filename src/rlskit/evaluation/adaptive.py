@@ -101,16 +101,6 @@ class Adaptive:
         """Return nothing: no other protocol sees more."""
         return ()
 
-    def masked(
-        self,
-        model: BankedModel,  # noqa: ARG002
-        images: Tensor,  # noqa: ARG002
-        labels: Tensor,  # noqa: ARG002
-        seed: int,  # noqa: ARG002
-    ) -> tuple[str, ...]:
-        """Return nothing: some parts follow the margin, or no gradient at all."""
-        return ()
-
     def preflight(
         self, model: BankedModel, draw: nn.Module, images: Tensor, labels: Tensor, seed: int
     ) -> None:

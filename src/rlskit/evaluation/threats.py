@@ -124,7 +124,8 @@ class Threat:
         self, model: BankedModel, images: Tensor, labels: Tensor, seed: int
     ) -> tuple[str, ...]:
         """Return a sentence where gradients vanish at some of the images."""
-        if ATTACKS[self.attack.method].needs != "gradients":
+        targeted = self.attack.params.get("target") is not None  # its loss does not saturate
+        if targeted or ATTACKS[self.attack.method].needs != "gradients":
             return ()
         view, loss = self.seen(model, seed=seed, repeat=0), self.attack.loss
         stuck = masked_gradients(view, images, labels, loss)
