@@ -1,6 +1,6 @@
 """What a training step of each defense costs, in ordinary steps of the same network.
 
-    python benchmarks/training.py                   # some two minutes on one thread
+    python benchmarks/training.py                   # some five minutes on one thread
 
 A step of rlskit's (K = 3 sampled models for RLS, M = 3 members for the ensembles, one network for
 the others) is compared with as many steps of the loop that everyone writes: forward, cross-entropy,
