@@ -1,6 +1,6 @@
 """What RLS costs beside the plain network: evaluation, attack and conversion, as ratios of one run.
 
-    python benchmarks/rls.py                        # some three minutes on one thread
+    python benchmarks/rls.py                        # some five minutes on one thread
 
 Both sides of a ratio run in turn, and the best of several counts: processor seconds of one thread
 for what computes, seconds on the clock for what writes files. Nothing is asserted; each number
