@@ -195,10 +195,8 @@ def test_small_images_drop_the_max_pool_of_the_stem_and_no_other(name: str, pool
 def test_small_images_leave_no_padding_where_the_pool_was() -> None:
     task: dict[str, Any] = {"classes": 10, "channels": 3, "image_size": (32, 32)}
     network = build_on_meta(configure(resolve("resnetv2_50x1_bit"), **task, small_images=True))
-    assert network.get_submodule("stem")(torch.zeros(1, 3, 32, 32, device="meta")).shape[2:] == (
-        32,
-        32,
-    )
+    images = torch.zeros(1, 3, 32, 32, device="meta")
+    assert network.get_submodule("stem")(images).shape[2:] == (32, 32)
 
 
 @pytest.mark.parametrize("name", ["timm:vgg16", "torchvision:vgg16"])

@@ -666,7 +666,7 @@ def test_a_class_must_have_the_number_it_had_in_training() -> None:
     renamed = dataclasses.replace(DATA, class_names=tuple("abcdefghij"))
     assert evaluate(model, renamed)[0].accuracy == evaluate(model, DATA)[0].accuracy
     moved = dataclasses.replace(DATA, class_names=("z", *"012345678"))
-    with pytest.raises(RequestError, match=r"other classes .* '0' is class 1 here and was 0$"):
+    with pytest.raises(RequestError, match=r"other classes .* '0' is class 1 here and was 0; use"):
         evaluate(model, moved)
 
 

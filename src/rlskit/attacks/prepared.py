@@ -51,8 +51,7 @@ class PreparedAttack:
     def loss(self) -> str:
         """The key of `LOSSES` that it ascends; the margin of those that look for the boundary."""
         known = ATTACKS[self.method]
-        defaults = {"loss": "margin", **known.defaults, **known.fixed}
-        return str(self.params.get("loss", defaults["loss"]))
+        return str({"loss": "margin", **known.defaults, **self.params, **known.fixed}["loss"])
 
     def __call__(
         self,

@@ -146,5 +146,5 @@ def _require_order_of_classes(model: BankedModel, data: Data) -> None:
         if numbers.get(name, number) != number:
             raise RequestError(
                 f"{data.name} has other classes than the model was trained on: {name!r} is class "
-                f"{number} here and was {numbers[name]}"
+                f"{number} here and was {numbers[name]}; use data of the same classes"
             )

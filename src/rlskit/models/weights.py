@@ -77,7 +77,7 @@ def load_weights(network: nn.Module, tensors: dict[str, Tensor], where: str) -> 
     integers = [
         name
         for name, tensor in wanted.items()
-        if name in tensors and tensor.is_floating_point() > tensors[name].is_floating_point()
+        if name in tensors and tensor.is_floating_point() and not tensors[name].is_floating_point()
     ]
     odd = {
         "lacks": missing,
