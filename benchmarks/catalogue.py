@@ -18,9 +18,10 @@ import torch
 
 from rlskit.models import GRANULARITIES, list_models, resolve
 from rlskit.models.building import build_on_meta, configure
+from rlskit.models.outputs import HeadlessError
 from rlskit.models.partition import partition
 from rlskit.models.published import library_pixels
-from rlskit.models.trace import HeadlessError, tensor_names, trace
+from rlskit.models.trace import tensor_names, trace
 
 CLASSES = 10
 

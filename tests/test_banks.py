@@ -329,5 +329,7 @@ def test_a_classifier_unwraps_the_logits_of_an_output_object() -> None:
 
     model = banked(Tied, SMALL)
     assert Classifier(Output(), model.normalize)(torch.zeros(3, 1, 4, 4)).shape == (3, 16)
-    with pytest.raises(RequestError, match="answers with a list, not with logits"):
+    with pytest.raises(
+        RequestError, match=r"features of shape \[3, 1, 4, 4\] 0, not \[B, classes\]"
+    ):
         Classifier(Lists(), model.normalize)(torch.zeros(3, 1, 4, 4))

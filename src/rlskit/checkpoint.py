@@ -27,6 +27,7 @@ from rlskit.files import CHECKSUM, tensor_bytes, write_tensors
 from rlskit.models.architecture import Architecture, resolve
 from rlskit.models.banks import BankedModel, Card
 from rlskit.models.building import build, build_on_meta
+from rlskit.models.outputs import check_outputs
 from rlskit.models.partition import Partition
 from rlskit.models.trace import trace
 from rlskit.pixels import Pixels
@@ -55,6 +56,7 @@ def save(model: BankedModel, path: str | Path, *, force: bool = False) -> str:
         "defense": {"name": card.defense, "bank_probs": card.bank_probs, "settings": card.settings},
         "data": card.data,
         "pretrained": card.pretrained,
+        "outputs": {"kind": card.outputs, "key": card.output_key},
         "training": card.training,
         "versions": {"rlskit": __version__, "torch": torch.__version__},
         "sha256": CHECKSUM,
@@ -225,7 +227,17 @@ def _card(metadata: dict[str, Any]) -> Card:
         data=str(metadata["data"]),
         training=[dict(record) for record in metadata["training"]],
         pretrained=str(metadata["pretrained"]),
+        outputs=_outputs(metadata)["kind"],
+        output_key=_outputs(metadata)["key"],
     )
+
+
+def _outputs(metadata: dict[str, Any]) -> dict[str, str]:
+    """Return what the network answers with; older files do not say."""
+    found = metadata.get("outputs", {})
+    kind, key = (str(found.get(name, "")) for name in ("kind", "key"))
+    check_outputs(kind)
+    return {"kind": kind, "key": key}
 
 
 def _check_fit(
@@ -234,7 +246,7 @@ def _check_fit(
     """Compare everything with the architecture on meta, before memory is spent on it."""
     meta = build_on_meta(card.architecture)
     _check_shapes(BankedModel(_copies(meta, num_banks), partition, card), tensors)
-    classes = trace(meta, card.pixels.shape).output[1]
+    classes = trace(meta, card.pixels.shape, key=card.output_key).output[1]
     if classes != card.classes:
         raise RequestError(
             f"it says {card.classes} classes, but {card.architecture.label} has {classes}"

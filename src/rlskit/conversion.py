@@ -18,6 +18,7 @@ from rlskit.errors import RequestError
 from rlskit.models.architecture import Architecture, resolve
 from rlskit.models.banks import BankedModel, Card
 from rlskit.models.building import build, build_on_meta, configure
+from rlskit.models.outputs import check_outputs, kind_of
 from rlskit.models.partition import partition
 from rlskit.models.published import library_pixels
 from rlskit.models.stem import first_convolution
@@ -52,6 +53,8 @@ def convert(
     pretrained: bool = False,
     weights: str | Path | None = None,
     init: str | None = None,
+    outputs: str = "",
+    output_key: str = "",
     seed: int = 0,
 ) -> BankedModel:
     """Build M networks of one architecture and partition them into the layers that are sampled.
@@ -80,6 +83,10 @@ def convert(
         weights: Start every bank from this file.
         init: `independent` seeds per bank (the default without weights), `copy`, or `jitter`:
             copies with a little noise.
+        outputs: What the network answers with, one of `rlskit.models.outputs.OUTPUTS`; by default
+            what its last step or its answers show.
+        output_key: Where it answers with several tensors, the key or place of the one that holds
+            the classes, as `logits`, `0` or `out.logits`; by default the first `[B, classes]`.
         seed: Seeds the initialisation.
 
     Raises:
@@ -89,6 +96,7 @@ def convert(
     if defense not in DEFENSES:
         raise RequestError(f"--defense {defense!r} is unknown; it is one of {', '.join(DEFENSES)}")
     _check_counts(num_classes=num_classes, in_chans=in_chans, image_size=image_size)
+    check_outputs(outputs)
     banks = _checked_banks(banks, defense)
     if bank_probs and defense != "rls":
         raise RequestError(f"--bank-probs is for --defense rls, not {defense}")
@@ -108,7 +116,7 @@ def convert(
         pretrained=pretrained,
     )
     on_meta = build_on_meta(architecture)  # what is wrong shows before time is spent on weights
-    shown = trace(on_meta, pixels.shape)
+    shown = trace(on_meta, pixels.shape, key=output_key, classes=wanted)
     card = Card(
         architecture=architecture,
         pixels=pixels,
@@ -118,12 +126,24 @@ def convert(
         settings={**DEFENSES[defense].settings, **(settings or {})},
         data=facts["data"],
         pretrained="library" if pretrained else Path(weights).name if weights else "",
+        outputs=outputs,
+        output_key=shown.key,
     )
     parts = partition(on_meta, shown, granularity or DEFENSES[defense].granularity, bank_only)
     networks = _banks(architecture, banks, init, pretrained=pretrained, weights=weights, seed=seed)
     model = BankedModel(networks, parts, card)
     check_effect(model)
+    card.outputs = outputs or _shown_outputs(model)
     return model
+
+
+def _shown_outputs(model: BankedModel) -> str:
+    """Return what the first bank's answers to random images show themselves to be."""
+    draw = model.sampled(torch.zeros(model.num_layers, dtype=torch.long))
+    images = torch.rand(2, *model.card.pixels.shape, generator=torch.Generator().manual_seed(0))
+    inputs = draw.normalize(images).to(draw.reading.dtype)
+    with torch.random.fork_rng(devices=[]):
+        return kind_of(draw.network, inputs, draw.reading.key)
 
 
 def _check_counts(**options: int | None) -> None:

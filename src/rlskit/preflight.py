@@ -17,6 +17,7 @@ from rlskit.attacks.guard import require_path
 from rlskit.attacks.losses import LOSSES
 from rlskit.errors import UntrustedError
 from rlskit.models.banks import BankedModel
+from rlskit.models.outputs import in_unit_range
 from rlskit.pixels import check_images
 
 IMAGES = 4
@@ -26,7 +27,8 @@ LOOKED_AT = 64
 """At most so many images are looked at for masked gradients."""
 
 BATCH_MATES = 1e-3
-"""Change of a logit among other images, as a share of the largest, that is still rounding."""
+"""Change of a logit among other images, as a share of the largest, that is still rounding; more in
+half precision."""
 
 _STEPS = {"rlskit": 2, "torchattacks": 10}  # see the budget kept; its EAD takes no fewer
 
@@ -46,8 +48,14 @@ def check_weights(model: BankedModel) -> None:
                 )
 
 
-def check_answers(draw: nn.Module, images: Tensor, classes: int) -> None:
+def check_answers(draw: nn.Module, images: Tensor, classes: int, outputs: str = "") -> None:
     """Require finite logits `[B, classes]` that a draw repeats exactly, and gives a lone image too.
+
+    Args:
+        draw: One of the defender's.
+        images: `[B, C, H, W]` in [0, 1].
+        classes: Number of classes.
+        outputs: What the answers are known to be, one of `OUTPUTS`; "" where nobody said.
 
     Raises:
         UntrustedError: They are something else.
@@ -61,17 +69,29 @@ def check_answers(draw: nn.Module, images: Tensor, classes: int) -> None:
         )
     if not first.isfinite().all():
         raise UntrustedError("the model answers with NaN or infinite logits")
+    if not outputs and in_unit_range(first):
+        raise UntrustedError(
+            "every answer of the model lies in [0, 1], as a sigmoid's or a softmax's would, and "
+            "attacks need logits; say what they are: convert it with --outputs sigmoid, "
+            "probabilities or logits"
+        )
     if not torch.equal(first, second):
         raise UntrustedError(
             "the model claims no randomness but answers the same images differently each time"
         )
     with torch.no_grad():
         alone = draw(images[:1])
-    if (alone - first[:1]).abs().max() > BATCH_MATES * first.abs().max():
+    if (alone - first[:1]).abs().max() > _rounding(draw) * first.abs().max():
         raise UntrustedError(
             "the model answers an image differently among others than alone, so no number of it "
             "is its own; does BatchNorm keep no running statistics?"
         )
+
+
+def _rounding(draw: nn.Module) -> float:
+    """Return the change of a logit that is still rounding, as a share of the largest logit."""
+    floating = (p.dtype for p in draw.parameters() if p.is_floating_point())
+    return max(BATCH_MATES, 8 * torch.finfo(next(floating, torch.float32)).eps)
 
 
 def check_gradients(view: nn.Module, images: Tensor, labels: Tensor, loss: str) -> None:
@@ -164,7 +184,7 @@ def preflight(
     """
     images, labels = images[:IMAGES], labels[:IMAGES]
     check_weights(model)
-    check_answers(draw, images, model.card.classes)
+    check_answers(draw, images, model.card.classes, model.card.outputs)
     if ATTACKS[attack.method].needs == "gradients":
         check_gradients(view, images, labels, attack.loss)
     check_attack(attack, view, images, labels)

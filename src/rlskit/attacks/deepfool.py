@@ -13,7 +13,13 @@ DUAL = {"l2": 2, "linf": 1}
 """Norm of the perturbation -> order of the norm that measures the gradient."""
 
 LEAST_MOVE = 4e-7
-"""By how much a step moves the pixels at least, in the mean: less is lost to their rounding."""
+"""By how much a step moves the pixels at least, in the mean: less is lost to their rounding.
+
+It doubles with every step, `DOUBLINGS` times at most, as a network in half precision rounds away
+more: in bfloat16 66 % of digits stayed on the boundary otherwise, and counted as robust.
+"""
+
+DOUBLINGS = 14
 
 GROWTH = 2.0
 """How much longer than when it was last measured a gradient may have become.
@@ -88,8 +94,9 @@ def _solve(
     lengths = x.new_full((len(x), 1), float("inf"), dtype=torch.float64)  # none measured yet
     for step in range(steps + 1):
         most = top_classes if step < steps else 1  # at the end only who is fooled is asked
+        least = LEAST_MOVE * 2 ** min(step, DOUBLINGS)
         found = [
-            _nearest_boundary(model, x[some], labels[some], lengths[some], norm, most)
+            _nearest_boundary(model, x[some], labels[some], lengths[some], norm, most, least)
             for some in torch.split(torch.arange(len(x), device=x.device), together)
         ]
         fooled, r, lengths = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -121,6 +128,7 @@ def _nearest_boundary(
     lengths: Tensor,
     norm: str,
     top_classes: int,
+    least_move: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find the nearest boundary of the model linearised at the images; B images, K classes.
 
@@ -136,6 +144,7 @@ def _nearest_boundary(
             `[B, K]` or `[B, 1]`; inf where it never was.
         norm: A key of `DUAL`.
         top_classes: One more than the number of boundaries to consider.
+        least_move: By how much a step moves the pixels at least, in the mean.
 
     Returns:
         Who is fooled, bool `[B]`; the smallest step to a boundary, 0 without gradient; `lengths`
@@ -169,7 +178,9 @@ def _nearest_boundary(
         distance = lead.detach() / length
         closer = doubt & (distance < nearest[rows])
         nearest[rows[closer]] = distance[closer]
-        step[rows[closer]] = _to_plane(gradient[closer], distance[closer], length[closer], norm)
+        step[rows[closer]] = _to_plane(
+            gradient[closer], distance[closer], length[closer], norm, least_move
+        )
         known = doubt & (length > 0)
         lengths[rows[known], rivals.gather(1, k[:, None]).squeeze(1)[known]] = length[known]
         least.scatter_(1, k[:, None], float("inf"))
@@ -181,9 +192,11 @@ def _leads(logits: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
     return logits.gather(1, labels[:, None]) - logits.gather(1, rivals)
 
 
-def _to_plane(gradient: Tensor, distance: Tensor, length: Tensor, norm: str) -> Tensor:
+def _to_plane(
+    gradient: Tensor, distance: Tensor, length: Tensor, norm: str, least_move: float
+) -> Tensor:
     """Return the smallest step against `gradient` that covers `distance`."""
-    least = LEAST_MOVE * (math.prod(gradient.shape[1:]) ** 0.5 if norm == "l2" else 1)
+    least = least_move * (math.prod(gradient.shape[1:]) ** 0.5 if norm == "l2" else 1)
     distance = distance.clamp_min(least)[:, None, None, None]
     if norm == "linf":
         return (-distance * gradient.sign()).to(gradient.dtype)

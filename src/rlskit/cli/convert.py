@@ -57,6 +57,17 @@ def convert(
     init: Annotated[
         str | None, typer.Option(help="independent, copy or jitter (copies with a little noise).")
     ] = None,
+    outputs: Annotated[
+        str,
+        typer.Option(
+            help="What the network answers with: logits, probabilities, log-probabilities or "
+            "sigmoid; by default what shows."
+        ),
+    ] = "",
+    output_key: Annotated[
+        str,
+        typer.Option(help="Where it answers with several tensors: which, as logits or 0."),
+    ] = "",
     seed: SeedOption = 0,
     out: Annotated[
         Path, typer.Option("--out", "-o", envvar="RLSKIT_CHECKPOINT", help="Checkpoint to write.")
@@ -88,6 +99,8 @@ def convert(
         pretrained=pretrained,
         weights=weights,
         init=init,
+        outputs=outputs,
+        output_key=output_key,
         seed=seed,
     )
     checkpoint.save(model, out, force=force)
@@ -96,6 +109,8 @@ def convert(
     note(
         f"{out}: {card.architecture.label}, defense {card.defense}, {model.num_banks} banks of "
         f"{model.num_layers} layers, {card.classes} classes, {shape} pixels"
+        + (f", read as {card.outputs}" if card.outputs not in ("", "logits") else "")
+        + (f" from {card.output_key!r} of its answer" if card.output_key else "")
         + ("" if card.trained else "; untrained, so `rlskit train` comes next"),
         quiet=quiet,
     )

@@ -73,7 +73,7 @@ class Run:
         labels = data.labels[:IMAGES].to(model.device)
         (draw,) = draws(model, 1, seed=self.options.seed, purpose="defender")
         if self.threat is None:
-            check_answers(draw, images, model.card.classes)
+            check_answers(draw, images, model.card.classes, model.card.outputs)
         else:
             self.threat.preflight(model, draw, images, labels, self.options.seed)
 

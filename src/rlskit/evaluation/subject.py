@@ -87,6 +87,7 @@ class Subject:
             "settings": model.card.settings,
             "parameters": sum(p.numel() for p in model.banks[0].parameters()),
             "trained": model.card.trained,
+            "outputs": model.card.outputs or "logits",
         }
 
     def _warnings(self) -> tuple[str, ...]:

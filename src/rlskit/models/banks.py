@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch.func import functional_call
 
 from rlskit.errors import RequestError
 from rlskit.models.architecture import Architecture
+from rlskit.models.outputs import LOGITS, Reading, reading_of
 from rlskit.models.partition import Partition
-from rlskit.models.trace import logits_of, tensor_names
+from rlskit.models.trace import tensor_names
 from rlskit.pixels import Pixels
 
 
@@ -35,6 +37,9 @@ class Card:
         data: The data set's name, or "" when it was never said.
         training: One record per training run; empty for an untrained model.
         pretrained: Where the first weights came from, or "".
+        outputs: What the network answers with, one of `rlskit.models.outputs.OUTPUTS`; "" where
+            nobody said and nothing showed.
+        output_key: Of the tensor that holds the classes, where it answers with several.
     """
 
     architecture: Architecture
@@ -46,6 +51,8 @@ class Card:
     data: str = ""
     training: list[dict[str, Any]] = field(default_factory=list)
     pretrained: str = ""
+    outputs: str = ""
+    output_key: str = ""
 
     @property
     def trained(self) -> bool:
@@ -95,10 +102,11 @@ class Classifier(nn.Module):
     and scores the same function. Its tensors share storage with the banks and need no gradient.
     """
 
-    def __init__(self, network: nn.Module, normalize: Normalize) -> None:
+    def __init__(self, network: nn.Module, normalize: Normalize, reading: Reading = LOGITS) -> None:
         super().__init__()
         self.normalize = normalize
         self.network = network
+        self.reading = reading
         self.eval()
 
     def train(self, mode: bool = True) -> Classifier:  # noqa: ARG002
@@ -107,8 +115,8 @@ class Classifier(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits."""
-        return logits_of(self.network(self.normalize(images)))
+        """Return the logits, float32."""
+        return self.reading.logits(self.network, self.normalize(images))
 
 
 class BankedModel(nn.Module):
@@ -156,6 +164,11 @@ class BankedModel(nn.Module):
         return len(self.partition.layers)
 
     @property
+    def reading(self) -> Reading:
+        """How the networks' answers are read."""
+        return reading_of(self.banks[0], self.card.output_key, self.card.outputs)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.banks.parameters()).device
@@ -191,9 +204,10 @@ class BankedModel(nn.Module):
         # functional_call would not restore a module that is registered twice and named twice.
         once = {name: chosen[name] for name in self._places}
         self._forget_derived()
-        output = functional_call(self.banks[0], once, (self.normalize(images),), tie_weights=False)
+        run = partial(functional_call, self.banks[0], once, tie_weights=False)
+        logits = self.reading.logits(run, self.normalize(images))
         self._forget_derived()
-        return logits_of(output)
+        return logits
 
     def sampled(self, plan: Tensor) -> Classifier:
         """Return the sampled model as a module of its own that shares the banks' storage."""
@@ -204,7 +218,8 @@ class BankedModel(nn.Module):
             shared = chosen[name].detach()
             is_parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(shared, requires_grad=False) if is_parameter else shared
-        return Classifier(copy.deepcopy(self.banks[0], memo), copy.deepcopy(self.normalize))
+        network, normalize = copy.deepcopy(self.banks[0], memo), copy.deepcopy(self.normalize)
+        return Classifier(network, normalize, self.reading)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BankedModel:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from rlskit.errors import RequestError, reason
+from rlskit.models.outputs import HeadlessError, key_of, reading_of, tensor_at
 
 _MAPS = {"conv1d", "conv2d", "conv3d", "linear", "bilinear"} | {
     f"conv_transpose{n}d" for n in (1, 2, 3)
@@ -35,10 +36,6 @@ _ATTENTION_KEYWORDS = (
 )  # fmt: skip
 
 
-class HeadlessError(RequestError):
-    """The network is no classifier: it answers with features."""
-
-
 @dataclass(frozen=True)
 class Trace:
     """What one forward pass of a network shows.
@@ -49,11 +46,13 @@ class Trace:
         weights: The parameters that a convolution, linear map or matrix product takes as its
             weight, also after reshaping or standardisation.
         output: Shape of the network's output, `[B, classes]` for a classifier.
+        key: Of that output, where the network answers with several tensors.
     """
 
     uses: tuple[str, ...]
     weights: frozenset[str]
     output: tuple[int, ...]
+    key: str = ""
 
 
 def tensor_names(network: nn.Module) -> dict[str, Tensor]:
@@ -70,10 +69,23 @@ def tensor_names(network: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> Trace:
+def trace(
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    *,
+    key: str = "",
+    classes: int | None = None,
+) -> Trace:
     """Observe one forward pass in eval mode on two meta images of `image_shape` `(C, H, W)`.
 
     Networks that cannot run on the meta device (they look at values) run on their own device.
+
+    Args:
+        network: The network; it is not changed.
+        image_shape: `(C, H, W)`.
+        key: Of the tensor that holds the classes, where it answers with several; "" for the first
+            that may.
+        classes: Number of classes, which tells that tensor; None for any.
 
     Raises:
         HeadlessError: The network answers with features.
@@ -84,7 +96,7 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> Trace:
     on_meta = network if is_on_meta else meta_copy(network)
     try:
         with torch.device("meta"):
-            return _observe(on_meta, torch.empty(2, *image_shape, device="meta"))
+            return _observe(on_meta, torch.empty(2, *image_shape, device="meta"), key, classes)
     except RequestError:
         raise
     except Exception as error:  # whatever a forward pass raises on images of the wrong size
@@ -93,7 +105,8 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> Trace:
             raise _unusable(network, image_shape, error) from error
     try:
         with torch.random.fork_rng(devices=[]):
-            return _observe(copy.deepcopy(network), torch.zeros(2, *image_shape, device=device))
+            images = torch.zeros(2, *image_shape, device=device)
+            return _observe(copy.deepcopy(network), images, key, classes)
     except RequestError:
         raise
     except Exception as error:
@@ -115,18 +128,6 @@ def meta_copy(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, memo)
 
 
-def logits_of(output: object) -> Tensor:
-    """Return the logits in what a network answered: a tensor, or an output object's `logits`.
-
-    Raises:
-        RequestError: There are none.
-    """
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor):
-        raise RequestError(f"the model answers with a {type(output).__name__}, not with logits")
-    return logits
-
-
 def _unusable(network: nn.Module, shape: tuple[int, int, int], error: Exception) -> RequestError:
     channels, height, width = shape
     return RequestError(
@@ -135,7 +136,7 @@ def _unusable(network: nn.Module, shape: tuple[int, int, int], error: Exception)
     )
 
 
-def _observe(network: nn.Module, images: Tensor) -> Trace:
+def _observe(network: nn.Module, images: Tensor, key: str, classes: int | None) -> Trace:
     names: dict[int, tuple[str, ...]] = {}
     for name, tensor in tensor_names(network).items():
         names[id(tensor)] = (*names.get(id(tensor), ()), name)
@@ -143,14 +144,17 @@ def _observe(network: nn.Module, images: Tensor) -> Trace:
     observer = _Observer(names, constants)
     network.eval()
     with observer:
-        output = network(images)
-    logits = logits_of(output)
-    if logits.ndim != 2 or len(logits) != len(images):
+        output = network(images.to(reading_of(network).dtype))
+    try:
+        key = key or key_of(output, len(images), classes)
+        logits = tensor_at(output, key)
+        if logits.ndim != 2 or len(logits) != len(images):
+            raise HeadlessError(f"{key} is of shape {list(logits.shape)}, not [B, classes]")
+    except HeadlessError as error:
         raise HeadlessError(
-            f"{type(network).__name__} has no classification head: it answers with features of "
-            f"shape {list(logits.shape)}, not [B, classes]; choose another model"
-        )
-    return Trace(tuple(observer.uses), frozenset(observer.weights), tuple(logits.shape))
+            f"{type(network).__name__} has no classification head: {error}; choose another model"
+        ) from error
+    return Trace(tuple(observer.uses), frozenset(observer.weights), tuple(logits.shape), key)
 
 
 class _Observer(TorchFunctionMode):
