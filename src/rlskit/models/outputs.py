@@ -62,10 +62,11 @@ class Reading:
         inputs = inputs.to(self.dtype)
         if self.outputs not in _SQUASHES:
             return _numbers(tensor_at(network(inputs), self.key)).float()
-        with _Watch() as watch:
+        watch = _Watch()
+        with watch:
             squashed = _numbers(tensor_at(network(inputs), self.key))
         name, before = watch.before(squashed)
-        if name == self.outputs or (squashed < 0).any() or (squashed > 1 + SLACK).any():
+        if name == self.outputs or bool((squashed < 0).any() or (squashed > 1 + SLACK).any()):
             return before.float()
         return _INVERSES[self.outputs](squashed.float())
 
@@ -143,7 +144,8 @@ def kind_of(network: Network, inputs: Tensor, key: str = "") -> str:
     Its last step tells, or rows that are probabilities. Numbers in [0, 1] alone tell nothing: they
     may be those of a sigmoid, or small logits.
     """
-    with torch.no_grad(), _Watch() as watch:
+    watch = _Watch()
+    with torch.no_grad(), watch:
         answer = tensor_at(network(inputs), key)
     name, _ = watch.before(answer)
     return name or ("probabilities" if are_probabilities(answer) else "")
