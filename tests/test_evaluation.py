@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 import torchattacks
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import small_models
 from rlskit import attack, attack_all, draws, evaluate, seeds
+from rlskit.adversarial import write_adversarial
 from rlskit.attacks import ATTACKS, prepare
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.evaluation import EvalOptions
@@ -503,9 +505,12 @@ def test_other_adversarial_images_are_another_request(rls: BankedModel, tmp_path
     ("damage", "message"),
     [
         (lambda raw: raw[:50], "is not a readable safetensors file"),
-        (lambda raw: raw.replace(b"rlskit.adversarial/1", b"rlskit.adversarial/9"), "holds no adv"),
-        (lambda raw: raw.replace(b"pixel_range", b"pixel_rinse"), "its metadata is unreadable"),
+        (lambda raw: raw.replace(b"adversarial/2", b"adversarial/1"), "is not of the format"),
+        (lambda raw: raw.replace(b'\\"eps\\": 0.1', b'\\"eps\\": 0.3'), "damaged, or was changed"),
+        (lambda raw: raw.replace(b'\\"n_attacked\\": 1', b'\\"n_attacked\\": 8'), "was changed"),
         (lambda raw: raw.replace(b'\\"n_attacked\\": 1', b'\\"n_attacked\\": {'), "is not a read"),
+        (lambda raw: raw.replace(b'"seal":"', b'"seel":"'), "damaged, or was changed"),
+        (lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), "damaged, or was changed"),
     ],
 )
 def test_damaged_adversarial_files(
@@ -519,6 +524,29 @@ def test_damaged_adversarial_files(
         evaluate(rls, adversarial=path)
     with pytest.raises(RequestError, match="there is no file"):
         evaluate(rls, adversarial=tmp_path / "missing")
+
+
+def test_an_adversarial_file_is_refused_where_anything_in_it_was_exchanged(
+    rls: BankedModel, tmp_path: Path
+) -> None:
+    """Clean images in the place of an attack's would be robust, and so would other labels."""
+    _, path = saved(rls, tmp_path)
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    others = {
+        "images": DATA.images(range(50)),
+        "labels": tensors["labels"].roll(1),
+        "indices": tensors["indices"].flip(0),
+    }
+    for name, other in others.items():
+        save_file(tensors | {name: other}, path, metadata)
+        with pytest.raises(RequestError, match="damaged, or was changed.*make it again"):
+            evaluate(rls, adversarial=path)
+    save_file(tensors, path, metadata)
+    evaluate(rls, adversarial=path)
+    write_adversarial(path, tensors["images"], tensors["labels"], tensors["indices"], {})
+    with pytest.raises(RequestError, match="its metadata is unreadable"):
+        evaluate(rls, adversarial=path)
 
 
 def test_adversarial_images_of_other_classes_or_shape(rls: BankedModel, tmp_path: Path) -> None:

@@ -220,8 +220,9 @@ def test_blocks_of_nobody_knows_what_are_refused(tmp_path: Path) -> None:
         Journal(tmp_path, {"seed": 0})
     assert Journal(tmp_path, {"seed": 0}, force=True).get(0, 0) is None
     (tmp_path / "run.json").write_text("{torn")
-    with pytest.raises(RequestError, match="holds another run"):
-        Journal(tmp_path, {"seed": 0})
+    for force in (False, True):
+        with pytest.raises(RequestError, match=r"run\.json is no file of a run of rlskit's"):
+            Journal(tmp_path, {"seed": 0}, force=force)
 
 
 def test_a_finished_run_is_refused(tmp_path: Path) -> None:
@@ -239,8 +240,8 @@ def test_a_finished_run_is_refused(tmp_path: Path) -> None:
 
 def test_new_folders_are_numbered(tmp_path: Path) -> None:
     assert free_folder(tmp_path, "attack") == tmp_path / "attack-001"
-    (tmp_path / "attack-001").mkdir()
     assert free_folder(tmp_path, "attack") == tmp_path / "attack-002"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["attack-001", "attack-002"]
 
 
 def test_the_accuracy_table_shows_protocol_and_interval_beside_every_number() -> None:
