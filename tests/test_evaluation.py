@@ -540,7 +540,7 @@ def test_an_adversarial_file_is_refused_where_anything_in_it_was_exchanged(
     }
     for name, other in others.items():
         save_file(tensors | {name: other}, path, metadata)
-        with pytest.raises(RequestError, match="damaged, or was changed.*make it again"):
+        with pytest.raises(RequestError, match=r"damaged, or was changed.*make it again"):
             evaluate(rls, adversarial=path)
     save_file(tensors, path, metadata)
     evaluate(rls, adversarial=path)
