@@ -35,7 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"models", "data", "checkpoint", "adversarial"}),
     frozenset({"sealed"}),
     frozenset({"pixels", "stats", "seeds", "agreement", "torchvision_ops", "files", "devices"}),
-    frozenset({"locks"}),
+    frozenset({"locks", "runtime"}),
     frozenset({"errors", "types"}),
 )
 """Top-level modules from the top down; one imports from the layers below its own, not beside it."""

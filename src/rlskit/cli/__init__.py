@@ -28,6 +28,7 @@ from rlskit.cli import (
     train,
 )
 from rlskit.errors import RlskitError
+from rlskit.runtime import settle_threads
 
 app = typer.Typer(
     name="rlskit",
@@ -80,6 +81,7 @@ class _TerminatedError(BaseException):
 
 def main() -> None:
     """Run the command line and exit with the documented code."""
+    settle_threads()  # which must come before torch
     sys.exit(run(sys.argv[1:]))
 
 
