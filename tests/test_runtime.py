@@ -88,9 +88,20 @@ def test_the_command_line_settles_threads_before_torch_is_loaded() -> None:
     assert (done.stdout, done.returncode) == ("False PASSIVE\n", 0), done.stderr
 
 
-def test_memory_is_returned_where_the_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_returned_where_the_library_can_and_not_all_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     return_memory()
-    runtime._malloc_trim.cache_clear()
-    monkeypatch.setattr("ctypes.CDLL", lambda name: object())  # a C library without malloc_trim
-    return_memory()
-    runtime._malloc_trim.cache_clear()
+    calls: list[int] = []
+    now = 100.0
+    monkeypatch.setattr(runtime, "_malloc_trim", lambda: calls.append)
+    monkeypatch.setattr(runtime, "_returned", now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    for now in (100.5, 101.5, 102, 102.6):
+        return_memory()
+    assert calls == [0, 0]
+
+
+def test_other_c_libraries_keep_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert runtime._malloc_trim.__wrapped__()(0) == 0

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 
@@ -49,8 +50,8 @@ def cpu_share(root: Path = Path("/")) -> int | None:
 
 def _shares(mounted: Path, line: str) -> Iterator[float]:
     """Yield the limits of a group, which is a line `0::/a/b` or `4:cpu,cpuacct:/a`, and its kin."""
-    _, controllers, path = (line + "::").split(":")[:3]
-    if controllers and "cpu" not in controllers.split(","):
+    number, controllers, path = (line + "::").split(":")[:3]
+    if not number.isdigit() or (controllers and "cpu" not in controllers.split(",")):
         return
     top = mounted / controllers  # version 2 has no controllers here
     inside = [part for part in Path(path).parts[1:] if part != ".."]
@@ -78,9 +79,16 @@ def _usable() -> int:
 def return_memory() -> None:
     """Give memory that was freed back to the system, where the C library is glibc.
 
-    It keeps what small pieces in use fragment, which grows with every block of large images.
+    It keeps what small pieces in use fragment, which grows with every block of large images. As the
+    system must clear what it gives again, this happens once a second at most.
     """
-    _malloc_trim()(0)
+    global _returned
+    if time.monotonic() - _returned >= 1:
+        _malloc_trim()(0)
+        _returned = time.monotonic()
+
+
+_returned = -math.inf
 
 
 @functools.cache
