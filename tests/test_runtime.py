@@ -93,11 +93,11 @@ def test_memory_is_returned_where_the_library_can_and_not_all_the_time(
 ) -> None:
     return_memory()
     calls: list[int] = []
-    now = 100.0
+    clock = iter((100.5, 101.5, 101.6, 102, 102.6, 102.6))
     monkeypatch.setattr(runtime, "_malloc_trim", lambda: calls.append)
-    monkeypatch.setattr(runtime, "_returned", now)
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    for now in (100.5, 101.5, 102, 102.6):
+    monkeypatch.setattr(runtime, "_returned", 100.0)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    for _ in range(4):
         return_memory()
     assert calls == [0, 0]
 
