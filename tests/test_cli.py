@@ -358,6 +358,23 @@ def test_interruption_is_130_and_the_same_command_goes_on(
     assert again["perturbation"] == whole["perturbation"]
 
 
+def test_an_interruption_names_what_is_kept_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlskit.cli.app", interrupted)
+    said = {}
+    for command in ("attack", "eval", "train", "run", "audit", "diversity", "convert"):
+        assert run([command]) == 130
+        said[command] = capsys.readouterr().err
+    assert "--out the run's folder goes on" in said["attack"] == said["eval"]
+    assert {c for c, text in said.items() if "nothing is kept" in text} == {
+        "audit", "diversity", "convert"
+    }  # fmt: skip
+
+
 def test_help_is_quick() -> None:
     """Issue 2: `rlskit --help` takes at most 3 times as long as importing typer and rich."""
     # The modules that it loads are checked in test_structure; here only that it works at all.

@@ -7,23 +7,26 @@ import dataclasses
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchattacks
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import small_models
 from rlskit import attack, attack_all, draws, evaluate, seeds
+from rlskit.adversarial import write_adversarial
 from rlskit.attacks import ATTACKS, prepare
-from rlskit.errors import RequestError, UntrustedError
+from rlskit.errors import RequestError, RunError, UntrustedError
 from rlskit.evaluation import EvalOptions
 from rlskit.models.banks import BankedModel
 from rlskit.pixels import round_to_8bit
-from rlskit.results import Result
+from rlskit.results import Result, read_run
 from rlskit.threat import DrawsView, attackers_view
 
 DATA = small_models.digits(50)
@@ -388,6 +391,81 @@ def test_a_finished_run_is_replaced_by_force_only(rls: BankedModel, tmp_path: Pa
     assert json.loads((tmp_path / "results.json").read_text())["n_samples"] == 2
 
 
+def test_blocks_of_another_run_or_changed_ones_are_done_again(
+    rls: BankedModel, tmp_path: Path
+) -> None:
+    """A run killed in the midst of it, with whatever lies among its blocks, ends as if it ran."""
+    request: dict[str, Any] = {**PGD, "batch_size": 10, "n_samples": 2, "save_adversarial": True}
+    whole = attack(rls, DATA, **request, out=tmp_path / "run")
+    attack(rls, DATA, **request | {"eps": 0.3}, out=tmp_path / "other")
+    blocks = tmp_path / "run" / "blocks"
+    table = (tmp_path / "run" / "per_image.csv").read_bytes()
+    for name in ("results.json", "per_image.csv", "adversarial.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    shutil.copy(tmp_path / "other" / "blocks" / "0-0.safetensors", blocks)
+    shutil.copy(blocks / "0-20.safetensors", blocks / "0-10.safetensors")
+    raw = bytearray((blocks / "0-40.safetensors").read_bytes())
+    raw[-100] ^= 1
+    (blocks / "0-40.safetensors").write_bytes(raw)
+    seen: list[int] = []
+    again = attack(
+        rls, DATA, **request, out=tmp_path / "run",
+        progress=lambda step, done, total, **facts: seen.append(done),
+    )  # fmt: skip
+    assert seen == [30, 40, 50]
+    assert lasting(again) == lasting(whole)
+    assert (tmp_path / "run" / "per_image.csv").read_bytes() == table
+
+
+def test_a_folder_has_one_run_at_a_time(rls: BankedModel, tmp_path: Path) -> None:
+    """The second is refused at once, also with `force`, and the first comes to its end."""
+    several = [prepare("fgsm", eps=0.1), prepare("fgsm", eps=0.2)]
+    tried: list[Path] = []
+
+    def interfere(step: str, done: int, total: int, **facts: float) -> None:
+        for out in (tmp_path / "all", tmp_path / "all" / "fgsm-0.2"):
+            with pytest.raises(RunError, match="is being written by process"):
+                evaluate(rls, DATA, out=out, force=True)
+            tried.append(out)
+
+    options = EvalOptions(n_samples=2, batch_size=25)
+    results = attack_all(
+        rls, DATA, attacks=several, options=options, out=tmp_path / "all", progress=interfere
+    )
+    assert len(tried) == 2 * 2 * 2
+    assert [one.accuracy for one in results] == [
+        one.accuracy for one in attack_all(rls, DATA, attacks=several, options=options)
+    ]
+    assert not list(tmp_path.rglob(".rlskit*"))
+
+
+def test_force_replaces_the_run_of_a_folder_and_no_other(rls: BankedModel, tmp_path: Path) -> None:
+    several = [prepare("fgsm", eps=0.1), prepare("fgsm", eps=0.2)]
+    options = EvalOptions(n_samples=1, batch_size=25)
+    for out in (tmp_path / "fgsm-0.3", tmp_path / "mine"):
+        evaluate(rls, DATA, n_samples=1, out=out)
+    attack_all(rls, DATA, attacks=several, options=options, out=tmp_path)
+    with pytest.raises(RequestError, match="holds a finished run"):
+        evaluate(rls, DATA, n_samples=1, out=tmp_path)
+    evaluate(rls, DATA, n_samples=1, out=tmp_path, force=True)
+    folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert folders == ["blocks", "fgsm-0.3", "mine"]
+    assert read_run(tmp_path / "mine").parts
+
+
+def test_several_attacks_and_one_are_not_the_same_run(rls: BankedModel, tmp_path: Path) -> None:
+    several = [prepare("fgsm", eps=0.1), prepare("fgsm", eps=0.2)]
+    options = EvalOptions(n_samples=1, batch_size=25)
+    for first, second in ((several, several[:1]), (several[:1], several)):
+        with pytest.raises(StopError):
+            attack_all(
+                rls, DATA, attacks=first, options=options, out=tmp_path, progress=stop_after(25)
+            )
+        with pytest.raises(RequestError, match=r"holds another run \(.*parts.* differ\)"):
+            attack_all(rls, DATA, attacks=second, options=options, out=tmp_path)
+        shutil.rmtree(tmp_path)
+
+
 def test_several_attacks_are_each_as_if_alone(rls: BankedModel, tmp_path: Path) -> None:
     attacks = [
         prepare("fgsm", eps=0.1),
@@ -503,9 +581,12 @@ def test_other_adversarial_images_are_another_request(rls: BankedModel, tmp_path
     ("damage", "message"),
     [
         (lambda raw: raw[:50], "is not a readable safetensors file"),
-        (lambda raw: raw.replace(b"rlskit.adversarial/1", b"rlskit.adversarial/9"), "holds no adv"),
-        (lambda raw: raw.replace(b"pixel_range", b"pixel_rinse"), "its metadata is unreadable"),
+        (lambda raw: raw.replace(b"adversarial/2", b"adversarial/1"), "is not of the format"),
+        (lambda raw: raw.replace(b'\\"eps\\": 0.1', b'\\"eps\\": 0.3'), "damaged, or was changed"),
+        (lambda raw: raw.replace(b'\\"n_attacked\\": 1', b'\\"n_attacked\\": 8'), "was changed"),
         (lambda raw: raw.replace(b'\\"n_attacked\\": 1', b'\\"n_attacked\\": {'), "is not a read"),
+        (lambda raw: raw.replace(b'"seal":"', b'"seel":"'), "damaged, or was changed"),
+        (lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), "damaged, or was changed"),
     ],
 )
 def test_damaged_adversarial_files(
@@ -519,6 +600,29 @@ def test_damaged_adversarial_files(
         evaluate(rls, adversarial=path)
     with pytest.raises(RequestError, match="there is no file"):
         evaluate(rls, adversarial=tmp_path / "missing")
+
+
+def test_an_adversarial_file_is_refused_where_anything_in_it_was_exchanged(
+    rls: BankedModel, tmp_path: Path
+) -> None:
+    """Clean images in the place of an attack's would be robust, and so would other labels."""
+    _, path = saved(rls, tmp_path)
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    others = {
+        "images": DATA.images(range(50)),
+        "labels": tensors["labels"].roll(1),
+        "indices": tensors["indices"].flip(0),
+    }
+    for name, other in others.items():
+        save_file(tensors | {name: other}, path, metadata)
+        with pytest.raises(RequestError, match=r"damaged, or was changed.*make it again"):
+            evaluate(rls, adversarial=path)
+    save_file(tensors, path, metadata)
+    evaluate(rls, adversarial=path)
+    write_adversarial(path, tensors["images"], tensors["labels"], tensors["indices"], {})
+    with pytest.raises(RequestError, match="its metadata is unreadable"):
+        evaluate(rls, adversarial=path)
 
 
 def test_adversarial_images_of_other_classes_or_shape(rls: BankedModel, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,18 @@ import pytest
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from rlskit.errors import RequestError
+from rlskit.errors import RequestError, RunError
+from rlskit.locks import only_writer
 from rlskit.results import (
     Journal,
     Result,
     accuracy_table,
+    claim,
     comparison_table,
+    digest,
     diversity_table,
     dump,
     free_folder,
@@ -205,6 +212,44 @@ def test_a_torn_block_is_not_finished(tmp_path: Path, length: int) -> None:
     assert again.get(0, 0) is not None
 
 
+def test_a_block_counts_only_as_it_was_written_where_and_for_whom(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal(tmp_path)
+    journal(tmp_path / "other", {"seed": 1})
+    file = tmp_path / "blocks" / "0-2.safetensors"
+    whole = file.read_bytes()
+    tensors = load_file(file)
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    for place in range(0, len(whole), 97):  # one bit anywhere
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert Journal(tmp_path, {"seed": 0}).get(0, 2) is None, place
+    save_file(tensors | {"robust": tensors["label"][:, None].clone()}, file, metadata)
+    assert Journal(tmp_path, {"seed": 0}).get(0, 2) is None
+    save_file(tensors, file)  # without a checksum, as of an older version
+    assert Journal(tmp_path, {"seed": 0}).get(0, 2) is None
+    caplog.clear()
+    for foreign in (tmp_path / "other/blocks/0-2.safetensors", file.with_name("0-0.safetensors")):
+        shutil.copy(foreign, file)
+        assert Journal(tmp_path, {"seed": 0}).get(0, 2) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{file} is a block of another run; it is computed again"
+    ] * 2
+    file.write_bytes(whole)
+    assert Journal(tmp_path, {"seed": 0}).get(0, 2) is not None
+
+
+def test_files_heed_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        journal(tmp_path)
+    finally:
+        os.umask(before)
+    for file in (tmp_path / "run.json", tmp_path / "blocks" / "0-0.safetensors"):
+        assert file.stat().st_mode & 0o777 == 0o640
+
+
 def test_another_request_is_refused_and_named(tmp_path: Path) -> None:
     journal(tmp_path)
     with pytest.raises(RequestError, match=r"holds another run \(repeats, seed differ\)"):
@@ -220,8 +265,9 @@ def test_blocks_of_nobody_knows_what_are_refused(tmp_path: Path) -> None:
         Journal(tmp_path, {"seed": 0})
     assert Journal(tmp_path, {"seed": 0}, force=True).get(0, 0) is None
     (tmp_path / "run.json").write_text("{torn")
-    with pytest.raises(RequestError, match="holds another run"):
-        Journal(tmp_path, {"seed": 0})
+    for force in (False, True):
+        with pytest.raises(RequestError, match=r"run\.json is no file of a run of rlskit's"):
+            Journal(tmp_path, {"seed": 0}, force=force)
 
 
 def test_a_finished_run_is_refused(tmp_path: Path) -> None:
@@ -237,10 +283,71 @@ def test_a_finished_run_is_refused(tmp_path: Path) -> None:
         refuse_finished(tmp_path / "results.json", force=True)
 
 
+def several(folder: Path, **results: Result) -> None:
+    """A finished run of several attacks, each below in its own folder."""
+    for name, one in results.items():
+        journal(folder / name, {"versions": {"rlskit": "0"}, "name": name}).write_results(
+            dump([one])
+        )
+    (folder / "results.json").write_text(dump([*results.values(), result(seed=9)]))
+
+
+def test_force_removes_the_run_and_its_parts_alone(tmp_path: Path) -> None:
+    """A part is what the run's own results or request name, whatever its folder is called."""
+    several(tmp_path, one=result(seed=1), two=result(seed=2))
+    journal(tmp_path / "three", {"seed": 3}).write_results(dump([result(seed=3)]))  # another run
+    (tmp_path / "two" / "notes.txt").write_text("mine")
+    (tmp_path / "blocks").mkdir()
+    (tmp_path / "blocks" / "weights.safetensors").write_text("mine, too")
+    elsewhere = tmp_path.with_name("elsewhere")
+    (tmp_path / "one").rename(elsewhere)
+    (tmp_path / "link").symlink_to(elsewhere)  # leads to a run that is named
+    claim(tmp_path, {"seed": 4}, force=True)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {
+        "run.json", "two/notes.txt", "blocks/weights.safetensors", "three/run.json",
+        "three/results.json", "three/blocks/0-0.safetensors", "three/blocks/0-2.safetensors",
+    }  # fmt: skip
+    assert (elsewhere / "results.json").exists()
+
+
+def test_force_knows_the_parts_of_an_unfinished_run(tmp_path: Path) -> None:
+    requests = {name: {"name": name} for name in ("one", "two")}
+    claim(tmp_path, {"parts": {name: digest(one) for name, one in requests.items()}}, force=False)
+    for name in requests:
+        journal(tmp_path / name, requests[name])
+    journal(tmp_path / "own", {"name": "own"})
+    with only_writer(tmp_path / "two"), pytest.raises(RunError, match="two is being written"):
+        claim(tmp_path, {"seed": 0}, force=True)
+    assert (tmp_path / "one" / "run.json").exists()
+    claim(tmp_path, {"seed": 0}, force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own", "run.json"]
+    assert (tmp_path / "own" / "blocks" / "0-0.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["run.json", "results.json", "per_image.csv", "adversarial.safetensors",
+     "blocks/0-0.safetensors"],
+)  # fmt: skip
+@pytest.mark.parametrize("force", [False, True])
+def test_files_of_others_under_a_runs_names_are_never_replaced(
+    tmp_path: Path, name: str, force: bool
+) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text('{"versions": "mine"}')
+    for use in (refuse_finished, lambda path, force: Journal(path, {}, force=force)):
+        with pytest.raises(RequestError, match="is no file of a run of rlskit's, and not replaced"):
+            use(tmp_path, force=force)
+    assert file.read_text() == '{"versions": "mine"}'
+    assert len(list(tmp_path.rglob("*"))) == len(Path(name).parts)
+
+
 def test_new_folders_are_numbered(tmp_path: Path) -> None:
     assert free_folder(tmp_path, "attack") == tmp_path / "attack-001"
-    (tmp_path / "attack-001").mkdir()
     assert free_folder(tmp_path, "attack") == tmp_path / "attack-002"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["attack-001", "attack-002"]
 
 
 def test_the_accuracy_table_shows_protocol_and_interval_beside_every_number() -> None:

@@ -33,7 +33,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"results"}),
     frozenset({"attacks", "defenses", "threat", "preflight"}),
     frozenset({"models", "data", "checkpoint", "adversarial"}),
+    frozenset({"sealed"}),
     frozenset({"pixels", "stats", "seeds", "agreement", "torchvision_ops", "files", "devices"}),
+    frozenset({"locks", "runtime"}),
     frozenset({"errors", "types"}),
 )
 """Top-level modules from the top down; one imports from the layers below its own, not beside it."""
@@ -52,7 +54,7 @@ SIBLINGS = {
 }
 """(importer, imported): the imports inside one layer that are meant."""
 
-BELOW_MODELS = LAYERS[-2] | LAYERS[-1]
+BELOW_MODELS = frozenset().union(*LAYERS[-4:])
 """All that `results` may import: it reads results and knows nothing of models."""
 
 EXEMPT = {"__init__.py", "__main__.py"}

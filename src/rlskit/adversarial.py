@@ -1,29 +1,27 @@
 """Saved adversarial images: float32, so that saving does not undo the attack.
 
 A safetensors file with `images` [n, C, H, W] in [0, 1], `labels` [n] and `indices` [n] into the
-data set, and one JSON string that says which model and data they belong to, by sha256.
+data set, and one JSON string that says which model and data they belong to, by sha256. A checksum
+covers all of it, so that images are never scored as an attack's that are not.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rlskit.data import Data
 from rlskit.data.arrays import ArrayImages
 from rlskit.errors import RequestError
-from rlskit.files import replacing
 from rlskit.models.banks import Card
 from rlskit.pixels import check_images
+from rlskit.sealed import read_sealed, write_sealed
 
-FORMAT = "rlskit.adversarial/1"
+FORMAT = "rlskit.adversarial/2"
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,8 @@ def write_adversarial(
     path: Path, images: Tensor, labels: Tensor, indices: Tensor, about: dict[str, Any]
 ) -> None:
     """Write adversarial images, replacing the file if it is there."""
-    tensors = {
-        "images": images.float().contiguous(),
-        "labels": labels.contiguous(),
-        "indices": indices.contiguous(),
-    }
-    with replacing(path, force=True) as temporary:
-        save_file(tensors, temporary, {"rlskit": json.dumps({"format": FORMAT, **about})})
+    tensors = {"images": images.float(), "labels": labels, "indices": indices}
+    write_sealed(path, tensors, {"format": FORMAT, **about})
 
 
 def read_adversarial(path: str | Path, card: Card) -> SavedAdversarial:
@@ -61,11 +54,17 @@ def read_adversarial(path: str | Path, card: Card) -> SavedAdversarial:
         card: Of the model that is to be evaluated.
 
     Raises:
-        RequestError: The file is missing, damaged, holds something else, or images of another shape
-            or of other classes than the model takes.
+        RequestError: The file is missing, damaged, was changed since, holds something else, or
+            images of another shape or of other classes than the model takes.
     """
     path = Path(path)
-    about, tensors = _read(path)
+    if not path.is_file():
+        raise RequestError(f"there is no file {path}; `rlskit attack --save-adversarial` makes one")
+    try:
+        about, tensors = read_sealed(path, FORMAT)
+    except RequestError as error:
+        again = "make it again with `rlskit attack --save-adversarial`"
+        raise RequestError(f"{error}; {again}") from error
     try:
         images, labels = tensors["images"], tensors["labels"].to(torch.int64)
         facts = _facts(about)
@@ -86,21 +85,6 @@ def read_adversarial(path: str | Path, card: Card) -> SavedAdversarial:
     source = ArrayImages(str(path), images)
     data = Data(facts["data"]["name"], facts["data"]["split"], names, labels, source)
     return SavedAdversarial(data, facts)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a file's metadata and tensors, neither of them checked."""
-    if not path.is_file():
-        raise RequestError(f"there is no file {path}; `rlskit attack --save-adversarial` makes one")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("rlskit", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise RequestError(f"{path} is not a readable safetensors file ({error})") from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise RequestError(f"{path} holds no adversarial images of rlskit's")
-    return about, tensors
 
 
 def _facts(about: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ refused with the reason; nothing in it is ever executed or used as a path.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,8 @@ from torch import Tensor
 
 from rlskit import __version__
 from rlskit.errors import RequestError
-from rlskit.files import CHECKSUM, tensor_bytes, write_tensors
+from rlskit.files import CHECKSUM, write_tensors
+from rlskit.files import fingerprint as fingerprint
 from rlskit.models.architecture import Architecture, resolve
 from rlskit.models.banks import BankedModel, Card
 from rlskit.models.building import build, build_on_meta
@@ -131,16 +131,6 @@ def export(
     """
     chosen = model.tensors(torch.as_tensor(plan))
     write_tensors(Path(path), chosen, {"format": "pt"}, force=force)
-
-
-def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """Return the sha256 over (name, dtype, shape, bytes) of the tensors, by order of name."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-        digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
 
 
 def stored_tensors(model: BankedModel) -> dict[str, Tensor]:

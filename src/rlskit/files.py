@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlskit.errors import RequestError
+from rlskit.locks import locked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,15 +24,20 @@ _SAFETENSORS_DTYPES = {
     "torch.float32": "F32", "torch.float64": "F64",
 }  # fmt: skip
 
+_TEMPORARY = re.compile(r"\.rlskit-[0-9a-f]{16}")
+
 
 def refuse_existing(path: Path, force: bool) -> None:
     """Require that `path` may be written.
 
     Raises:
-        RequestError: It exists and `force` is not given, it is a folder, or its own does not exist.
+        RequestError: It exists and `force` is not given, it is a folder or a device, or its own
+            folder does not exist.
     """
     if path.is_dir():
         raise RequestError(f"{path} is a folder; name a file to write")
+    if path.exists() and not path.is_file():
+        raise RequestError(f"{path} is a device or a pipe; name a file to write")
     if path.exists() and not force:
         raise RequestError(f"{path} exists already; --force replaces it")
     if not path.parent.is_dir():
@@ -41,22 +49,49 @@ def replacing(path: Path, *, force: bool) -> Iterator[Path]:
     """Give a temporary path in the same folder; rename it to `path` when the block succeeds.
 
     After a failure, and after an interruption, the old file is as it was and nothing is left beside
-    it.
+    it; what a killed process left there goes, too. A symbolic link stays one: what it leads to is
+    replaced.
 
     Raises:
         RequestError: The file exists and `force` is not given.
     """
     refuse_existing(path, force)
-    temporary = path.with_name(f".rlskit-{secrets.token_hex(8)}")
-    # Unlike a file of tempfile's, which would surprise whoever shares the folder, it heeds umask.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    target = Path(os.path.realpath(path))
+    _sweep(target.parent)
+    temporary, handle = _temporary(target.parent)
     try:
         yield temporary
         _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        temporary.replace(target)
+        _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _temporary(folder: Path) -> tuple[Path, int]:
+    """Make a temporary file that is locked while its writer lives, so that nobody sweeps it."""
+    while True:
+        path = folder / f".rlskit-{secrets.token_hex(8)}"
+        # Unlike a file of tempfile's, which would surprise whoever shares the folder, it heeds
+        # umask.
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        handle = os.open(path, flags, 0o666)
+        with contextlib.suppress(OSError):  # where there are no locks, nobody sweeps
+            if not locked(handle) or not path.exists():
+                os.close(handle)  # swept before it was locked
+                continue
+        return path, handle
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed: their locks went with them."""
+    with os.scandir(folder) as entries:
+        left = [Path(entry) for entry in entries if _TEMPORARY.fullmatch(entry.name)]
+    for path in left:
+        with contextlib.suppress(OSError), path.open("r+b") as file:  # others sweep, too
+            if locked(file.fileno()):
+                path.unlink()
 
 
 CHECKSUM = "0" * 64
@@ -128,6 +163,16 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 over (name, dtype, shape, bytes) of the tensors, by order of name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

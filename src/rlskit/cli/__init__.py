@@ -28,6 +28,7 @@ from rlskit.cli import (
     train,
 )
 from rlskit.errors import RlskitError
+from rlskit.runtime import settle_threads
 
 app = typer.Typer(
     name="rlskit",
@@ -64,10 +65,14 @@ def options(
         raise typer.Exit
 
 
-_KEPT = (
-    "what was finished is kept: attack and eval go on with the same command and --out the run's "
-    "folder, a training keeps its last epoch"
-)
+_RUN = "what was finished is kept: the same command with --out the run's folder goes on"
+_KEPT = {
+    "attack": _RUN,
+    "eval": _RUN,
+    "train": "the last epoch that was finished is kept",
+    "run": "what was finished is kept: the same command goes on",
+}
+"""What an interrupted command leaves; the others leave nothing."""
 
 
 class _TerminatedError(BaseException):
@@ -76,6 +81,7 @@ class _TerminatedError(BaseException):
 
 def main() -> None:
     """Run the command line and exit with the documented code."""
+    settle_threads()  # which must come before torch
     sys.exit(run(sys.argv[1:]))
 
 
@@ -94,11 +100,15 @@ def run(arguments: list[str]) -> int:
     except RlskitError as error:
         return _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(f"interrupted; {_KEPT}", 130, debug)
+        return _fail(f"interrupted; {_kept(arguments)}", 130, debug)
     except _TerminatedError:
-        return _fail(f"terminated; {_KEPT}", 143, debug)
+        return _fail(f"terminated; {_kept(arguments)}", 143, debug)
     except Exception as error:
         return _unexpected(error, debug)
+
+
+def _kept(arguments: list[str]) -> str:
+    return _KEPT.get("".join(arguments[:1]), "nothing is kept of it: run the same command again")
 
 
 def _unexpected(error: Exception, debug: bool) -> int:

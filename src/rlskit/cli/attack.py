@@ -28,7 +28,16 @@ from rlskit.cli.options import (
     SplitOption,
     WorkersOption,
 )
-from rlskit.cli.show import check_gate, check_json, gate, note, progress_bar, resumable, show
+from rlskit.cli.show import (
+    check_gate,
+    check_json,
+    check_out,
+    gate,
+    note,
+    progress_bar,
+    run_folder,
+    show,
+)
 from rlskit.errors import RequestError
 
 
@@ -139,10 +148,11 @@ def attack(
     from rlskit.devices import choose_device
     from rlskit.evaluation import EvalOptions
     from rlskit.evaluation.adaptive import adaptive_options
-    from rlskit.results import accuracy_table, broken_by, free_folder
+    from rlskit.results import accuracy_table, broken_by
 
     check_gate(fail_under)
     check_json(json_to, force)
+    check_out(out, force)
     params = {
         "eps": eps, "norm": norm, "steps": steps, "step_size": step_size, "loss": loss, "target":
         target, "random_start": random_start, "restarts": restarts, "momentum": momentum,
@@ -171,8 +181,7 @@ def attack(
     images = rlskit.load_data(
         data or banked.card.default_data(), split, data_dir=data_dir, download=download, limit=limit
     )
-    folder = out or free_folder(Path("runs"), "attack")
-    with resumable(folder), progress_bar(quiet) as progress:
+    with run_folder(out, "attack") as folder, progress_bar(quiet) as progress:
         common: dict[str, Any] = {
             "options": options, "out": folder, "force": force, "save_adversarial":
             save_adversarial, "progress": progress,

@@ -31,11 +31,12 @@ from rlskit.cli.options import (
 from rlskit.cli.show import (
     check_gate,
     check_json,
+    check_out,
     check_source,
     gate,
     note,
     progress_bar,
-    resumable,
+    run_folder,
     show,
 )
 
@@ -70,10 +71,11 @@ def evaluate(
     import rlskit
     from rlskit.devices import choose_device
     from rlskit.evaluation import EvalOptions, counts_of
-    from rlskit.results import accuracy_table, free_folder
+    from rlskit.results import accuracy_table
 
     check_gate(fail_under)
     check_json(json_to, force)
+    check_out(out, force)
     check_source(adversarial, data=data, split=split, limit=limit)
     options = EvalOptions(counts_of(n_samples), repeats, batch_size, num_workers, seed, per_example)
     banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
@@ -86,8 +88,7 @@ def evaluate(
             download=download,
             limit=limit,
         )
-    folder = out or free_folder(Path("runs"), "eval")
-    with resumable(folder), progress_bar(quiet) as progress:
+    with run_folder(out, "eval") as folder, progress_bar(quiet) as progress:
         results = rlskit.evaluate(
             banked, images, adversarial=adversarial, options=options, out=folder, force=force,
             progress=progress,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,14 +47,35 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
 
 
 @contextmanager
-def resumable(folder: Path) -> Iterator[None]:
-    """Name the run's folder when the run is interrupted, so that it can be continued there."""
+def run_folder(out: Path | None, name: str) -> Iterator[Path]:
+    """Give the run's folder, by default a new one in runs/, and name it when it is interrupted."""
+    from rlskit.results import free_folder
+
+    folder = out or free_folder(Path("runs"), name)
     try:
-        yield
+        yield folder
     except BaseException as error:
         if not isinstance(error, Exception):
             note(f"run folder: {folder}", loud=True)
+        if out is None:
+            with suppress(OSError):
+                folder.rmdir()  # unless something was finished
         raise
+
+
+def check_out(out: Path | None, force: bool) -> None:
+    """Require an `--out` that may become a run's folder, before anything is read.
+
+    Raises:
+        RequestError: It holds a finished run and `force` is not given, or is none of a run's.
+        RunError: Another process writes in it.
+    """
+    from rlskit.locks import refuse_busy
+    from rlskit.results import refuse_finished
+
+    if out is not None:
+        refuse_busy(out)
+        refuse_finished(out, force=force)
 
 
 def note(message: str, *, quiet: bool = False, loud: bool = False) -> None:

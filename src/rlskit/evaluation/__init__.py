@@ -6,9 +6,10 @@ in any order and after any interruption.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,20 @@ from rlskit.evaluation.run import Run
 from rlskit.evaluation.subject import Subject, subject_of
 from rlskit.evaluation.threats import Threat, check_risk
 from rlskit.files import write_text
+from rlskit.locks import only_writer, refuse_busy
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import check_compiler
-from rlskit.results import RESULTS, Journal, Result, clear, dump, refuse_finished, summary
+from rlskit.results import (
+    PARTS,
+    RESULTS,
+    Journal,
+    Result,
+    claim,
+    digest,
+    dump,
+    refuse_finished,
+    summary,
+)
 from rlskit.threat import check_view, protocol_of
 from rlskit.types import Progress, no_progress
 
@@ -143,24 +155,43 @@ def attack_all(
     threats = [
         Threat(one, protocol, n_attacked, view, compiled, save_adversarial, risk) for one in attacks
     ]
-    out = _folder(out, force)
+    out = None if out is None else Path(out)
     for threat in threats:
         _check_request(threat, model, options, out)
-    works = _works(model, data, threats, options, out)
-    if force and out is not None:
-        clear(out)  # all of it: a run of fewer attacks has fewer folders
-    journals = [
-        Journal(folder, run.request(), force=force)
-        for run, folder in zip(works, _folders(out, attacks), strict=True)
-    ]
-    results = []
-    for run, journal in zip(works, journals, strict=True):
-        results += (found := run.finish(journal, progress))
-        journal.write_results(dump(found))
-    if len(results) > 1:
-        results.append(_worst_case(results, journals))
-        if out is not None:
-            write_text(out / RESULTS, dump(results), force=True)
+    with _run_folder(out, force):
+        works = _works(model, data, threats, options)
+        return _finish_all(works, _folders(out, attacks), out, force, progress)
+
+
+def _finish_all(
+    works: Sequence[Run],
+    folders: Sequence[Path | None],
+    out: Path | None,
+    force: bool,
+    progress: Progress,
+) -> list[Result]:
+    """Do the runs of several attacks, each in its folder below `out`, or of one in `out` itself."""
+    below = [folder for folder in folders if folder not in (None, out)]
+    if out is not None and below:
+        for folder in below:
+            refuse_busy(folder)
+        parts = {
+            folder.name: digest(run.request()) for run, folder in zip(works, below, strict=True)
+        }
+        claim(out, {"command": works[0].command, PARTS: parts}, force=force)
+    with only_writer(*below):
+        journals = [
+            Journal(folder, run.request(), force=force)
+            for run, folder in zip(works, folders, strict=True)
+        ]
+        results = []
+        for run, journal in zip(works, journals, strict=True):
+            results += (found := run.finish(journal, progress))
+            journal.write_results(dump(found))
+        if len(results) > 1:
+            results.append(_worst_case(results, journals))
+            if out is not None:
+                write_text(out / RESULTS, dump(results), force=True)
     return results
 
 
@@ -201,12 +232,11 @@ def attack_adaptively(
     options = dataclasses.replace(options or EvalOptions(), **fields)
     counts = options.counts(model)
     threat = prepare_adaptive(model, eps=eps, n_samples=counts[0], save=save_adversarial, **params)
-    out = _folder(out, force)
+    out = None if out is None else Path(out)
     _check_scoring(counts, save=save_adversarial, out=out)
-    (run,) = _works(model, data, [threat], options, out)
-    journal = Journal(out, run.request(), force=force)
-    (result,) = run.finish(journal, progress)
-    journal.write_results(dump([result]))
+    with _run_folder(out, force):
+        works = _works(model, data, [threat], options)
+        (result,) = _finish_all(works, [out], out, force, progress)
     return result
 
 
@@ -215,15 +245,12 @@ def _works(
     data: str | Data | None,
     threats: Sequence[Threat | Adaptive],
     options: EvalOptions,
-    out: Path | None,
 ) -> list[Run]:
     """Return the runs of several threats on the same images, after a look at a few of those."""
     subject = subject_of(model, data)
     works = [Run(subject, options, threat) for threat in threats]
     for run in works:
         run.preflight()
-    if out is not None:
-        (out / RESULTS).unlink(missing_ok=True)  # of a run that `force` replaces
     return works
 
 
@@ -259,12 +286,13 @@ def evaluate(
         UntrustedError: The weights or logits are not finite.
     """
     options = dataclasses.replace(options or EvalOptions(), **fields)
-    folder = _folder(out, force)
-    run = Run(subject_of(model, data, adversarial), options)
-    run.preflight()
-    journal = Journal(folder, run.request(), force=force)
-    results = run.finish(journal, progress)
-    journal.write_results(dump(results))
+    out = None if out is None else Path(out)
+    with _run_folder(out, force):
+        run = Run(subject_of(model, data, adversarial), options)
+        run.preflight()
+        journal = Journal(out, run.request(), force=force)
+        results = run.finish(journal, progress)
+        journal.write_results(dump(results))
     return results
 
 
@@ -296,12 +324,13 @@ WORST_CASE = "worst-case"
 _OPTION_NAMES = {field.name for field in dataclasses.fields(EvalOptions)}
 
 
-def _folder(out: str | Path | None, force: bool) -> Path | None:
-    """Return the run's folder, which holds no finished run."""
-    if out is None:
-        return None
-    refuse_finished(Path(out), force=force)
-    return Path(out)
+@contextlib.contextmanager
+def _run_folder(out: Path | None, force: bool) -> Iterator[None]:
+    """Hold the run's folder, which holds no finished run, against all other writers."""
+    with only_writer(out):
+        if out is not None:
+            refuse_finished(out, force=force)
+        yield
 
 
 def _folders(out: Path | None, attacks: Sequence[PreparedAttack]) -> list[Path | None]:

@@ -23,6 +23,7 @@ from rlskit.evaluation.threats import Threat
 from rlskit.pixels import perturbation_norms, round_to_8bit
 from rlskit.preflight import IMAGES, LOOKED_AT, check_answers
 from rlskit.results import ADVERSARIAL, Journal, Result, summary
+from rlskit.runtime import return_memory
 from rlskit.threat import mean_log_probabilities
 from rlskit.types import Progress
 
@@ -108,6 +109,7 @@ class Run:
             journal.put(
                 repeat, indices.start, self._block(repeat, indices, images, labels, defenders)
             )
+            return_memory()
             progress(step, journal.rows, len(data) * options.repeats)
 
     def _block(

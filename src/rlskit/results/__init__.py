@@ -4,9 +4,11 @@ from rlskit.results.comparison import Comparison, Difference, Pair
 from rlskit.results.finished import Finished, read_answers, read_run
 from rlskit.results.journal import (
     ADVERSARIAL,
+    PARTS,
     RESULTS,
     Journal,
-    clear,
+    claim,
+    digest,
     free_folder,
     refuse_finished,
 )
@@ -23,6 +25,7 @@ from rlskit.results.table import (
 
 __all__ = [
     "ADVERSARIAL",
+    "PARTS",
     "RESULTS",
     "SCHEMA",
     "Comparison",
@@ -34,8 +37,9 @@ __all__ = [
     "accuracy_table",
     "broken_by",
     "check_plot",
-    "clear",
+    "claim",
     "comparison_table",
+    "digest",
     "diversity_table",
     "dump",
     "free_folder",

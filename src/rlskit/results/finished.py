@@ -5,6 +5,7 @@ Shapes: n images, R repeats.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -124,7 +125,10 @@ def _several_attacks(folder: Path, results: Sequence[Result]) -> tuple[Finished,
     Raises:
         RequestError: One is missing.
     """
-    homes = [(_read_results(file)[0], file.parent) for file in sorted(folder.glob(f"*/{RESULTS}"))]
+    homes = []
+    for file in sorted(folder.glob(f"*/{RESULTS}")):
+        with contextlib.suppress(RequestError):  # what is none of a run is no part of this one
+            homes.append((_read_results(file)[0], file.parent))
     tables = [tuple(home / PER_IMAGE for found, home in homes if found == one) for one in results]
     parts = []
     for result, own in zip(results, tables, strict=True):

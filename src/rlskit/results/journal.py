@@ -5,41 +5,80 @@ run/
 ├── blocks/0-1000.safetensors   repeat 0, the block whose first image is 1000
 ├── per_image.csv
 ├── adversarial.safetensors  when asked for
-└── results.json             written last
+├── results.json             written last
+└── pgd-0.1/, fgsm-0.1/      where there are several attacks: the run of each, and no blocks above
+
+Who else writes there is kept out by `rlskit.locks`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlskit.errors import RequestError
 from rlskit.files import replacing, write_text
+from rlskit.locks import only_writer
+from rlskit.results.result import SCHEMA
+from rlskit.sealed import read_sealed, write_sealed
 
 MANIFEST = "run.json"
 RESULTS = "results.json"
 PER_IMAGE = "per_image.csv"
 ADVERSARIAL = "adversarial.safetensors"
 
+FORMAT = "rlskit.run/1"
+BLOCK = "rlskit.block/1"
+PARTS = "parts"
+"""The field of a `run.json` that names the subfolders of several attacks, each with the digest of
+its request."""
+
+_LOG = logging.getLogger("rlskit")
+
 
 def refuse_finished(folder: Path, *, force: bool) -> None:
-    """Require that a folder holds no finished run, or that `force` is given.
+    """Require that a folder may become a run's.
 
     Raises:
-        RequestError: It does, or it is a file.
+        RequestError: It is a file, holds files of someone else's under the names of a run's, or,
+            where `force` is not given, a finished run.
     """
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{folder} is a file, not the folder of a run; name another --out")
+    _refuse_foreign(folder)
     if (folder / RESULTS).exists() and not force:
         raise RequestError(f"{folder} holds a finished run; name another --out, or use --force")
+
+
+def digest(request: Mapping[str, Any]) -> str:
+    """Return the sha256 that stands for a request."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def claim(folder: Path, request: Mapping[str, Any], *, force: bool) -> None:
+    """Make a folder that of a request; with `force`, by removing the run that it holds.
+
+    Raises:
+        RequestError: It holds another run, and `force` is not given; or files of someone else's.
+    """
+    _refuse_foreign(folder)
+    if force:
+        clear(folder)
+    else:
+        _refuse_another(folder, request)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = json.dumps({"format": FORMAT, **request}, indent=2, sort_keys=True) + "\n"
+    write_text(folder / MANIFEST, manifest, force=True)
 
 
 class Journal:
@@ -52,23 +91,19 @@ class Journal:
         force: Start afresh, whatever the folder holds.
 
     Raises:
-        RequestError: The folder holds another run, and `force` is not given.
+        RequestError: The folder holds another run, and `force` is not given; or files of someone
+            else's.
     """
 
     def __init__(
         self, folder: Path | None, request: Mapping[str, Any], *, force: bool = False
     ) -> None:
-        self.folder = folder
+        self.folder, self.digest = folder, digest(request)
         self._blocks: dict[tuple[int, int], dict[str, Tensor]] = {}
         if folder is None:
             return
-        if force:
-            clear(folder)
-        else:
-            _refuse_another(folder, request)
-        (folder / "blocks").mkdir(parents=True, exist_ok=True)
-        wanted = json.dumps(request, indent=2, sort_keys=True) + "\n"
-        write_text(folder / MANIFEST, wanted, force=True)
+        claim(folder, request, force=force)
+        (folder / "blocks").mkdir(exist_ok=True)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,12 +116,22 @@ class Journal:
         return sum(len(block["index"]) for block in self._blocks.values())
 
     def get(self, repeat: int, first: int) -> dict[str, Tensor] | None:
-        """Return the block that starts at image `first`, if it is finished and readable."""
+        """Return the block that starts at image `first`, if it is finished, whole and this run's.
+
+        Any other is computed again, never counted.
+        """
         if self.folder is not None and (repeat, first) not in self._blocks:
+            file = self._file(repeat, first)
+            if not file.exists():
+                return None
             try:
-                self._blocks[repeat, first] = load_file(self._file(repeat, first))
-            except (FileNotFoundError, SafetensorError):
-                return None  # a torn block is simply not finished
+                about, block = read_sealed(file, BLOCK)
+                if about != self._about(repeat, first):
+                    raise RequestError(f"{file} is a block of another run")
+            except RequestError as error:
+                _LOG.warning("%s; it is computed again", error)
+                return None
+            self._blocks[repeat, first] = block
         return self._blocks.get((repeat, first))
 
     def put(self, repeat: int, first: int, block: dict[str, Tensor]) -> None:
@@ -94,8 +139,11 @@ class Journal:
         block = {name: tensor.detach().cpu().contiguous() for name, tensor in block.items()}
         self._blocks[repeat, first] = block
         if self.folder is not None:
-            with replacing(self._file(repeat, first), force=True) as temporary:
-                save_file(block, temporary)
+            write_sealed(self._file(repeat, first), block, self._about(repeat, first))
+
+    def _about(self, repeat: int, first: int) -> dict[str, Any]:
+        """Return what a block says of itself."""
+        return {"format": BLOCK, "request": self.digest, "repeat": repeat, "first": first}
 
     def column(self, name: str, repeat: int) -> Tensor:
         """Return one column of a repeat over all images, in the order of the blocks."""
@@ -132,43 +180,132 @@ class Journal:
 
 
 def clear(folder: Path) -> None:
-    """Remove a run, and those of several attacks in its subfolders; other files stay."""
-    for manifest in folder.glob(f"*/{MANIFEST}"):
-        clear(manifest.parent)
-    for name in (RESULTS, PER_IMAGE, ADVERSARIAL, MANIFEST):
-        (folder / name).unlink(missing_ok=True)
-    for block in (folder / "blocks").glob("*.safetensors"):
+    """Remove a run, and those of its several attacks below; all other files and runs stay.
+
+    Raises:
+        RunError: Somebody writes in one of those below.
+    """
+    parts = list(_parts(folder))
+    with only_writer(*parts):
+        (folder / RESULTS).unlink(missing_ok=True)
+        for part in parts:
+            _clear_own(part)
+        _clear_own(folder)
+    for part in parts:
+        with contextlib.suppress(OSError):  # it holds something else, too
+            part.rmdir()
+
+
+def _clear_own(folder: Path) -> None:
+    """Remove the files of the run in a folder; what says whose they are goes last."""
+    (folder / RESULTS).unlink(missing_ok=True)
+    for block in _blocks(folder):
         block.unlink()
+    with contextlib.suppress(OSError):
+        (folder / "blocks").rmdir()
+    for name in (PER_IMAGE, ADVERSARIAL, MANIFEST):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _blocks(folder: Path) -> list[Path]:
+    """Return the files that are named as blocks."""
+    files = (folder / "blocks").glob("*.safetensors")
+    return [file for file in files if re.fullmatch(r"\d+-\d+", file.stem)]
+
+
+def _parts(folder: Path) -> Iterator[Path]:
+    """Yield the subfolders with the runs of a folder's several attacks, as what is in both says.
+
+    Those are subfolders whose request is the one that the folder's `run.json` names, or whose
+    result is in the list of its `results.json`. A link leads elsewhere, and is nobody's part.
+    """
+    manifest, results = _read(folder / MANIFEST), _read(folder / RESULTS)
+    named = manifest.get(PARTS) if isinstance(manifest, dict) else None
+    requests = list(named.values()) if isinstance(named, dict) else []
+    for file in folder.glob(f"*/{MANIFEST}"):
+        request = _read(file)
+        if file.parent.is_symlink() or not _is_request(request):
+            continue
+        own = digest({key: value for key, value in request.items() if key != "format"})
+        result = _read(file.parent / RESULTS)
+        if own in requests or (isinstance(results, list) and result in results):
+            yield file.parent
+
+
+def _read(file: Path) -> Any:
+    """Return what a JSON file holds; None for what cannot be read."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _is_request(found: Any) -> bool:
+    """Whether a JSON value is a `run.json`; older ones are known by the versions in them."""
+    if not isinstance(found, dict):
+        return False
+    versions = found.get("versions")
+    return found.get("format") == FORMAT or (isinstance(versions, dict) and "rlskit" in versions)
+
+
+def _is_results(found: Any) -> bool:
+    """Whether a JSON value is a `results.json`."""
+    first = found[0] if isinstance(found, list) and found else found
+    return isinstance(first, dict) and first.get("schema") == SCHEMA
+
+
+def _is_block(file: Path) -> bool:
+    """Whether a file is a block, be it damaged or not."""
+    with file.open("rb") as opened:
+        return BLOCK.encode() in opened.read(100_000)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Require that what a run would replace in a folder is a run's.
+
+    Raises:
+        RequestError: It is not, and stays.
+    """
+    if _is_request(_read(folder / MANIFEST)):
+        return
+    ours = _is_results(_read(folder / RESULTS))
+    names = [MANIFEST] if ours else [MANIFEST, RESULTS, PER_IMAGE, ADVERSARIAL]
+    foreign = [folder / name for name in names if (folder / name).exists()]
+    foreign += [file for file in _blocks(folder) if not _is_block(file)]
+    if foreign:
+        raise RequestError(
+            f"{foreign[0]} is no file of a run of rlskit's, and not replaced; name another --out"
+        )
 
 
 def _refuse_another(folder: Path, request: Mapping[str, Any]) -> None:
     """Require that what blocks a folder holds are of this request."""
-    manifest = folder / MANIFEST
-    if not manifest.exists():
-        if any((folder / "blocks").glob("*.safetensors")):
+    if not (folder / MANIFEST).exists():
+        if _blocks(folder):
             raise RequestError(
                 f"{folder} holds blocks but no {MANIFEST} that says whose; name another --out, or "
                 "use --force to replace them"
             )
         return
-    try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
+    known = _read(folder / MANIFEST)
     wanted = json.loads(json.dumps(request))  # with lists for tuples, as it is read
-    if found == wanted:
-        return
-    known = found if isinstance(found, dict) else {}
     other = sorted(key for key in known.keys() | wanted if known.get(key) != wanted.get(key))
-    raise RequestError(
-        f"{folder} holds another run ({', '.join(other)} differ); name another --out, or use "
-        "--force to replace it"
-    )
+    if other := [key for key in other if key != "format"]:
+        raise RequestError(
+            f"{folder} holds another run ({', '.join(other)} differ); name another --out, or use "
+            "--force to replace it"
+        )
 
 
 def free_folder(parent: Path, name: str) -> Path:
-    """Return the first `parent/name-NNN` that is not there yet; it is not made."""
+    """Make the first `parent/name-NNN` that is not there yet, and return it."""
+    parent.mkdir(parents=True, exist_ok=True)
     number = 1
-    while (folder := parent / f"{name}-{number:03d}").exists():
-        number += 1
-    return folder
+    while True:
+        folder = parent / f"{name}-{number:03d}"
+        try:
+            folder.mkdir()
+        except FileExistsError:  # also where another run was faster
+            number += 1
+        else:
+            return folder
