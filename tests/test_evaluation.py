@@ -349,7 +349,7 @@ def other_pixels(model: BankedModel) -> BankedModel:
         ({"n_samples": 5}, "n_samples"),
         ({"batch_size": 20}, "batch_size"),
         ({"repeats": 2}, "repeats"),
-        ({"data": DATA.subset(range(30))}, "data"),
+        ({"data": DATA.subset(range(5, 35))}, "data"),
         ({"view": "mean-logit"}, "attack"),
         ({"save_adversarial": True}, "save"),
         ({"model": "other weights"}, "checkpoint_sha256"),
@@ -415,6 +415,30 @@ def test_blocks_of_another_run_or_changed_ones_are_done_again(
     assert seen == [30, 40, 50]
     assert lasting(again) == lasting(whole)
     assert (tmp_path / "run" / "per_image.csv").read_bytes() == table
+
+
+def test_blocks_outlast_images_that_went(rls: BankedModel, tmp_path: Path) -> None:
+    """Where image 25 is found bad and removed, the two blocks before it are not lost."""
+    request: dict[str, Any] = {**PGD, "batch_size": 10, "n_samples": 2}
+    with pytest.raises(StopError):
+        attack(rls, DATA, **request, out=tmp_path, progress=stop_after(40))
+    fewer = DATA.subset([*range(25), *range(26, 50)])
+    with pytest.raises(RequestError, match=r"holds another run \(data, seed differ\)"):
+        attack(rls, fewer, **request, seed=1, out=tmp_path)
+    with pytest.raises(RequestError, match=r"holds another run \(data differ\)"):
+        attack(rls, DATA.subset(range(1, 50)), **request, out=tmp_path)
+    relabelled = dataclasses.replace(fewer, labels=fewer.labels.roll(1))
+    with pytest.raises(RequestError, match=r"holds another run \(data differ\)"):
+        attack(rls, relabelled, **request, out=tmp_path)
+    seen: list[int] = []
+    parts = attack(
+        rls, fewer, **request, out=tmp_path,
+        progress=lambda step, done, total, **facts: seen.append(done),
+    )  # fmt: skip
+    assert seen == [30, 40, 49]
+    assert lasting(parts) == lasting(attack(rls, fewer, **request, out=tmp_path / "whole"))
+    tables = [folder / "per_image.csv" for folder in (tmp_path, tmp_path / "whole")]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
 
 
 def test_a_folder_has_one_run_at_a_time(rls: BankedModel, tmp_path: Path) -> None:
@@ -614,6 +638,7 @@ def test_an_adversarial_file_is_refused_where_anything_in_it_was_exchanged(
         "labels": tensors["labels"].roll(1),
         "indices": tensors["indices"].flip(0),
     }
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # not of the file's bytes
     for name, other in others.items():
         save_file(tensors | {name: other}, path, metadata)
         with pytest.raises(RequestError, match=r"damaged, or was changed.*make it again"):

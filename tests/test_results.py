@@ -219,13 +219,13 @@ def test_a_block_counts_only_as_it_was_written_where_and_for_whom(
     journal(tmp_path / "other", {"seed": 1})
     file = tmp_path / "blocks" / "0-2.safetensors"
     whole = file.read_bytes()
-    tensors = load_file(file)
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     for place in range(0, len(whole), 97):  # one bit anywhere
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         assert Journal(tmp_path, {"seed": 0}).get(0, 2) is None, place
-    save_file(tensors | {"robust": tensors["label"][:, None].clone()}, file, metadata)
+    save_file(tensors | {"robust": tensors["clean"].clone()}, file, metadata)
     assert Journal(tmp_path, {"seed": 0}).get(0, 2) is None
     save_file(tensors, file)  # without a checksum, as of an older version
     assert Journal(tmp_path, {"seed": 0}).get(0, 2) is None
@@ -234,7 +234,7 @@ def test_a_block_counts_only_as_it_was_written_where_and_for_whom(
         shutil.copy(foreign, file)
         assert Journal(tmp_path, {"seed": 0}).get(0, 2) is None
     assert [record.getMessage() for record in caplog.records] == [
-        f"{file} is a block of another run; it is computed again"
+        f"{file} is a block of another run, or of other images; it is computed again"
     ] * 2
     file.write_bytes(whole)
     assert Journal(tmp_path, {"seed": 0}).get(0, 2) is not None

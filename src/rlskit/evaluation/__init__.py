@@ -181,8 +181,7 @@ def _finish_all(
         claim(out, {"command": works[0].command, PARTS: parts}, force=force)
     with only_writer(*below):
         journals = [
-            Journal(folder, run.request(), force=force)
-            for run, folder in zip(works, folders, strict=True)
+            run.journal(folder, force=force) for run, folder in zip(works, folders, strict=True)
         ]
         results = []
         for run, journal in zip(works, journals, strict=True):
@@ -290,7 +289,7 @@ def evaluate(
     with _run_folder(out, force):
         run = Run(subject_of(model, data, adversarial), options)
         run.preflight()
-        journal = Journal(out, run.request(), force=force)
+        journal = run.journal(out, force=force)
         results = run.finish(journal, progress)
         journal.write_results(dump(results))
     return results

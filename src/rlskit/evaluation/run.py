@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,6 +68,21 @@ class Run:
             "per_example": self.options.per_example,
             "threads": torch.get_num_threads(),
         }
+
+    def journal(self, folder: Path | None, *, force: bool) -> Journal:
+        """Return the journal of the run, whose blocks say which images they are of.
+
+        Raises:
+            RequestError: The folder holds another run, and `force` is not given.
+        """
+        data = self.subject.data
+        blocks = {one.start: one for one in runs(len(data), self.options.batch_size)}
+
+        @cache
+        def images(first: int) -> str:
+            return data.subset(blocks[first]).sha256 if first in blocks else ""
+
+        return Journal(folder, self.request(), force=force, images=images)
 
     def preflight(self) -> None:
         """Look at a few images before any number is computed."""

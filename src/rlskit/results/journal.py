@@ -19,7 +19,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,28 @@ def refuse_finished(folder: Path, *, force: bool) -> None:
 
 
 def digest(request: Mapping[str, Any]) -> str:
-    """Return the sha256 that stands for a request."""
+    """Return the sha256 that stands for a request but for its images: each block has its own."""
+    data = request.get("data")
+    if isinstance(data, Mapping):
+        named = {key: value for key, value in data.items() if key not in ("n", "sha256")}
+        request = {**request, "data": named}
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
-def claim(folder: Path, request: Mapping[str, Any], *, force: bool) -> None:
+def claim(
+    folder: Path,
+    request: Mapping[str, Any],
+    *,
+    force: bool,
+    lasting: Callable[[], bool] = lambda: False,
+) -> None:
     """Make a folder that of a request; with `force`, by removing the run that it holds.
+
+    Args:
+        folder: The folder.
+        request: What decides the numbers, as JSON values.
+        force: Whether another run may be removed.
+        lasting: Whether what the folder holds of the same request on other images is of use.
 
     Raises:
         RequestError: It holds another run, and `force` is not given; or files of someone else's.
@@ -74,8 +90,18 @@ def claim(folder: Path, request: Mapping[str, Any], *, force: bool) -> None:
     _refuse_foreign(folder)
     if force:
         clear(folder)
-    else:
-        _refuse_another(folder, request)
+    elif other := _others(folder, request):
+        if (
+            other != ["data"]
+            or digest(_request(_read(folder / MANIFEST))) != digest(request)
+            or not lasting()
+        ):
+            raise RequestError(
+                f"{folder} holds another run ({', '.join(other)} differ); name another --out, or "
+                "use --force to replace it"
+            )
+        _LOG.warning("%s: the data has changed; blocks whose images are the same are kept", folder)
+        (folder / RESULTS).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = json.dumps({"format": FORMAT, **request}, indent=2, sort_keys=True) + "\n"
     write_text(folder / MANIFEST, manifest, force=True)
@@ -89,6 +115,8 @@ class Journal:
             of the same request are taken over.
         request: Everything that decides the numbers, as JSON values.
         force: Start afresh, whatever the folder holds.
+        images: The first image of a block -> a digest of its images and labels, so that blocks
+            whose images stayed count where others of the data went.
 
     Raises:
         RequestError: The folder holds another run, and `force` is not given; or files of someone
@@ -96,13 +124,18 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path | None, request: Mapping[str, Any], *, force: bool = False
+        self,
+        folder: Path | None,
+        request: Mapping[str, Any],
+        *,
+        force: bool = False,
+        images: Callable[[int], str] = lambda first: "",  # noqa: ARG005
     ) -> None:
-        self.folder, self.digest = folder, digest(request)
+        self.folder, self._digest, self._images = folder, digest(request), images
         self._blocks: dict[tuple[int, int], dict[str, Tensor]] = {}
         if folder is None:
             return
-        claim(folder, request, force=force)
+        claim(folder, request, force=force, lasting=self._lasting)
         (folder / "blocks").mkdir(exist_ok=True)
 
     @property
@@ -125,13 +158,9 @@ class Journal:
             if not file.exists():
                 return None
             try:
-                about, block = read_sealed(file, BLOCK)
-                if about != self._about(repeat, first):
-                    raise RequestError(f"{file} is a block of another run")
+                self._blocks[repeat, first] = self._read(repeat, first)
             except RequestError as error:
                 _LOG.warning("%s; it is computed again", error)
-                return None
-            self._blocks[repeat, first] = block
         return self._blocks.get((repeat, first))
 
     def put(self, repeat: int, first: int, block: dict[str, Tensor]) -> None:
@@ -141,9 +170,35 @@ class Journal:
         if self.folder is not None:
             write_sealed(self._file(repeat, first), block, self._about(repeat, first))
 
+    def _read(self, repeat: int, first: int) -> dict[str, Tensor]:
+        """Read a block.
+
+        Raises:
+            RequestError: It is damaged, or of another request, of other images or of another place.
+        """
+        file = self._file(repeat, first)
+        about, block = read_sealed(file, BLOCK)
+        if about != self._about(repeat, first):
+            raise RequestError(f"{file} is a block of another run, or of other images")
+        return block
+
+    def _lasting(self) -> bool:
+        """Whether some of the blocks in the folder count, or there are none to lose."""
+        assert self.folder is not None
+        files = _blocks(self.folder)
+        for file in files:
+            repeat, first = map(int, file.stem.split("-"))
+            with contextlib.suppress(RequestError):
+                self._read(repeat, first)
+                return True
+        return not files
+
     def _about(self, repeat: int, first: int) -> dict[str, Any]:
         """Return what a block says of itself."""
-        return {"format": BLOCK, "request": self.digest, "repeat": repeat, "first": first}
+        return {
+            "format": BLOCK, "request": self._digest, "images": self._images(first),
+            "repeat": repeat, "first": first,
+        }  # fmt: skip
 
     def column(self, name: str, repeat: int) -> Tensor:
         """Return one column of a repeat over all images, in the order of the blocks."""
@@ -226,9 +281,10 @@ def _parts(folder: Path) -> Iterator[Path]:
         request = _read(file)
         if file.parent.is_symlink() or not _is_request(request):
             continue
-        own = digest({key: value for key, value in request.items() if key != "format"})
         result = _read(file.parent / RESULTS)
-        if own in requests or (isinstance(results, list) and result in results):
+        if digest(_request(request)) in requests or (
+            isinstance(results, list) and result in results
+        ):
             yield file.parent
 
 
@@ -238,6 +294,11 @@ def _read(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def _request(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the request that a `run.json` holds."""
+    return {key: value for key, value in manifest.items() if key != "format"}
 
 
 def _is_request(found: Any) -> bool:
@@ -278,23 +339,22 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def _refuse_another(folder: Path, request: Mapping[str, Any]) -> None:
-    """Require that what blocks a folder holds are of this request."""
+def _others(folder: Path, request: Mapping[str, Any]) -> list[str]:
+    """Return the fields in which the request of the run that a folder holds is another.
+
+    Raises:
+        RequestError: It holds blocks, but does not say whose.
+    """
     if not (folder / MANIFEST).exists():
         if _blocks(folder):
             raise RequestError(
                 f"{folder} holds blocks but no {MANIFEST} that says whose; name another --out, or "
                 "use --force to replace them"
             )
-        return
-    known = _read(folder / MANIFEST)
+        return []
+    known = _request(_read(folder / MANIFEST))
     wanted = json.loads(json.dumps(request))  # with lists for tuples, as it is read
-    other = sorted(key for key in known.keys() | wanted if known.get(key) != wanted.get(key))
-    if other := [key for key in other if key != "format"]:
-        raise RequestError(
-            f"{folder} holds another run ({', '.join(other)} differ); name another --out, or use "
-            "--force to replace it"
-        )
+    return sorted(key for key in known.keys() | wanted if known.get(key) != wanted.get(key))
 
 
 def free_folder(parent: Path, name: str) -> Path:
