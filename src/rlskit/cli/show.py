@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlskit.errors import RequestError
+from rlskit.text import lines
 from rlskit.types import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -57,6 +58,13 @@ def resumable(folder: Path) -> Iterator[None]:
         raise
 
 
+def say(text: str) -> None:
+    """Print lines on stdout, control characters escaped."""
+    import typer
+
+    typer.echo(lines(text))
+
+
 def note(message: str, *, quiet: bool = False, loud: bool = False) -> None:
     """Print a line on stderr; a loud one stands out, and is not silenced."""
     if quiet and not loud:
@@ -65,7 +73,7 @@ def note(message: str, *, quiet: bool = False, loud: bool = False) -> None:
     from rich.text import Text
 
     style = "bold red" if loud else ""
-    Console(stderr=True, soft_wrap=True).print(Text(message, style=style))
+    Console(stderr=True, soft_wrap=True).print(Text(lines(message), style=style))
 
 
 def show(table: Table, results: Sequence[Result], *, json_to: str | None, force: bool) -> None:
@@ -110,13 +118,15 @@ def check_source(
 
 
 def print_table(table: Table) -> None:
-    """Print a table on stdout."""
+    """Print a table on stdout, control characters escaped."""
     from rich.console import Console
+    from rich.segment import Segment, Segments
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)
-    console.print(table)
+    shown = (Segment(lines(one.text), one.style) for one in console.render(table))
+    console.print(Segments(shown), end="")
 
 
 def check_gate(fail_under: float | None) -> None:

@@ -20,7 +20,7 @@ from rlskit.cli.options import (
     SeedOption,
     WorkersOption,
 )
-from rlskit.cli.show import note, progress_bar
+from rlskit.cli.show import note, progress_bar, say
 
 
 def train(
@@ -97,7 +97,7 @@ def train(
     held = (
         "" if last.holdout_accuracy is None else f", held out {100 * last.holdout_accuracy:.1f} %"
     )
-    typer.echo(
+    say(
         f"{result.last}: {result.steps} steps on {images.name}, loss {last.loss:.4f}, "
         f"accuracy {100 * last.accuracy:.1f} %{held}, {last.images_per_second:.0f} images/s"
     )

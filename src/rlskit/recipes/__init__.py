@@ -14,6 +14,7 @@ from rlskit.recipes.running import (
 )
 from rlskit.recipes.stages import Stage
 from rlskit.recipes.table import markdown, rich_table, to_json
+from rlskit.recipes.trust import require_trust
 
 __all__ = [
     "Column",
@@ -31,6 +32,7 @@ __all__ = [
     "is_finished",
     "load",
     "markdown",
+    "require_trust",
     "rich_table",
     "run",
     "select",

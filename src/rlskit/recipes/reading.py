@@ -29,6 +29,21 @@ def read(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
     return values
 
 
+def texts(sets: Sequence[str]) -> frozenset[str]:
+    """Return all strings among the values of `KEY=VALUE` changes."""
+    found: set[str] = set()
+    waiting: list[Any] = [_change(change) for change in sets]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            found.add(value)
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return frozenset(found)
+
+
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Return both tables as one: tables are merged key by key, of anything else `above` wins."""
     result = dict(below)

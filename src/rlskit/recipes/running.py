@@ -30,6 +30,7 @@ from rlskit.recipes.checking import check_options
 from rlskit.recipes.recipe import Recipe, load, nearest
 from rlskit.recipes.stages import Stage, sha256
 from rlskit.recipes.table import markdown
+from rlskit.recipes.trust import require_trust
 
 Execute = Callable[[list[str]], int]
 """Runs one command line of rlskit, without the word `rlskit`; returns its exit code."""
@@ -72,6 +73,7 @@ def run(
     sets: Sequence[str] = (),
     only: str | None = None,
     out: str | Path | None = None,
+    trust: bool = False,
     note: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """Run a recipe; a second run of the same goes on where the first one ended.
@@ -86,13 +88,16 @@ def run(
         sets: `KEY=VALUE` changes.
         only: A stage, or a glob over their names: `rls/pgd`, `rls/*`.
         out: Folder of the run; by default `default_folder`.
+        trust: Run the code that the recipe names; without it, only what `sets` names.
         note: Told what happens, a line at a time.
 
     Raises:
-        RequestError: The recipe, a change, `only` or the folder is wrong.
+        RequestError: The recipe, a change, `only` or the folder is wrong, or the recipe names code
+            and is not trusted.
         StageError: A command failed or was interrupted; what is finished is kept.
     """
     recipe = load(path, sets)
+    require_trust(recipe, trust)
     folder = default_folder(recipe) if out is None else Path(out)
     check_stages(recipe, folder, check)
     chosen = select(recipe, only)

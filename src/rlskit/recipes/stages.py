@@ -89,7 +89,10 @@ _SWITCHES = ("random-start",)
 def _option(name: str, value: str | bool) -> list[str]:
     if value is False:
         return [f"--no-{name}"] if name in _SWITCHES else []
-    return [f"--{name}"] if value is True else [f"--{name}", value]
+    if value is True:
+        return [f"--{name}"]
+    # A value like an option's name must not be taken for one, as behind a flag it would be.
+    return [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
 
 
 def option_text(command: str, name: str, value: Any) -> str | bool:
