@@ -478,5 +478,10 @@ def test_a_recipe_from_end_to_end(recipe: Path, capsys: pytest.CaptureFixture[st
     assert "paper 70.9" in captured.out
 
     shutil.rmtree("out/none/pgd")
-    assert command(["run", str(recipe), "--trust", "-o", "out", "--set", "columns.pgd.attack.loss=dlrr"]) == 2
+    assert (
+        command(
+            ["run", str(recipe), "--trust", "-o", "out", "--set", "columns.pgd.attack.loss=dlrr"]
+        )
+        == 2
+    )
     assert "stage rls/pgd: --loss 'dlrr' is unknown" in capsys.readouterr().err

@@ -6,6 +6,7 @@ How a command ends, and with which exit code, is in `rlskit.cli.ending`.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -33,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., int | None]] = {
     "convert": convert.convert,
     "train": train.train,
     "attack": attack.attack,

@@ -30,9 +30,9 @@ _KEPT = (
     "what was finished is kept: attack and eval go on with the same command and --out the run's "
     "folder, a training keeps its last epoch"
 )
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_OF_THE_MACHINE = (*_FULL, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO)
-"""Errors of the disk or of open files, which libraries wrap in their own, and no request's fault."""
+
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO)
+"""Of the disk or of open files: libraries wrap them in their own, and no request is at fault."""
 
 _WRAPPED = re.compile(r"(?:\[Errno |\(os error |Os \{ code: )(\d+)")
 

@@ -33,6 +33,7 @@ from rlskit.cli.show import (
     check_json,
     check_source,
     gate,
+    gated,
     note,
     progress_bar,
     resumable,
@@ -92,6 +93,7 @@ def evaluate(
             banked, images, adversarial=adversarial, options=options, out=folder, force=force,
             progress=progress,
         )  # fmt: skip
+    results = gated(results, fail_under, folder)
     show(accuracy_table(results), results, json_to=json_to, force=force)
     note(f"results: {folder / 'results.json'}", quiet=quiet)
-    return gate(results, fail_under)
+    return gate(results, quiet=quiet)

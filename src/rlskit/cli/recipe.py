@@ -65,12 +65,16 @@ def run(
     found = recipes.to_json(done.recipe, done.folder, recipes.is_finished)
     text = json.dumps(found, indent=2, allow_nan=False) + "\n"
     if json_to == "-":
-        sys.stdout.write(text)
-        return done.code
-    if json_to is not None:
-        write_text(Path(json_to), text, force=force)
-    print_table(recipes.rich_table(done.recipe, done.folder, recipes.is_finished))
-    note(f"everything behind the table: {done.folder}", quiet=quiet)
+        print(text, end="")
+    else:
+        if json_to is not None:
+            write_text(Path(json_to), text, force=force)
+        print_table(recipes.rich_table(done.recipe, done.folder, recipes.is_finished))
+        note(f"everything behind the table: {done.folder}", quiet=quiet)
+    for sentence in done.met:
+        note(sentence, quiet=quiet)
+    for sentence in done.not_met:
+        note(sentence, loud=True)
     return done.code
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,7 +83,7 @@ def show(table: Table, results: Sequence[Result], *, json_to: str | None, force:
     for warning in dict.fromkeys(w for result in results for w in result.warnings):
         note(warning, loud=True)
     if json_to == "-":
-        sys.stdout.write(dump(list(results)))
+        print(dump(list(results)), end="")
         return
     if json_to is not None:
         write_text(Path(json_to), dump(list(results)), force=force)
@@ -139,19 +138,26 @@ def check_gate(fail_under: float | None) -> None:
         raise RequestError(f"--fail-under is a share in [0, 1], such as 0.40, not {fail_under}")
 
 
-def gate(results: Sequence[Result], fail_under: float | None) -> int:
-    """Return 1 and say why when a result's lower bound is under the gate, else 0."""
+def gated(results: Sequence[Result], fail_under: float | None, folder: Path) -> list[Result]:
+    """Return the results with the gate's verdicts, which the run's `results.json` gets, too."""
+    from rlskit import results as finished
+    from rlskit.files import write_text
+
     if fail_under is None:
-        return 0
-    failed = [r for r in results if r.headline["lower_bound"] < fail_under]
-    for result in failed:
-        bound = result.headline["lower_bound"]
-        what = result.attack["method"] if result.attack else "clean"
-        note(
-            f"gate not met: {what} ({result.protocol}) accuracy is at least {100 * bound:.1f} % "
-            f"with 95 % confidence, under {100 * fail_under:.1f} %",
-            loud=True,
-        )
+        return list(results)
+    found = [finished.gated(result, fail_under) for result in results]
+    write_text(folder / finished.RESULTS, finished.dump(found), force=True)
+    return found
+
+
+def gate(results: Sequence[Result], *, quiet: bool) -> int:
+    """Say whether the gates of results are met; return 1 where one is not, else 0."""
+    from rlskit.results import NOT_MET, gate_sentence
+
+    gates = [result for result in results if result.gate is not None]
+    failed = [result for result in gates if result.gate["verdict"] == NOT_MET]  # type: ignore[index]
+    for result in gates:
+        note(gate_sentence(result), quiet=quiet, loud=result in failed)
     return 1 if failed else 0
 
 

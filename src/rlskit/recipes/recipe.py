@@ -192,7 +192,9 @@ def _options(
         options = merged(options, table)
     for name in options:
         if not _OPTION.fullmatch(name):
-            raise RequestError(f"{command}: {name!r} is no option; options are small letters and dashes")
+            raise RequestError(
+                f"{command}: {name!r} is no option; options are small letters and dashes"
+            )
     return {name: option_text(command, name, value) for name, value in options.items()}
 
 

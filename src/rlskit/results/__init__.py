@@ -1,7 +1,8 @@
 """Results: what was found, written and shown. Knows nothing of models."""
 
 from rlskit.results.comparison import Comparison, Difference, Pair
-from rlskit.results.finished import Finished, read_answers, read_run
+from rlskit.results.finished import Finished, read_answers, read_results, read_run
+from rlskit.results.gate import NOT_MET, gate_sentence, gated
 from rlskit.results.journal import (
     ADVERSARIAL,
     RESULTS,
@@ -23,6 +24,7 @@ from rlskit.results.table import (
 
 __all__ = [
     "ADVERSARIAL",
+    "NOT_MET",
     "RESULTS",
     "SCHEMA",
     "Comparison",
@@ -39,9 +41,12 @@ __all__ = [
     "diversity_table",
     "dump",
     "free_folder",
+    "gate_sentence",
+    "gated",
     "paired_table",
     "plot_transfer",
     "read_answers",
+    "read_results",
     "read_run",
     "refuse_finished",
     "transfer_table",

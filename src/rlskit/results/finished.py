@@ -9,7 +9,7 @@ import csv
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +77,7 @@ def read_run(path: Path) -> FinishedRun:
         RequestError: There is none, it cannot be read, or it keeps no answers per image.
     """
     file = path / RESULTS if path.is_dir() else path
-    folder, results = file.parent, _read_results(file)
+    folder, results = file.parent, read_results(file)
     command = results[0].command
     if command not in ("attack", "eval"):
         raise RequestError(
@@ -93,6 +93,28 @@ def read_run(path: Path) -> FinishedRun:
     why = f"because {PER_IMAGE} holds the answers of N = {most.n_samples} only"
     left_out = [f"N = {result.n_samples}, {why}" for result in fewer]
     return FinishedRun(folder, (Finished(most, own),), tuple(left_out))
+
+
+def read_results(file: Path) -> list[Result]:
+    """Read a file of one result or several.
+
+    Raises:
+        RequestError: It is not there, or holds anything else.
+    """
+    advice = f"name a run's folder or its {RESULTS}"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = reason(error)
+        raise RequestError(f"{file} cannot be read as results ({why}); {advice}") from error
+    objects = found if isinstance(found, list) and found else [found]
+    if not all(isinstance(one, dict) and one.pop("schema", None) == SCHEMA for one in objects):
+        raise RequestError(f"{file} does not hold results of the schema {SCHEMA}; {advice}")
+    try:
+        return [Result(**one) for one in objects]
+    except TypeError as error:
+        why = reason(error)
+        raise RequestError(f"{file} is not a result of {SCHEMA} ({why}); {advice}") from error
 
 
 def read_answers(finished: Finished) -> Answers:
@@ -124,8 +146,9 @@ def _several_attacks(folder: Path, results: Sequence[Result]) -> tuple[Finished,
     Raises:
         RequestError: One is missing.
     """
-    homes = [(_read_results(file)[0], file.parent) for file in sorted(folder.glob(f"*/{RESULTS}"))]
-    tables = [tuple(home / PER_IMAGE for found, home in homes if found == one) for one in results]
+    homes = [(read_results(file)[0], file.parent) for file in sorted(folder.glob(f"*/{RESULTS}"))]
+    alone = [replace(one, gate=None) for one in results]  # the whole run's, not an attack's
+    tables = [tuple(home / PER_IMAGE for found, home in homes if found == one) for one in alone]
     parts = []
     for result, own in zip(results, tables, strict=True):
         assert result.attack is not None
@@ -139,28 +162,6 @@ def _several_attacks(folder: Path, results: Sequence[Result]) -> tuple[Finished,
                 "folder that attack wrote"
             )
     return tuple(parts)
-
-
-def _read_results(file: Path) -> list[Result]:
-    """Read a file of one result or several.
-
-    Raises:
-        RequestError: It is not there, or holds anything else.
-    """
-    advice = f"name a run's folder or its {RESULTS}"
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        why = reason(error)
-        raise RequestError(f"{file} cannot be read as results ({why}); {advice}") from error
-    objects = found if isinstance(found, list) and found else [found]
-    if not all(isinstance(one, dict) and one.pop("schema", None) == SCHEMA for one in objects):
-        raise RequestError(f"{file} does not hold results of the schema {SCHEMA}; {advice}")
-    try:
-        return [Result(**one) for one in objects]
-    except TypeError as error:
-        why = reason(error)
-        raise RequestError(f"{file} is not a result of {SCHEMA} ({why}); {advice}") from error
 
 
 def _read_table(file: Path, result: Result) -> Answers:

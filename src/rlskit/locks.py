@@ -1,0 +1,133 @@
+"""One writer per folder: a lock of the system's, which ends with the process that holds it.
+
+The file `.rlskit.lock` says whose it is, for people. It goes when its writer is done; what a killed
+writer left of it holds nobody up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlskit.errors import RequestError, RunError
+
+LOCK = ".rlskit.lock"
+
+_LOG = logging.getLogger("rlskit")
+_TRIES, _PAUSE = 5, 0.05  # `refuse_busy` holds a lock for a moment, too
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
+
+@contextlib.contextmanager
+def only_writer(*folders: Path | None) -> Iterator[None]:
+    """Be the only one that writes in these folders, which are made; None is no folder.
+
+    A folder that was made for nothing, as the work failed before it wrote, is removed again.
+
+    Raises:
+        RequestError: One is a file.
+        RunError: Another process, or another thread of this one, writes in one of them.
+    """
+    with contextlib.ExitStack() as held:
+        for folder in dict.fromkeys(folders):
+            if folder is not None:
+                held.enter_context(_only_writer(folder))
+        yield
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RequestError(
+            f"{folder} is not a folder, nor can it become one; name another"
+        ) from error
+    lock = _acquired(folder)
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)  # before it is given up: see `_acquired`
+        os.close(lock)
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # which leaves a folder that holds anything
+
+
+def refuse_busy(folder: Path) -> None:
+    """Require that nobody writes in a folder, without waiting for the work to begin.
+
+    Raises:
+        RunError: Somebody does.
+    """
+    try:
+        handle = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        free = locked(handle, fcntl.LOCK_SH)
+    except OSError:
+        free = True
+    finally:
+        os.close(handle)
+    if not free:
+        raise _busy(folder)
+
+
+def locked(handle: int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Lock an open file unless somebody else holds it; say whether it is ours now.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _acquired(folder: Path) -> int:
+    """Return the open lock of a folder, which is ours."""
+    for _ in range(_TRIES):
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if _ours(handle, folder):
+            facts = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+            os.truncate(handle, 0)
+            os.pwrite(handle, json.dumps(facts).encode(), 0)
+            return handle
+        os.close(handle)  # somebody's, or removed by its last holder just as it was opened
+        time.sleep(_PAUSE)
+    raise _busy(folder)
+
+
+def _ours(handle: int, folder: Path) -> bool:
+    """Lock an open file, if it is free and still the one that all others lock."""
+    try:
+        return locked(handle) and os.path.samestat(os.fstat(handle), (folder / LOCK).stat())
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _LOG.warning("%s cannot be locked on its file system: let nobody else write there", folder)
+        return True
+
+
+def _busy(folder: Path) -> RunError:
+    try:
+        facts = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+        minutes = max(time.time() - float(facts["since"]), 0) / 60
+        who = f"process {int(facts['pid'])} on {facts['host']}, for {minutes:.1f} minutes now"
+    except (OSError, ValueError, TypeError, KeyError):
+        who = "another process"
+    return RunError(f"{folder} is being written by {who}; wait for its end, or name another --out")
