@@ -14,6 +14,7 @@ from rlskit.cli.options import (
     DataOption,
     DeviceOption,
     DownloadOption,
+    ForceOption,
     LimitOption,
     ModelOption,
     QuietOption,
@@ -62,6 +63,7 @@ def train(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Checkpoint to write; CHECKPOINT itself.")
     ] = None,
+    force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Train a model by group optimization; writes the last and the best epoch, and a log."""
@@ -91,8 +93,9 @@ def train(
     )
     with progress_bar(quiet) as progress:
         result = rlskit.train(
-            banked, images, options=options, out=out or checkpoint, progress=progress
-        )
+            banked, images, options=options, out=out or checkpoint, force=force,
+            progress=progress,
+        )  # fmt: skip
     last = result.epochs[-1]
     held = (
         "" if last.holdout_accuracy is None else f", held out {100 * last.holdout_accuracy:.1f} %"

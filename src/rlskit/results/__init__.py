@@ -1,7 +1,7 @@
 """Results: what was found, written and shown. Knows nothing of models."""
 
 from rlskit.results.comparison import Comparison, Difference, Pair
-from rlskit.results.finished import Finished, read_answers, read_results, read_run
+from rlskit.results.finished import Finished, read_answers, read_run
 from rlskit.results.gate import NOT_MET, gate_sentence, gated
 from rlskit.results.journal import (
     ADVERSARIAL,
@@ -12,6 +12,7 @@ from rlskit.results.journal import (
     refuse_finished,
 )
 from rlskit.results.plots import check_plot, plot_transfer
+from rlskit.results.reading import read_results
 from rlskit.results.result import SCHEMA, Result, dump
 from rlskit.results.table import (
     accuracy_table,

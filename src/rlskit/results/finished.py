@@ -6,7 +6,6 @@ Shapes: n images, R repeats.
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 
 from rlskit.errors import RequestError, reason
 from rlskit.results.journal import PER_IMAGE, RESULTS
-from rlskit.results.result import SCHEMA, Result
+from rlskit.results.reading import read_results
+from rlskit.results.result import Result
 from rlskit.results.table import attack_label
 
 KINDS = ("clean", "robust")
@@ -93,28 +93,6 @@ def read_run(path: Path) -> FinishedRun:
     why = f"because {PER_IMAGE} holds the answers of N = {most.n_samples} only"
     left_out = [f"N = {result.n_samples}, {why}" for result in fewer]
     return FinishedRun(folder, (Finished(most, own),), tuple(left_out))
-
-
-def read_results(file: Path) -> list[Result]:
-    """Read a file of one result or several.
-
-    Raises:
-        RequestError: It is not there, or holds anything else.
-    """
-    advice = f"name a run's folder or its {RESULTS}"
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        why = reason(error)
-        raise RequestError(f"{file} cannot be read as results ({why}); {advice}") from error
-    objects = found if isinstance(found, list) and found else [found]
-    if not all(isinstance(one, dict) and one.pop("schema", None) == SCHEMA for one in objects):
-        raise RequestError(f"{file} does not hold results of the schema {SCHEMA}; {advice}")
-    try:
-        return [Result(**one) for one in objects]
-    except TypeError as error:
-        why = reason(error)
-        raise RequestError(f"{file} is not a result of {SCHEMA} ({why}); {advice}") from error
 
 
 def read_answers(finished: Finished) -> Answers:
@@ -202,5 +180,5 @@ def _read_columns(file: Path, names: Sequence[str]) -> dict[str, NDArray[np.int6
             f"there is no {file}, which says image by image what was right; name the folder that "
             "attack or eval wrote with --out"
         ) from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, OverflowError, ValueError, KeyError, csv.Error) as error:
         raise RequestError(f"{file} is damaged ({reason(error)}); run it again") from error
