@@ -175,7 +175,7 @@ def _outcome(recipe: Recipe, folder: Path, stages: Sequence[Stage]) -> Outcome:
                 met = result.gate["verdict"] != NOT_MET
                 gates[met].append(f"{stage.name}: {gate_sentence(result)}")
         if code and not any(line.startswith(f"{stage.name}: ") for line in gates[False]):
-            gates[False].append(f"{stage.name}: gate not met: {stage.options.get('fail-under')}")
+            gates[False].append(f"{stage.name}: gate not met")
     return Outcome(recipe, folder, int(bool(gates[False])), tuple(gates[True]), tuple(gates[False]))
 
 

@@ -65,9 +65,7 @@ class Files:
             there that is neither `model` nor left beside it by a training.
     """
 
-    def __init__(
-        self, out: Path | None, *, model: str | None = None, force: bool = False
-    ) -> None:
+    def __init__(self, out: Path | None, *, model: str | None = None, force: bool = False) -> None:
         self.last, self.best, self.log = out, None, None
         if out is None:
             return
