@@ -19,7 +19,7 @@ from torch import Tensor
 from rlskit.data import Data
 from rlskit.data.arrays import ArrayImages
 from rlskit.errors import RequestError
-from rlskit.files import replacing
+from rlskit.files import parse_json, replacing
 from rlskit.models.banks import Card
 from rlskit.pixels import check_images
 
@@ -94,7 +94,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise RequestError(f"there is no file {path}; `rlskit attack --save-adversarial` makes one")
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("rlskit", "null"))
+            about = parse_json((file.metadata() or {}).get("rlskit", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise RequestError(f"{path} is not a readable safetensors file ({error})") from error

@@ -21,6 +21,8 @@ _SAFETENSORS_DTYPES = {
     "torch.float32": "F32", "torch.float64": "F64",
 }  # fmt: skip
 
+_DEEPEST = 100  # levels of a JSON file
+
 
 def refuse_existing(path: Path, force: bool) -> None:
     """Require that `path` may be written.
@@ -128,6 +130,29 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
+
+
+def parse_json(text: str, **options: Any) -> Any:
+    """Return what a JSON text from anyone says; options are those of `json.loads`.
+
+    Raises:
+        ValueError: It is no JSON, or nests more deeply than anything of rlskit's.
+    """
+    try:
+        value = json.loads(text, **options)
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            one
+            for above in level
+            if isinstance(above, dict | list)
+            for one in (above.values() if isinstance(above, dict) else above)
+        ]
+    if level:
+        raise ValueError("it nests too deeply")
+    return value
 
 
 def _sync(path: Path) -> None:

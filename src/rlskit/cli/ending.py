@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +23,8 @@ import typer
 
 from rlskit.errors import RequestError, RlskitError, RunError
 from rlskit.text import printable
+
+_LARGEST = 10**9  # of any count
 
 CLOSED_PIPE = 128 + signal.SIGPIPE
 
@@ -50,7 +52,7 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., int | None]:
 
     @functools.wraps(command)
     def called(**given: Any) -> int | None:
-        _refuse_options_for_files(given)
+        check_values(given)
         try:
             return command(**given)
         except (KeyboardInterrupt, _TerminatedError):
@@ -68,6 +70,25 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., int | None]:
             ) from error
 
     return called
+
+
+def check_values(given: Mapping[str, Any]) -> None:
+    """Require of the values of a command's parameters what holds for those of every command.
+
+    No file is called like an option: in `--json -q` its name was forgotten. No count is beyond a
+    thousand millions.
+
+    Raises:
+        RequestError: One is.
+    """
+    for name, value in given.items():
+        text = str(value)
+        option = "--json" if name == "json_to" else "--" + name.replace("_", "-")
+        file = isinstance(value, Path) or name == "json_to"
+        if file and text.startswith("-") and text != "-":
+            raise RequestError(f"{option} needs a file or folder before {text}; none is called so")
+        if isinstance(value, int) and name != "seed" and abs(value) > _LARGEST:
+            raise RequestError(f"{option} {text[:12]}... is beyond reason")
 
 
 def ended(call: Callable[[], int | None], *, debug: bool) -> int:
@@ -115,20 +136,6 @@ def fail(message: str, code: int, debug: bool) -> int:
     return code
 
 
-def _refuse_options_for_files(given: dict[str, Any]) -> None:
-    """Require that no file is called like an option: in `--json -q` the file's name was forgotten.
-
-    Raises:
-        RequestError: One is.
-    """
-    for name, value in given.items():
-        text = str(value)
-        file = isinstance(value, Path) or name == "json_to"
-        if file and text.startswith("-") and text != "-":
-            option = "--json" if name == "json_to" else "--" + name.replace("_", "-")
-            raise RequestError(f"{option} needs a file or folder before {text}; none is called so")
-
-
 def _code(error: RlskitError) -> int:
     """Return an error's exit code; a request is not to blame for the machine it met."""
     blamed = error.exit_code == RequestError.exit_code and _number(error) in _OF_THE_MACHINE
@@ -141,6 +148,8 @@ def _unexpected(error: Exception) -> tuple[str, int]:
     if hasattr(error, "format_message"):  # Typer's own usage errors
         return error.format_message(), 2
     memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in message
+    if isinstance(error, RecursionError):
+        return "a file, or the model, nests more deeply than can be followed", 3
     if isinstance(error, MemoryError) or memory:
         return "out of memory; a smaller --batch-size needs less", 3
     number = _number(error)

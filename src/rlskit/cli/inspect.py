@@ -54,7 +54,7 @@ def inspect(
         say(f"{'training':24}none")
     table = Table("layer", "name", "parameters", "tensors")
     for index, (layer, size) in enumerate(zip(layers, about["parameters"], strict=True)):
-        table.add_row(str(index), layer["name"], f"{size:,}", str(len(layer["tensors"])))
+        table.add_row(str(index), str(layer["name"]), f"{size:,}", str(len(layer["tensors"])))
     print_table(table)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlskit.cli.ending import check_values
 from rlskit.cli.options import QuietOption
 from rlskit.cli.show import check_json, note, print_table, say
 from rlskit.errors import RequestError
@@ -100,7 +101,9 @@ def _check(arguments: list[str]) -> None:
     """
     name, *rest = arguments
     try:
-        _group().commands[name].make_context(name, rest)
+        check_values(_group().commands[name].make_context(name, rest).params)
+    except RequestError:
+        raise
     except typer.Exit as error:
         raise RequestError(f"{name} would only show its help") from error
     except Exception as error:

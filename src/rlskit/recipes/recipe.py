@@ -12,7 +12,6 @@ In a row, `COMMAND = false` leaves the command out.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ _OURS = ("out", "json", "force", "quiet", "checkpoint", "help", "trust")  # `run
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")  # `"model=x" = true` would be another option than it seems
 _MOST_STAGES = 10_000
+_LARGEST_NUMBER = 1e300
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def _check_paper(paper: Mapping[str, Any], values: Mapping[str, Any], path: Path
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < _LARGEST_NUMBER
 
 
 def _check_name(name: str, where: str, reserved: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlskit.errors import RequestError
-from rlskit.files import write_text
+from rlskit.files import parse_json, write_text
 from rlskit.locks import LOCK, only_writer
 from rlskit.recipes.checking import check_options
 from rlskit.recipes.recipe import Recipe, load, nearest
@@ -197,8 +197,8 @@ def _refuse_foreign(folder: Path) -> None:
 def _is_ours(file: Path) -> bool:
     """Whether a file is one that says that a folder is of a recipe's run."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
     return isinstance(found, dict) and (found.get("format") == _FORMAT or "fingerprint" in found)
 

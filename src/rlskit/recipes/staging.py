@@ -18,7 +18,7 @@ import torch
 from rlskit.devices import choose_device
 from rlskit.errors import RequestError, RunError
 from rlskit.evaluation.subject import LIBRARIES
-from rlskit.files import write_text
+from rlskit.files import parse_json, write_text
 from rlskit.recipes.stages import Stage, sha256
 from rlskit.results import clear
 
@@ -49,8 +49,8 @@ def is_finished(stage: Stage, folder: Path) -> bool:
 def state_of(stage: Stage, folder: Path) -> dict[str, Any]:
     """Return what is noted of a stage; nothing where it never began, or the note is damaged."""
     try:
-        state = json.loads(_state_file(stage, folder).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        state = parse_json(_state_file(stage, folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     whole = isinstance(state, dict) and state.get("code", 0) in (0, GATE)
     return state if whole else {}

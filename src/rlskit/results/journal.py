@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlskit.errors import RequestError
-from rlskit.files import replacing, write_text
+from rlskit.files import parse_json, replacing, write_text
 
 MANIFEST = "run.json"
 RESULTS = "results.json"
@@ -152,7 +152,7 @@ def _refuse_another(folder: Path, request: Mapping[str, Any]) -> None:
             )
         return
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
+        found = parse_json(manifest.read_text(encoding="utf-8"))
     except ValueError:
         found = None
     wanted = json.loads(json.dumps(request))  # with lists for tuples, as it is read

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlskit.errors import RequestError, reason
+from rlskit.files import parse_json
 from rlskit.results.result import SCHEMA, Result
 
 Read = Callable[[Any, str], None]
@@ -29,8 +29,8 @@ def read_results(file: Path) -> list[Result]:
         if file.stat().st_size > _LARGEST_FILE or not file.is_file():
             raise RequestError(f"{file} is no file of results; {advice}")
         text = file.read_text(encoding="utf-8")
-        found = json.loads(text, parse_constant=_finite, parse_float=_finite)
-    except (OSError, RecursionError, ValueError) as error:
+        found = parse_json(text, parse_constant=_finite, parse_float=_finite)
+    except (OSError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
         why = reason(error)

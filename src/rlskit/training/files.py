@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rlskit import checkpoint
 from rlskit.errors import RequestError
+from rlskit.files import parse_json
 from rlskit.models.banks import BankedModel
 
 _LONGEST_LINE = 10_000  # of a log, in characters
@@ -123,7 +124,7 @@ def _is_log(file: Path) -> bool:
     """Whether a file is the log of a training."""
     try:
         with file.open(encoding="utf-8") as lines:
-            first = json.loads(lines.readline(_LONGEST_LINE))
-    except (OSError, ValueError, RecursionError):
+            first = parse_json(lines.readline(_LONGEST_LINE))
+    except (OSError, ValueError):
         return False
     return isinstance(first, dict) and first.keys() >= {"epoch", "steps", "loss"}
