@@ -138,10 +138,30 @@ def test_gate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     attack = ["attack", "--method", "fgsm", "--eps", "0.01", "--json", "-", "-q"]
     assert run([*attack, "--fail-under", "0.99"]) == 1
     captured = capsys.readouterr()
-    bound = json.loads(captured.out)["accuracy"]["robust"]["lower_bound"]
+    found = json.loads(captured.out)
+    bound = found["accuracy"]["robust"]["lower_bound"]
+    assert "gate not met: fgsm eps=0.01 (transfer n=1)" in captured.err
     assert f"at least {100 * bound:.1f} %" in captured.err
+    assert found["gate"] == {"threshold": 0.99, "bound": bound, "verdict": "not met"}
     assert run([*attack, "--fail-under", str(bound)]) == 0
+    assert json.loads(capsys.readouterr().out)["gate"]["verdict"] == "met"
     assert run(["eval", "-q", "--fail-under", "1"]) == 1
+
+
+def test_the_gates_of_several_attacks_stand_in_the_run(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attack = ["attack", "--method", "fgsm,noise", "--eps", "0.2", "--limit", "50", "-o", "run"]
+    assert run([*attack, "--fail-under", "0.5"]) == 1
+    results = json.loads(Path("run/results.json").read_text())
+    verdicts = [result["gate"]["verdict"] for result in results]
+    bounds = [result["accuracy"]["robust"]["lower_bound"] for result in results]
+    assert verdicts == ["met" if bound >= 0.5 else "not met" for bound in bounds]
+    assert "not met" in verdicts
+    said = capsys.readouterr().err
+    assert said.count("gate not met: ") == verdicts.count("not met")
+    assert said.count("gate met: ") == verdicts.count("met")
+    assert run(["compare", "run", "run", "-q"]) == 0  # the parts are still known
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from rlskit import recipes
 from rlskit.cli import run as command
 from rlskit.cli.recipe import _check
 from rlskit.defenses import DEFENSES, defense_of
-from rlskit.errors import RequestError
+from rlskit.errors import RequestError, RlskitError
 from rlskit.recipes.cost import Cost, cost
 from rlskit.recipes.reading import merged, read
 from small_models import model as small_model
@@ -87,6 +87,7 @@ class Commands:
         self.codes = codes or {}
         self.ran: list[str] = []
         self.left: dict[str, bool] = {}
+        self.results: dict[str, dict[str, Any]] = {}
 
     def __call__(self, arguments: list[str]) -> int:
         option = "--json" if arguments[0] == "diversity" else "--out"
@@ -103,7 +104,7 @@ class Commands:
         self.ran.append(name)
         code = self.codes.get(name, 0)
         if code < 2:
-            out.write_text(json.dumps(result()))
+            out.write_text(json.dumps(self.results.get(name, result())))
         return code
 
 
@@ -111,11 +112,16 @@ def result(**changes: Any) -> dict[str, Any]:
     """A result as a command writes it: 7 of 10 images right, kappa 0.25."""
     share = {"mean": 0.7, "std": None, "ci95": [0.4, 0.9], "n": 10, "lower_bound": 0.4}
     values = {
-        "schema": "rlskit.result/1", "command": "attack", "checkpoint": {}, "model": {},
-        "defense": "rls", "data": {}, "protocol": "transfer", "n_samples": 10, "repeats": 1,
+        "schema": "rlskit.result/1", "command": "attack", "checkpoint": {},
+        "model": {"architecture": "tiny"}, "data": {"name": "digits", "split": "test", "n": 10},
+        "defense": "rls", "protocol": "transfer", "n_samples": 10, "repeats": 1,
         "seed": 0, "batch_size": 128, "device": "cpu", "versions": {},
         "accuracy": {"clean": share, "robust": share}, "n_attacked": 1,
         "agreement": {"kappa": {"mean": 0.25, "std": 0.125}},
+        "attack": {
+            "method": "pgd", "engine": "rlskit", "view": "mean-prob", "params": {"eps": 0.1},
+            "stated": {"eps": 0.1}, "pixel_range": "0:1",
+        },
     }  # fmt: skip
     return values | changes
 
@@ -123,7 +129,7 @@ def result(**changes: Any) -> dict[str, Any]:
 def go(recipe: Path, commands: Commands, **options: Any) -> recipes.Outcome:
     """Run the recipe with stand-ins for the commands."""
     commands.ran.clear()
-    return recipes.run(recipe, execute=commands, out="out", **options)
+    return recipes.run(recipe, execute=commands, out="out", trust=True, **options)
 
 
 def test_inheritance_merges_tables_and_the_nearer_file_wins(tmp_path: Path) -> None:
@@ -176,7 +182,7 @@ def test_stages_and_their_command_lines(recipe: Path) -> None:
         "--out o/none/rls.safetensors"
     )
     assert lines["rls5/pgd"] == (
-        "attack o/rls/rls.safetensors --limit 64 --pixel-range -1:1 --method pgd --eps 0.2 "
+        "attack o/rls/rls.safetensors --limit 64 --pixel-range=-1:1 --method pgd --eps 0.2 "
         "--n-attacked 5 --out o/rls5/pgd"
     )
     assert lines["rls/kappa"].endswith("--repeats 2 --json o/rls/kappa/results.json")
@@ -325,8 +331,196 @@ def test_a_gate_that_is_not_met_ends_the_run_with_1_and_is_remembered(recipe: Pa
     commands = Commands({"rls/pgd": 1})
     assert go(recipe, commands).code == 1
     assert commands.ran == STAGES
-    assert go(recipe, commands).code == 1
+    again = go(recipe, commands)
+    assert again.code == 1
     assert commands.ran == []
+    assert again.not_met == ("rls/pgd: gate not met",)  # its result is too old to say more
+
+
+def test_gates_are_told_from_the_results_whenever_the_recipe_runs(recipe: Path) -> None:
+    commands = Commands({"rls/pgd": 1})
+    sets = ["attack.fail-under=0.5"]
+    for gate, name in (("not met", "rls/pgd"), ("met", "rls5/pgd")):
+        commands.results[name] = result(
+            gate={"threshold": 0.5, "bound": 0.4, "verdict": gate},
+        )
+    for _ in range(2):
+        done = go(recipe, commands, sets=sets)
+        assert done.code == 1
+        (said,) = done.not_met
+        assert said.startswith("rls/pgd: gate not met: pgd eps=0.1 (transfer n=1) accuracy is at")
+        assert "40.0 % with 95 % confidence, under 50.0 %" in said
+        assert [line.partition(":")[0] for line in done.met] == ["rls5/pgd"]
+    assert commands.ran == []
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("rls/pgd", 130), ("rls/train", 3), ("rls/convert", 2), ("rls/kappa", 4)]
+)
+def test_what_a_trial_would_replace_stays_until_it_is_whole(
+    recipe: Path, name: str, code: int
+) -> None:
+    commands = Commands()
+    go(recipe, commands)
+    Path("out/rls/pgd/notes.txt").write_text("mine")
+    before = {file: file.read_bytes() for file in Path("out").rglob("*") if file.is_file()}
+    commands.codes = {name: code}
+    trial = {
+        "rls/pgd": "rows.rls.attack.steps=7", "rls/train": "rows.rls.train.lr=2",
+        "rls/convert": "rows.rls.convert.seed=1", "rls/kappa": "rows.rls.diversity.seed=1",
+    }[name]  # fmt: skip
+    for only in (None, name):
+        with pytest.raises(recipes.StageError, match=f"the stage {name} .*is kept"):
+            go(recipe, commands, sets=[trial], only=only)
+        assert commands.ran == [name]
+        assert all(file.read_bytes() == content for file, content in before.items())
+    commands.codes.clear()
+    go(recipe, commands)
+    assert commands.ran == []
+    go(recipe, commands, sets=[trial], only=name)
+    assert commands.ran == [name]
+    assert Path("out/rls/pgd/notes.txt").read_text() == "mine"
+    assert not Path("out/.rlskit-new").exists()
+
+
+def test_a_kill_while_a_stage_is_put_in_place_loses_nothing(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = Commands()
+    go(recipe, commands)
+    Path("out/rls/pgd/notes.txt").write_text("mine")
+    trial = {"sets": ["rows.rls.attack.steps=7"], "only": "rls/pgd"}
+    original = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self == Path("out/.rlskit-new/rls/pgd"):
+            raise KeyboardInterrupt
+        return original(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            go(recipe, commands, **trial)
+    assert commands.ran == ["rls/pgd"]
+    go(recipe, commands, **trial)
+    assert commands.ran == []  # it was whole already
+    assert Path("out/rls/pgd/results.json").is_file()
+    assert Path("out/rls/pgd/notes.txt").read_text() == "mine"
+
+
+def test_a_model_that_changes_while_it_is_measured_fills_no_cell(recipe: Path) -> None:
+    def retrained(arguments: list[str]) -> int:
+        if "rls/pgd" in " ".join(arguments):
+            Path("out/rls/rls.safetensors").write_bytes(b"half trained")
+        return commands(arguments)
+
+    commands = Commands()
+    with pytest.raises(recipes.StageError, match="rls/pgd measured a model that has changed"):
+        recipes.run(recipe, execute=retrained, out="out", trust=True)
+    assert not Path("out/rls/pgd").exists()
+
+
+def test_a_command_that_writes_nothing_has_not_run(recipe: Path) -> None:
+    with pytest.raises(recipes.StageError, match=r"wrote no converted.safetensors") as failed:
+        recipes.run(recipe, execute=lambda _: 0, out="out", trust=True)
+    assert failed.value.exit_code == 3
+
+
+def test_one_run_at_a_time(recipe: Path) -> None:
+    def twice(arguments: list[str]) -> int:
+        with pytest.raises(RlskitError, match="out is being written"):
+            recipes.run(recipe, execute=commands, out="out", trust=True)
+        return commands(arguments)
+
+    commands = Commands()
+    recipes.run(recipe, execute=twice, out="out", trust=True, only="rls/convert")
+    assert commands.ran == ["rls/convert"]
+
+
+def test_what_no_stage_wrote_is_not_replaced(recipe: Path) -> None:
+    go(recipe, Commands(), only="rls/[ct]*")
+    Path("out/none").mkdir()
+    Path("out/none/converted.safetensors").write_bytes(b"mine")
+    with pytest.raises(RequestError, match="was not written by this recipe's none/convert"):
+        go(recipe, Commands())
+    assert Path("out/none/converted.safetensors").read_bytes() == b"mine"
+
+
+NAMING = [
+    ("convert.name", 'rows.none.convert.name = ["tiny.py:tiny"]'),
+    ("model", 'columns.pgd.attack.model = "tiny.py:tiny"'),
+    ("train", 'rows.none.train.model = "package.tiny:tiny"'),
+    ("all", 'all.model = "tiny.py:tiny"'),
+]
+
+
+@pytest.mark.parametrize(("what", "line"), NAMING, ids=[what for what, _ in NAMING])
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_code_that_a_recipe_names_runs_only_when_the_user_agrees(
+    recipe: Path, dry_run: bool, what: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("tiny.py").write_text(f"open('ran', 'w')\n{TINY}")
+    Path("package").mkdir()
+    Path("package/__init__.py").write_text("open('ran', 'w')\n")
+    Path("package/tiny.py").write_text(TINY)
+    named = SMALL.replace('"tiny.py:tiny"', '"test_resnet"')
+    Path("base.toml").write_text(named)
+    Path("more.toml").write_text(line)
+    recipe.write_text('extends = ["base.toml", "more.toml"]\n')
+    arguments = ["run", str(recipe), "-o", "out", *(["--dry-run"] if dry_run else [])]
+    assert command(arguments) == 2
+    assert not Path("ran").exists()
+    assert not Path("out").exists()
+    message = capsys.readouterr().err
+    assert "would run code" in message
+    assert "tiny:tiny" in message.replace(".py", "")
+    spec = "package.tiny:tiny" if "package" in line else "tiny.py:tiny"
+    loaded = recipes.load(recipe)
+    with pytest.raises(RequestError, match="would run code"):
+        recipes.estimate(loaded, Commands())
+    recipes.require_trust(loaded, trust=True)
+    recipes.require_trust(recipes.load(recipe, [f"{line.split(' ')[0]}={spec}"]), trust=False)
+    other = recipes.load(recipe, ["rows.rls5.label=other.py:tiny"])
+    with pytest.raises(RequestError, match="would run code"):
+        recipes.require_trust(other, trust=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ('train."model=tiny.py:tiny"=true', "is no option"),
+        ('attack."help" = true', "help is decided by"),
+        ('all."trust" = true', "trust is decided by"),
+        ('convert.name="--help"', "is an option, no network's name"),
+        ('train.amp="--model=tiny.py:tiny"', "does not take a value"),
+        ('train.amp="--help"', "does not take a value"),
+        ('convert.small-images="--force"', "does not take a value"),
+        ("train.h=true", "No such option: --h"),
+        ("train.debug=true", "No such option: --debug"),
+    ],
+)
+def test_no_option_hides_in_another(
+    recipe: Path, change: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, _, value = change.partition("=") if '"model' not in change else (change[:-5], "=", "true")
+    section, _, name = key.strip().partition(".")
+    recipe.write_text(SMALL.replace(f"[{section}]\n", f"[{section}]\n{name} = {value}\n", 1))
+    if section == "all":
+        recipe.write_text(f"[all]\n{name} = {value}\n{SMALL}")
+    if name == "name":
+        recipe.write_text(SMALL.replace('name = "tiny.py:tiny"', f"name = {value}"))
+    assert command(["run", str(recipe), "--trust", "-o", "out"]) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_titles_neither_command_the_terminal_nor_break_the_table(recipe: Path) -> None:
+    sets = ['title="a\\u001b[2J\\nb"', 'rows.rls.label="x|y\\u001b"', "rows.none=false"]
+    go(recipe, Commands(), sets=sets, only="rls/*")
+    lines = Path("out/table.md").read_text().splitlines()
+    assert lines[0] == r"**a\x1b[2J\nb**"
+    assert r"x\|y\x1b" in lines[2]
+    assert all(line.replace(r"\|", "").count("|") == lines[3].count("|") for line in lines[2:6])
 
 
 def test_only_runs_what_matches_and_needs_what_comes_before(recipe: Path) -> None:
@@ -454,7 +648,7 @@ def test_the_papers_numbers_and_settings() -> None:
 
 
 def test_a_recipe_from_end_to_end(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(["run", str(recipe), "--dry-run", "-o", "out"]) == 0
+    assert command(["run", str(recipe), "--dry-run", "--trust", "-o", "out"]) == 0
     plan = capsys.readouterr().out
     assert "rlskit attack out/rls/rls.safetensors" in plan
     # 61 images x K = 3 and BatchNorm's 61 x 2 and 3 x 10 held out; K = 1, 61 and 3 without banks
@@ -463,7 +657,7 @@ def test_a_recipe_from_end_to_end(recipe: Path, capsys: pytest.CaptureFixture[st
     assert "to run: 11 of 11 stages" in plan
     assert not Path("out").exists()
 
-    assert command(["run", str(recipe), "-o", "out", "--json", "-", "-q"]) == 0
+    assert command(["run", str(recipe), "--trust", "-o", "out", "--json", "-", "-q"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in found["rows"]] == ["rls5", "rls", "none"]
     cells = {cell["column"]: cell for cell in found["rows"][1]["cells"]}
@@ -472,11 +666,16 @@ def test_a_recipe_from_end_to_end(recipe: Path, capsys: pytest.CaptureFixture[st
     assert cells["pgd"]["result"]["attack"]["params"]["eps"] == 0.1
     assert found["rows"][0]["cells"][1]["result"]["protocol"] == "multi"
 
-    assert command(["run", str(recipe), "-o", "out"]) == 0
+    assert command(["run", str(recipe), "--trust", "-o", "out"]) == 0
     captured = capsys.readouterr()
     assert captured.err.count("up to date") == 11
     assert "paper 70.9" in captured.out
 
     shutil.rmtree("out/none/pgd")
-    assert command(["run", str(recipe), "-o", "out", "--set", "columns.pgd.attack.loss=dlrr"]) == 2
+    assert (
+        command(
+            ["run", str(recipe), "--trust", "-o", "out", "--set", "columns.pgd.attack.loss=dlrr"]
+        )
+        == 2
+    )
     assert "stage rls/pgd: --loss 'dlrr' is unknown" in capsys.readouterr().err

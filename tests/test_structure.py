@@ -36,7 +36,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"sealed"}),
     frozenset({"pixels", "stats", "seeds", "agreement", "torchvision_ops", "files", "devices"}),
     frozenset({"locks", "runtime"}),
-    frozenset({"errors", "types"}),
+    frozenset({"errors", "text", "types"}),
 )
 """Top-level modules from the top down; one imports from the layers below its own, not beside it."""
 

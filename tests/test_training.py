@@ -404,3 +404,35 @@ def test_wrong_requests(tmp_path: Path) -> None:
         train(model, data, out=tmp_path)
     with pytest.raises(RequestError, match="one image is too few"):
         train(model, data.subset([0]))
+
+
+def test_only_the_model_itself_is_trained_over(tmp_path: Path) -> None:
+    own, other = tmp_path / "own.safetensors", tmp_path / "thesis.txt"
+    checkpoint.save(small_models.model(1), own)
+    other.write_text("two hundred pages")
+    once = SHORT | {"epochs": 1}
+    options: dict[str, Any] = {"data": small_models.digits(40), **once}
+    with pytest.raises(RequestError, match=r"thesis.txt exists already; --force"):
+        train(small_models.model(1), out=other, **options)
+    with pytest.raises(RequestError, match=r"own.safetensors exists already"):
+        train(small_models.model(1), out=own, **options)  # of another model
+    assert other.read_text() == "two hundred pages"
+
+    model = small_models.model(1)
+    model.path = str(own)
+    log = tmp_path / "own.train.jsonl"
+    log.write_text("a diary\n")
+    with pytest.raises(RequestError, match=r"own.train.jsonl is no training's"):
+        train(model, out=own, **options)
+    log.unlink()
+    best = tmp_path / "own.best.safetensors"
+    checkpoint.save(small_models.model(1), best)
+    with pytest.raises(RequestError, match=r"own.best.safetensors is no training's"):
+        train(model, out=own, **options)
+    train(model, out=own, force=True, **options)
+    train(model, out=own, **options)  # both are a training's now
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(own)
+    train(model, out=link, **options)
+    train(small_models.model(1), out=other, force=True, **options)
+    assert b"rlskit" in other.read_bytes()

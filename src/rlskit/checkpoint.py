@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rlskit import __version__
 from rlskit.errors import RequestError
-from rlskit.files import CHECKSUM, write_tensors
+from rlskit.files import CHECKSUM, parse_json, write_tensors
 from rlskit.files import fingerprint as fingerprint
 from rlskit.models.architecture import Architecture, resolve
 from rlskit.models.banks import BankedModel, Card
@@ -169,7 +169,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                     f"{path} holds plain weights; `rlskit convert NAME --weights {path}` reads them"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = json.loads(header)
+        metadata = parse_json(header)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise RequestError(f"{path} is not a readable safetensors file ({error})") from error
     except ValueError as error:
@@ -215,7 +215,7 @@ def _card(metadata: dict[str, Any]) -> Card:
             for name, value in metadata["defense"].get("settings", {}).items()
         },
         data=str(metadata["data"]),
-        training=[dict(record) for record in metadata["training"]],
+        training=[_record(record) for record in metadata["training"]],
         pretrained=str(metadata["pretrained"]),
         outputs=_outputs(metadata)["kind"],
         output_key=_outputs(metadata)["key"],
@@ -228,6 +228,11 @@ def _outputs(metadata: dict[str, Any]) -> dict[str, str]:
     kind, key = (str(found.get(name, "")) for name in ("kind", "key"))
     check_outputs(kind)
     return {"kind": kind, "key": key}
+
+
+def _record(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a training record whose names of classes, which are compared, are names."""
+    return {**fields, "class_names": list(map(str, fields.get("class_names", [])))}
 
 
 def _check_fit(

@@ -74,6 +74,11 @@ def _pair(first: Finished, second: Finished, seed: int) -> Pair:
             f"{first.tables[0]} and {second.tables[0]} do not list the same images with the same "
             "labels; compare runs with the same --data, --split and --limit"
         )
+    if a.right.keys() != b.right.keys():
+        raise RequestError(
+            f"{first.tables[0]} and {second.tables[0]} do not hold the same accuracies; run one of "
+            "them again"
+        )
     differences = {
         kind: _difference(
             a.right[kind],

@@ -25,6 +25,7 @@ _SAFETENSORS_DTYPES = {
 }  # fmt: skip
 
 _TEMPORARY = re.compile(r"\.rlskit-[0-9a-f]{16}")
+_DEEPEST = 100  # levels of a JSON file
 
 
 def refuse_existing(path: Path, force: bool) -> None:
@@ -173,6 +174,29 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
         digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def parse_json(text: str, **options: Any) -> Any:
+    """Return what a JSON text from anyone says; options are those of `json.loads`.
+
+    Raises:
+        ValueError: It is no JSON, or nests more deeply than anything of rlskit's.
+    """
+    try:
+        value = json.loads(text, **options)
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            one
+            for above in level
+            if isinstance(above, dict | list)
+            for one in (above.values() if isinstance(above, dict) else above)
+        ]
+    if level:
+        raise ValueError("it nests too deeply")
+    return value
 
 
 def _sync(path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rlskit.errors import RequestError, reason
-from rlskit.files import fingerprint, write_tensors
+from rlskit.files import fingerprint, parse_json, write_tensors
 
 
 def write_sealed(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -45,7 +45,7 @@ def read_sealed(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor
     try:
         with safe_open(path, framework="pt") as file:
             found = file.metadata() or {}
-            about = json.loads(found.get("rlskit", "null"))
+            about = parse_json(found.get("rlskit", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError, ValueError, RecursionError) as error:
         raise RequestError(

@@ -21,6 +21,10 @@ PROTOCOLS = ("transfer", "multi", "eot")
 VIEWS = ("mean-prob", "mean-logit")
 
 
+MOST_DRAWS = 10_000
+"""More draws, or repeats, than that are a mistake: each one costs memory and a pass."""
+
+
 def protocol_of(protocol: str | None, n_attacked: int) -> str:
     """Return the protocol's name: by default `transfer` for one attacked draw, `multi` for more.
 
@@ -29,6 +33,10 @@ def protocol_of(protocol: str | None, n_attacked: int) -> str:
     """
     if n_attacked < 1:
         raise RequestError(f"--n-attacked must be at least 1, not {n_attacked}")
+    if n_attacked > MOST_DRAWS:
+        raise RequestError(
+            f"--n-attacked {n_attacked} is beyond reason; it is {MOST_DRAWS} at most"
+        )
     if protocol is None:
         return "transfer" if n_attacked == 1 else "multi"
     if protocol not in PROTOCOLS:

@@ -33,6 +33,7 @@ from rlskit.cli.show import (
     check_json,
     check_out,
     gate,
+    gated,
     note,
     progress_bar,
     run_folder,
@@ -197,8 +198,9 @@ def attack(
                 banked, images, attacks=wanted, n_attacked=1 if n_attacked is None else n_attacked,
                 protocol=protocol, view=view, risk=risk, compiled=compiled, **common,
             )  # fmt: skip
+    results = gated(results, fail_under, folder)
     show(accuracy_table(results), results, json_to=json_to, force=force)
     if protocol == "adaptive":
         note(broken_by(results[0]), quiet=quiet)
     note(f"results: {folder / 'results.json'}", quiet=quiet)
-    return gate(results, fail_under)
+    return gate(results, quiet=quiet)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -90,7 +89,7 @@ def audit(
         note(warning, loud=True)
     text = json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n"
     if json_to == "-":
-        sys.stdout.write(text)
+        print(text, end="")
     else:
         if json_to is not None:
             write_text(Path(json_to), text, force=force)

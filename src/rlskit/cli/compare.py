@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +32,7 @@ def compare(
     for reason in found.left_out:
         note(f"left out: {reason}", quiet=quiet)
     if json_to == "-":
-        sys.stdout.write(text)
+        print(text, end="")
         return
     if json_to is not None:
         write_text(Path(json_to), text, force=force)

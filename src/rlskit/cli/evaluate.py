@@ -34,6 +34,7 @@ from rlskit.cli.show import (
     check_out,
     check_source,
     gate,
+    gated,
     note,
     progress_bar,
     run_folder,
@@ -93,6 +94,7 @@ def evaluate(
             banked, images, adversarial=adversarial, options=options, out=folder, force=force,
             progress=progress,
         )  # fmt: skip
+    results = gated(results, fail_under, folder)
     show(accuracy_table(results), results, json_to=json_to, force=force)
     note(f"results: {folder / 'results.json'}", quiet=quiet)
-    return gate(results, fail_under)
+    return gate(results, quiet=quiet)

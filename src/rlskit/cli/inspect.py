@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from rlskit.cli.options import DEFAULT_CHECKPOINT
-from rlskit.cli.show import print_table
+from rlskit.cli.show import print_table, say
+from rlskit.text import printable
 
 
 def inspect(
@@ -25,7 +26,7 @@ def inspect(
 
     about = read(checkpoint)
     if as_json:
-        typer.echo(json.dumps(about, indent=2))
+        say(json.dumps(about, indent=2))
         return
     layers, banks, pixels = about["partition"]["layers"], about["banks"], about["pixels"]
     architecture = about["architecture"]
@@ -46,14 +47,14 @@ def inspect(
         "sha256": about["sha256"],
     }  # fmt: skip
     for name, value in facts.items():
-        typer.echo(f"{name:24}{value}")
+        say(f"{name:24}{printable(str(value))}")
     for number, record in enumerate(about["training"], 1):
-        typer.echo(f"{f'training {number}':24}{_summary(record)}")
+        say(f"{f'training {number}':24}{printable(_summary(record))}")
     if not about["training"]:
-        typer.echo(f"{'training':24}none")
+        say(f"{'training':24}none")
     table = Table("layer", "name", "parameters", "tensors")
     for index, (layer, size) in enumerate(zip(layers, about["parameters"], strict=True)):
-        table.add_row(str(index), layer["name"], f"{size:,}", str(len(layer["tensors"])))
+        table.add_row(str(index), str(layer["name"]), f"{size:,}", str(len(layer["tensors"])))
     print_table(table)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from rlskit.cli.show import say
 from rlskit.errors import RequestError
 
 
@@ -18,4 +19,4 @@ def models(
     names = list_models(pattern)
     if not names:
         raise RequestError(f"no model's name matches {pattern!r}")
-    typer.echo("\n".join(names))
+    say("\n".join(names))

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlskit.cli.ending import check_values
 from rlskit.cli.options import QuietOption
-from rlskit.cli.show import check_json, note, print_table
+from rlskit.cli.show import check_json, note, print_table, say
 from rlskit.errors import RequestError
+from rlskit.text import printable
 
 if TYPE_CHECKING:
     from rlskit.recipes import Cost, Recipe
@@ -32,6 +34,9 @@ def run(
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every command and what it would cost.")
+    ] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the code that the recipe names, FILE.py:factory.")
     ] = False,
     out: Annotated[
         Path | None,
@@ -52,21 +57,25 @@ def run(
     check_json(json_to, force)
     execute = _executor(quiet)
     if dry_run:
-        _print_plan(recipes.load(recipe, sets or ()), only, out)
+        _print_plan(recipes.load(recipe, sets or ()), only, out, trust=trust)
         return 0
     done = recipes.run(
-        recipe, execute=execute, check=_check, sets=sets or (), only=only, out=out,
+        recipe, execute=execute, check=_check, sets=sets or (), only=only, out=out, trust=trust,
         note=lambda line: note(line, quiet=quiet),
     )  # fmt: skip
     found = recipes.to_json(done.recipe, done.folder, recipes.is_finished)
     text = json.dumps(found, indent=2, allow_nan=False) + "\n"
     if json_to == "-":
-        sys.stdout.write(text)
-        return done.code
-    if json_to is not None:
-        write_text(Path(json_to), text, force=force)
-    print_table(recipes.rich_table(done.recipe, done.folder, recipes.is_finished))
-    note(f"everything behind the table: {done.folder}", quiet=quiet)
+        print(text, end="")
+    else:
+        if json_to is not None:
+            write_text(Path(json_to), text, force=force)
+        print_table(recipes.rich_table(done.recipe, done.folder, recipes.is_finished))
+        note(f"everything behind the table: {done.folder}", quiet=quiet)
+    for sentence in done.met:
+        note(sentence, quiet=quiet)
+    for sentence in done.not_met:
+        note(sentence, loud=True)
     return done.code
 
 
@@ -92,7 +101,11 @@ def _check(arguments: list[str]) -> None:
     """
     name, *rest = arguments
     try:
-        _group().commands[name].make_context(name, rest)
+        check_values(_group().commands[name].make_context(name, rest).params)
+    except RequestError:
+        raise
+    except typer.Exit as error:
+        raise RequestError(f"{name} would only show its help") from error
     except Exception as error:
         if not hasattr(error, "format_message"):  # Typer's own usage errors have one
             raise
@@ -107,26 +120,27 @@ def _group() -> Any:
     return typer.main.get_command(cli.app)
 
 
-def _print_plan(recipe: Recipe, only: str | None, out: Path | None) -> None:
+def _print_plan(recipe: Recipe, only: str | None, out: Path | None, *, trust: bool) -> None:
     """Print every stage's command, whether it is up to date, and what it would cost."""
     from rlskit import recipes
 
+    recipes.require_trust(recipe, trust)
     folder = out or recipes.default_folder(recipe)
     recipes.check_stages(recipe, folder, _check)
     chosen = recipes.select(recipe, only)
-    estimate = recipes.estimate(recipe, _executor(quiet=True))
+    estimate = recipes.estimate(recipe, _executor(quiet=True), trust=trust)
     to_run = [s.name for s in chosen if not recipes.is_finished(s, folder)]
     for stage in chosen:
-        typer.echo(f"{stage.name}: {'to run' if stage.name in to_run else 'up to date'}")
-        typer.echo(f"  {recipes.command_line(stage, folder)}")
+        say(f"{stage.name}: {'to run' if stage.name in to_run else 'up to date'}")
+        say(f"  {printable(recipes.command_line(stage, folder))}")
         hours = estimate.hours[stage.name]
-        typer.echo(f"  {_said(estimate.costs[stage.name], hours)}")
+        say(f"  {_said(estimate.costs[stage.name], hours)}")
     total, hours = estimate.total(to_run)
     unknown = [name for name in to_run if estimate.costs[name] is None]
-    typer.echo(f"to run: {len(to_run)} of {len(chosen)} stages, {_said(total, hours)}")
+    say(f"to run: {len(to_run)} of {len(chosen)} stages, {_said(total, hours)}")
     if unknown:
-        typer.echo(f"not counted, because nothing tells their cost: {', '.join(unknown)}")
-    typer.echo(f"hours are on {estimate.device}, from one batch per row, measured now")
+        say(f"not counted, because nothing tells their cost: {', '.join(unknown)}")
+    say(f"hours are on {estimate.device}, from one batch per row, measured now")
 
 
 def _said(cost: Cost | None, hours: float | None) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlskit.errors import RequestError
+from rlskit.text import lines
 from rlskit.types import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -78,6 +78,13 @@ def check_out(out: Path | None, force: bool) -> None:
         refuse_finished(out, force=force)
 
 
+def say(text: str) -> None:
+    """Print lines on stdout, control characters escaped."""
+    import typer
+
+    typer.echo(lines(text))
+
+
 def note(message: str, *, quiet: bool = False, loud: bool = False) -> None:
     """Print a line on stderr; a loud one stands out, and is not silenced."""
     if quiet and not loud:
@@ -86,7 +93,7 @@ def note(message: str, *, quiet: bool = False, loud: bool = False) -> None:
     from rich.text import Text
 
     style = "bold red" if loud else ""
-    Console(stderr=True, soft_wrap=True).print(Text(message, style=style))
+    Console(stderr=True, soft_wrap=True).print(Text(lines(message), style=style))
 
 
 def show(table: Table, results: Sequence[Result], *, json_to: str | None, force: bool) -> None:
@@ -97,7 +104,7 @@ def show(table: Table, results: Sequence[Result], *, json_to: str | None, force:
     for warning in dict.fromkeys(w for result in results for w in result.warnings):
         note(warning, loud=True)
     if json_to == "-":
-        sys.stdout.write(dump(list(results)))
+        print(dump(list(results)), end="")
         return
     if json_to is not None:
         write_text(Path(json_to), dump(list(results)), force=force)
@@ -131,13 +138,15 @@ def check_source(
 
 
 def print_table(table: Table) -> None:
-    """Print a table on stdout."""
+    """Print a table on stdout, control characters escaped."""
     from rich.console import Console
+    from rich.segment import Segment, Segments
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)
-    console.print(table)
+    shown = (Segment(lines(one.text), one.style) for one in console.render(table))
+    console.print(Segments(shown), end="")
 
 
 def check_gate(fail_under: float | None) -> None:
@@ -150,19 +159,26 @@ def check_gate(fail_under: float | None) -> None:
         raise RequestError(f"--fail-under is a share in [0, 1], such as 0.40, not {fail_under}")
 
 
-def gate(results: Sequence[Result], fail_under: float | None) -> int:
-    """Return 1 and say why when a result's lower bound is under the gate, else 0."""
+def gated(results: Sequence[Result], fail_under: float | None, folder: Path) -> list[Result]:
+    """Return the results with the gate's verdicts, which the run's `results.json` gets, too."""
+    from rlskit import results as finished
+    from rlskit.files import write_text
+
     if fail_under is None:
-        return 0
-    failed = [r for r in results if r.headline["lower_bound"] < fail_under]
-    for result in failed:
-        bound = result.headline["lower_bound"]
-        what = result.attack["method"] if result.attack else "clean"
-        note(
-            f"gate not met: {what} ({result.protocol}) accuracy is at least {100 * bound:.1f} % "
-            f"with 95 % confidence, under {100 * fail_under:.1f} %",
-            loud=True,
-        )
+        return list(results)
+    found = [finished.gated(result, fail_under) for result in results]
+    write_text(folder / finished.RESULTS, finished.dump(found), force=True)
+    return found
+
+
+def gate(results: Sequence[Result], *, quiet: bool) -> int:
+    """Say whether the gates of results are met; return 1 where one is not, else 0."""
+    from rlskit.results import NOT_MET, gate_sentence
+
+    gates = [result for result in results if result.gate is not None]
+    failed = [result for result in gates if result.gate["verdict"] == NOT_MET]  # type: ignore[index]
+    for result in gates:
+        note(gate_sentence(result), quiet=quiet, loud=result in failed)
     return 1 if failed else 0
 
 

@@ -14,13 +14,14 @@ from rlskit.cli.options import (
     DataOption,
     DeviceOption,
     DownloadOption,
+    ForceOption,
     LimitOption,
     ModelOption,
     QuietOption,
     SeedOption,
     WorkersOption,
 )
-from rlskit.cli.show import note, progress_bar
+from rlskit.cli.show import note, progress_bar, say
 
 
 def train(
@@ -62,6 +63,7 @@ def train(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Checkpoint to write; CHECKPOINT itself.")
     ] = None,
+    force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Train a model by group optimization; writes the last and the best epoch, and a log."""
@@ -91,13 +93,14 @@ def train(
     )
     with progress_bar(quiet) as progress:
         result = rlskit.train(
-            banked, images, options=options, out=out or checkpoint, progress=progress
-        )
+            banked, images, options=options, out=out or checkpoint, force=force,
+            progress=progress,
+        )  # fmt: skip
     last = result.epochs[-1]
     held = (
         "" if last.holdout_accuracy is None else f", held out {100 * last.holdout_accuracy:.1f} %"
     )
-    typer.echo(
+    say(
         f"{result.last}: {result.steps} steps on {images.name}, loss {last.loss:.4f}, "
         f"accuracy {100 * last.accuracy:.1f} %{held}, {last.images_per_second:.0f} images/s"
     )

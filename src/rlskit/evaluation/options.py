@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
+from rlskit.threat import MOST_DRAWS
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,13 @@ class EvalOptions:
     def __post_init__(self) -> None:
         if self.n_samples is not None and (least := min(self._given(), default=0)) < 1:
             raise RequestError(f"--n-samples must be at least 1, not {least}")
-        for flag, value in (("--repeats", self.repeats), ("--batch-size", self.batch_size)):
+        repeats = ("--repeats", self.repeats)
+        for flag, value in (repeats, ("--batch-size", self.batch_size)):
             if value < 1:
                 raise RequestError(f"{flag} must be at least 1, not {value}")
+        for flag, value in (("--n-samples", max(self._given(), default=1)), repeats):
+            if value > MOST_DRAWS:
+                raise RequestError(f"{flag} {value} is beyond reason; it is {MOST_DRAWS} at most")
 
     def counts(self, model: BankedModel) -> tuple[int, ...]:
         """Return the Ns to score, ascending."""

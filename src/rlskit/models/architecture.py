@@ -85,6 +85,12 @@ class Architecture:
             ) from error
 
 
+def names_code(spec: str) -> bool:
+    """Whether `resolve` would run code of someone's own: `FILE.py:factory`, `module:factory`."""
+    prefix, _, name = spec.partition(":")
+    return bool(name) and prefix not in LIBRARIES
+
+
 def resolve(spec: str) -> Architecture:
     """Find the architecture that `spec` names: timm before torchvision, or one's own factory.
 
@@ -100,7 +106,7 @@ def resolve(spec: str) -> Architecture:
         if not lists(prefix, name):
             raise unknown_model(name, prefix)
         return Architecture(prefix, name)
-    if name:
+    if names_code(spec):
         shown, digest = own.introduce(spec)
         return Architecture("own", shown, digest=digest)
     if spec.endswith(".py"):

@@ -23,7 +23,7 @@ from typing import Any
 from torch import nn
 
 from rlskit.errors import RequestError
-from rlskit.files import write_text
+from rlskit.files import parse_json, write_text
 
 _introduced: dict[str, str] = {}  # "digest:factory" -> the spec to load, of this process
 
@@ -131,7 +131,7 @@ def _memory_file() -> Path:
 
 def _remembered() -> dict[str, str]:
     try:
-        memory = json.loads(_memory_file().read_text())
+        memory = parse_json(_memory_file().read_text())
     except (OSError, ValueError):
         return {}
     return memory if isinstance(memory, dict) else {}

@@ -4,16 +4,16 @@ from rlskit.recipes.cost import Cost, Estimate, estimate
 from rlskit.recipes.recipe import Column, Recipe, Row, load
 from rlskit.recipes.running import (
     Outcome,
-    StageError,
     check_stages,
     command_line,
     default_folder,
-    is_finished,
     run,
     select,
 )
 from rlskit.recipes.stages import Stage
+from rlskit.recipes.staging import StageError, is_finished
 from rlskit.recipes.table import markdown, rich_table, to_json
+from rlskit.recipes.trust import require_trust
 
 __all__ = [
     "Column",
@@ -31,6 +31,7 @@ __all__ = [
     "is_finished",
     "load",
     "markdown",
+    "require_trust",
     "rich_table",
     "run",
     "select",

@@ -26,6 +26,7 @@ from rlskit.models.banks import BankedModel
 from rlskit.recipes.checking import prepared, samples_of, train_options
 from rlskit.recipes.recipe import Recipe
 from rlskit.recipes.stages import Stage
+from rlskit.recipes.trust import require_trust
 from rlskit.training.batch_norm import has_batch_norm
 from rlskit.training.run import HELD_OUT_DRAWS
 
@@ -108,14 +109,21 @@ class Estimate:
         return total, sum(self.hours[name] or 0 for name in names)
 
 
-def estimate(recipe: Recipe, execute: Callable[[list[str]], int]) -> Estimate:
+def estimate(
+    recipe: Recipe, execute: Callable[[list[str]], int], *, trust: bool = False
+) -> Estimate:
     """Count what every stage computes, and measure how fast its network is here.
 
     Args:
         recipe: The recipe.
         execute: Runs one command line; each row's `convert` is run into a temporary folder. Where
             that fails, as without the data of a folder, the row's costs are unknown.
+        trust: Run the code that the recipe names.
+
+    Raises:
+        RequestError: It names some, and is not trusted.
     """
+    require_trust(recipe, trust)
     device = choose_device()
     costs: dict[str, Cost | None] = {}
     hours: dict[str, float | None] = {}

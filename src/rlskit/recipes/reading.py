@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlskit.errors import RequestError
+
+_MOST_FILES = 100
+_LARGEST = 2**18  # bytes
+_LONGEST = 2**13  # characters in a line: of a dotted key, tomllib's time grows with the square
 
 
 def read(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
@@ -23,10 +28,28 @@ def read(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
         RequestError: A file is missing, is no TOML, or extends itself; or a change is no
             `KEY=VALUE`.
     """
-    values = _merged_file(path, ())
-    for change in sets:
-        values = merged(values, _change(change))
+    try:
+        values = _merged_file(path, (), itertools.count(1))
+        for change in sets:
+            values = merged(values, _change(change))
+    except RecursionError as error:
+        raise RequestError(f"the recipe {path}, or a --set, nests tables too deeply") from error
     return values
+
+
+def texts(sets: Sequence[str]) -> frozenset[str]:
+    """Return all strings among the values of `KEY=VALUE` changes."""
+    found: set[str] = set()
+    waiting: list[Any] = [_change(change) for change in sets]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            found.add(value)
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return frozenset(found)
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,7 +62,9 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def _merged_file(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+def _merged_file(path: Path, extended_by: tuple[Path, ...], count: Iterator[int]) -> dict[str, Any]:
+    if next(count) > _MOST_FILES:  # few files can extend each other in very many ways
+        raise RequestError(f"the recipe reads more than {_MOST_FILES} files; extend fewer")
     where = path.resolve()
     if where in extended_by:
         chain = " -> ".join(file.name for file in (*extended_by, where))
@@ -51,13 +76,20 @@ def _merged_file(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         raise RequestError(f"{path}: extends is the name of a file, or a list of some, not {bases}")
     below: dict[str, Any] = {}
     for base in bases:
-        below = merged(below, _merged_file(path.parent / base, (*extended_by, where)))
+        below = merged(below, _merged_file(path.parent / base, (*extended_by, where), count))
     return merged(below, values)
 
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and (not path.is_file() or path.stat().st_size > _LARGEST):
+            raise RequestError(f"{path} is no file of a recipe: it is no file, or too large")
+        text = path.read_text(encoding="utf-8")
+        if max(map(len, text.splitlines()), default=0) > _LONGEST:
+            raise RequestError(f"{path} is no file of a recipe: a line is too long")
+        return tomllib.loads(text)
+    except RequestError:
+        raise
     except OSError as error:
         raise RequestError(f"the recipe {path} cannot be read ({error.strerror})") from error
     except ValueError as error:  # TOML's and UTF-8's

@@ -12,7 +12,6 @@ In a row, `COMMAND = false` leaves the command out.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlskit.errors import RequestError
-from rlskit.recipes.reading import merged, read
+from rlskit.recipes.reading import merged, read, texts
 from rlskit.recipes.stages import MEASURING, Stage, listing, option_text
 
 SHOWN = {
@@ -36,8 +35,11 @@ _COMMANDS = ("convert", "train", *MEASURING)
 _SECTIONS = ("title", "all", *_COMMANDS, "rows", "columns", "paper")
 _ROW = ("label", "of", *_COMMANDS)
 _COLUMN = ("label", "show", *MEASURING)
-_OURS = ("out", "json", "force", "quiet", "checkpoint")  # what `run` itself decides
+_OURS = ("out", "json", "force", "quiet", "checkpoint", "help", "trust")  # `run` itself decides
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_OPTION = re.compile(r"[a-z][a-z0-9-]*")  # `"model=x" = true` would be another option than it seems
+_MOST_STAGES = 10_000
+_LARGEST_NUMBER = 1e300
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Recipe:
         columns: In the order of the table.
         stages: In an order in which each comes after what it needs.
         paper: Row -> column -> the number that the paper has there.
+        said: All texts that `--set` gave, which the user answers for.
     """
 
     path: Path
@@ -91,6 +94,7 @@ class Recipe:
     columns: tuple[Column, ...]
     stages: tuple[Stage, ...]
     paper: Mapping[str, Mapping[str, float | str]]
+    said: frozenset[str] = frozenset()
 
     def cell(self, row: str, column: str) -> Stage | None:
         """Return the stage that fills one cell; None where the row leaves the command out."""
@@ -122,6 +126,8 @@ def load(path: str | Path, sets: Sequence[str] = ()) -> Recipe:
     for name, column in columns.items():
         _check_column(name, column, f"{path}: columns.{name}")
     _check_paper(values.get("paper", {}), values, path)
+    if len(rows) * len(columns) > _MOST_STAGES:
+        raise RequestError(f"{path} has {len(rows) * len(columns):,} cells, beyond reason")
     return Recipe(
         path=path,
         title=str(values.get("title", path.stem)),
@@ -129,6 +135,7 @@ def load(path: str | Path, sets: Sequence[str] = ()) -> Recipe:
         columns=tuple(_column(name, column, values) for name, column in columns.items()),
         stages=tuple(_stages(values, rows, columns)),
         paper=values.get("paper", {}),
+        said=texts(sets),
     )
 
 
@@ -166,6 +173,8 @@ def _model_stages(name: str, row: Mapping[str, Any], values: Mapping[str, Any]) 
     options = _options(values, "convert", row.get("convert", {}))
     if not isinstance(options.get("name"), str):
         raise RequestError(f"rows.{name} has no network; give [convert] a name")
+    if str(options["name"]).startswith("-"):
+        raise RequestError(f"rows.{name}: {options['name']!r} is an option, no network's name")
     stages = [Stage(f"{name}/convert", "convert", options, None)]
     train = row.get("train", {} if "train" in values else False)
     if train is not False:
@@ -181,6 +190,11 @@ def _options(
     options: dict[str, Any] = {}
     for table in (values.get("all", {}), values.get(command, {}), *more):
         options = merged(options, table)
+    for name in options:
+        if not _OPTION.fullmatch(name):
+            raise RequestError(
+                f"{command}: {name!r} is no option; options are small letters and dashes"
+            )
     return {name: option_text(command, name, value) for name, value in options.items()}
 
 
@@ -260,7 +274,7 @@ def _check_paper(paper: Mapping[str, Any], values: Mapping[str, Any], path: Path
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < _LARGEST_NUMBER
 
 
 def _check_name(name: str, where: str, reserved: Sequence[str]) -> None:

@@ -3,8 +3,12 @@
 runs/FOLDER-FILE/
 ├── ROW/converted.safetensors, rls.safetensors    the row's model, before and after training
 ├── ROW/COLUMN/results.json                       a cell, with all that the command keeps beside it
-├── stages/ROW.STAGE.json                         how far a stage is, and its fingerprint
+├── stages/ROW.STAGE.json                         a finished stage's fingerprint
+├── .rlskit-new/                                  the same again, of stages that are not finished
+├── recipe.json                                   says that the folder is a recipe's
 └── table.md                                      written last
+
+A stage is run in `.rlskit-new`; what it would replace stays until it is whole.
 """
 
 from __future__ import annotations
@@ -12,41 +16,26 @@ from __future__ import annotations
 import fnmatch
 import json
 import shlex
-import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from rlskit.devices import choose_device
-from rlskit.errors import RequestError, RunError
-from rlskit.evaluation.subject import LIBRARIES
-from rlskit.files import write_text
+from rlskit.errors import RequestError
+from rlskit.files import parse_json, write_text
+from rlskit.locks import LOCK, only_writer
 from rlskit.recipes.checking import check_options
 from rlskit.recipes.recipe import Recipe, load, nearest
-from rlskit.recipes.stages import Stage, sha256
+from rlskit.recipes.stages import Stage
+from rlskit.recipes.staging import Execute, is_finished, run_stage, state_of, tidy
 from rlskit.recipes.table import markdown
+from rlskit.recipes.trust import require_trust
+from rlskit.results import NOT_MET, gate_sentence, read_results
 
-Execute = Callable[[list[str]], int]
-"""Runs one command line of rlskit, without the word `rlskit`; returns its exit code."""
+MARKER = "recipe.json"
+_FORMAT = "rlskit.recipe-run/1"
 
 Check = Callable[[list[str]], None]
 """Raises `RequestError` where a command line is none that rlskit understands."""
-
-GATE = 1
-"""Exit code of a command that is finished but for a gate that was not met."""
-
-
-class StageError(RunError):
-    """A stage failed; it carries the exit code of the command."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -57,11 +46,15 @@ class Outcome:
         recipe: What was run.
         folder: Where everything is.
         code: 0, or 1 where a stage's gate was not met.
+        met: A sentence for each gate that was met, led by the name of its stage.
+        not_met: Likewise for each that was not.
     """
 
     recipe: Recipe
     folder: Path
     code: int
+    met: tuple[str, ...] = ()
+    not_met: tuple[str, ...] = ()
 
 
 def run(
@@ -72,6 +65,7 @@ def run(
     sets: Sequence[str] = (),
     only: str | None = None,
     out: str | Path | None = None,
+    trust: bool = False,
     note: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """Run a recipe; a second run of the same goes on where the first one ended.
@@ -86,32 +80,27 @@ def run(
         sets: `KEY=VALUE` changes.
         only: A stage, or a glob over their names: `rls/pgd`, `rls/*`.
         out: Folder of the run; by default `default_folder`.
+        trust: Run the code that the recipe names; without it, only what `sets` names.
         note: Told what happens, a line at a time.
 
     Raises:
-        RequestError: The recipe, a change, `only` or the folder is wrong.
+        RequestError: The recipe, a change, `only` or the folder is wrong, or the recipe names code
+            and is not trusted.
         StageError: A command failed or was interrupted; what is finished is kept.
     """
     recipe = load(path, sets)
+    require_trust(recipe, trust)
     folder = default_folder(recipe) if out is None else Path(out)
     check_stages(recipe, folder, check)
     chosen = select(recipe, only)
-    _claim(folder)
-    codes = [0]
-    for number, stage in enumerate(chosen, 1):
-        if is_finished(stage, folder):
-            note(f"[{number}/{len(chosen)}] {stage.name}: up to date")
-            codes.append(_state(stage, folder).get("code", 0))
-            continue
-        if stage.needs is not None and not is_finished(stage.needs, folder):
-            raise RequestError(
-                f"the stage {stage.name} needs {stage.needs.name}, which is not finished or has "
-                f"changed; run that too, as with --only '{Path(stage.name).parent}/*'"
-            )
-        note(f"[{number}/{len(chosen)}] {stage.name}: {command_line(stage, folder)}")
-        codes.append(_run_stage(stage, folder, execute))
-    write_text(folder / "table.md", markdown(recipe, folder, is_finished), force=True)
-    return Outcome(recipe, folder, max(codes))
+    _refuse_foreign(folder)
+    with only_writer(folder):
+        _claim(folder, recipe)
+        for number, stage in enumerate(chosen, 1):
+            _bring_up_to_date(stage, folder, execute, f"[{number}/{len(chosen)}]", note)
+        tidy(folder)
+        write_text(folder / "table.md", markdown(recipe, folder, is_finished), force=True)
+        return _outcome(recipe, folder, chosen)
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -154,110 +143,67 @@ def select(recipe: Recipe, only: str | None) -> list[Stage]:
     return chosen
 
 
-def is_finished(stage: Stage, folder: Path) -> bool:
-    """Whether the stage need not run: it did, just so, on the same input; its output is there."""
-    state, mark = _state(stage, folder), _mark(stage, folder)
-    unchanged = {name: state.get(name) for name in mark} == mark
-    return bool(unchanged and state.get("finished") and (folder / stage.output).is_file())
-
-
-def _mark(stage: Stage, folder: Path) -> dict[str, str | None]:
-    """Return what decides a stage's output: its fingerprint, and the digest of what it takes."""
-    taken = None if stage.needs is None else folder / stage.needs.output
-    digest = sha256(taken) if taken is not None and taken.is_file() else None
-    return {"fingerprint": stage.fingerprint(), "input": digest}
-
-
-def _surroundings(stage: Stage) -> dict[str, str]:
-    """Return what must be the same for an interrupted attack to go on: results depend on it."""
-    versions = {name: version(name) for name in LIBRARIES}
-    device = choose_device(str(stage.options.get("device", "auto"))).type
-    return {**versions, "threads": str(torch.get_num_threads()), "device": device}
-
-
-def _run_stage(stage: Stage, folder: Path, execute: Execute) -> int:
-    """Run one stage and note that it is finished; return 0, or 1 for a gate that was not met.
+def _bring_up_to_date(
+    stage: Stage, folder: Path, execute: Execute, lead: str, note: Callable[[str], None]
+) -> None:
+    """Run a stage unless it is finished.
 
     Raises:
-        StageError: The command failed.
+        RequestError: It needs another that is not finished.
+        StageError: Its command failed.
     """
-    mark, output = {**_mark(stage, folder), "with": _surroundings(stage)}, folder / stage.output
-    state = _state(stage, folder)
-    if {name: state.get(name) for name in mark} != mark:
-        _set_aside(stage, folder)  # another run's
-    output.unlink(missing_ok=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _note_state(stage, folder, **mark, finished=False)
-    start = time.perf_counter()
-    code = execute(stage.arguments(folder))
-    _settle(stage, folder, refused=code == RequestError.exit_code, state=state)
-    if code not in (0, GATE):
-        what = "was interrupted" if code >= 128 else f"failed with exit code {code}"
-        raise StageError(
-            f"the stage {stage.name} {what}; what is finished is kept in {folder}, and the same "
-            "`rlskit run` goes on from there",
-            code,
+    if is_finished(stage, folder):
+        note(f"{lead} {stage.name}: up to date")
+        return
+    if stage.needs is not None and not is_finished(stage.needs, folder):
+        raise RequestError(
+            f"the stage {stage.name} needs {stage.needs.name}, which is not finished or has "
+            f"changed; run that too, as with --only '{Path(stage.name).parent}/*'"
         )
-    seconds = round(time.perf_counter() - start, 1)
-    _note_state(stage, folder, **mark, finished=True, code=code, seconds=seconds)
-    return code
+    note(f"{lead} {stage.name}: {command_line(stage, folder)}")
+    run_stage(stage, folder, execute)
 
 
-def _set_aside(stage: Stage, folder: Path) -> None:
-    """Move away what another version of a stage left, blocks of an unfinished attack included."""
-    left = _left(stage, folder)
-    shutil.rmtree(_aside(stage, folder), ignore_errors=True)
-    if left.exists():
-        _aside(stage, folder).mkdir()
-        left.rename(_aside(stage, folder) / left.name)
+def _outcome(recipe: Recipe, folder: Path, stages: Sequence[Stage]) -> Outcome:
+    """Return what finished stages ended with; the gates are those in their results."""
+    gates: dict[bool, list[str]] = {True: [], False: []}
+    for stage in stages:
+        code = state_of(stage, folder).get("code")
+        results = read_results(folder / stage.output) if "fail-under" in stage.options else []
+        for result in results:
+            if result.gate is not None:
+                met = result.gate["verdict"] != NOT_MET
+                gates[met].append(f"{stage.name}: {gate_sentence(result)}")
+        if code and not any(line.startswith(f"{stage.name}: ") for line in gates[False]):
+            gates[False].append(f"{stage.name}: gate not met")
+    return Outcome(recipe, folder, int(bool(gates[False])), tuple(gates[True]), tuple(gates[False]))
 
 
-def _settle(stage: Stage, folder: Path, *, refused: bool, state: dict[str, Any]) -> None:
-    """Drop what was set aside; or put it back, where the command refused the new request."""
-    left = _left(stage, folder)
-    before = _aside(stage, folder) / left.name
-    if refused and before.exists():
-        if left.is_dir():
-            shutil.rmtree(left)
-        before.rename(left)
-        _note_state(stage, folder, **state)
-    shutil.rmtree(_aside(stage, folder), ignore_errors=True)
-
-
-def _left(stage: Stage, folder: Path) -> Path:
-    """Return all that a stage writes: a cell's folder, or a model's file."""
-    cell = stage.output.name == "results.json"
-    return folder / (stage.output.parent if cell else stage.output)
-
-
-def _aside(stage: Stage, folder: Path) -> Path:
-    return folder / "stages" / f"{stage.name.replace('/', '.')}.before"
-
-
-def _claim(folder: Path) -> None:
-    """Require a folder that is new, empty, or of a recipe's run.
+def _refuse_foreign(folder: Path) -> None:
+    """Require a folder that is new, empty, or of a recipe's run, as what rlskit wrote in it says.
 
     Raises:
         RequestError: It holds something else.
     """
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{folder} is a file; --out names the folder of a recipe's run")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "stages").is_dir():
+    if not folder.is_dir() or not [file for file in folder.iterdir() if file.name != LOCK]:
+        return
+    notes = [folder / MARKER, *(folder / "stages").glob("*.json")]  # older runs have no marker
+    if not any(map(_is_ours, notes)):
         raise RequestError(f"{folder} holds something else than a recipe's run; name another --out")
-    (folder / "stages").mkdir(parents=True, exist_ok=True)
 
 
-def _state_file(stage: Stage, folder: Path) -> Path:
-    return folder / "stages" / f"{stage.name.replace('/', '.')}.json"
-
-
-def _state(stage: Stage, folder: Path) -> dict[str, Any]:
+def _is_ours(file: Path) -> bool:
+    """Whether a file is one that says that a folder is of a recipe's run."""
     try:
-        state = json.loads(_state_file(stage, folder).read_text(encoding="utf-8"))
+        found = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # never begun, or torn
-    return state if isinstance(state, dict) else {}
+        return False
+    return isinstance(found, dict) and (found.get("format") == _FORMAT or "fingerprint" in found)
 
 
-def _note_state(stage: Stage, folder: Path, **state: object) -> None:
-    write_text(_state_file(stage, folder), json.dumps(state) + "\n", force=True)
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Write into a folder that it is of a recipe's run."""
+    marker = {"format": _FORMAT, "recipe": str(recipe.path)}
+    write_text(folder / MARKER, json.dumps(marker) + "\n", force=True)

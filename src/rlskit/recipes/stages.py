@@ -47,8 +47,19 @@ class Stage:
         """The `convert` that its model comes from."""
         return self if self.needs is None else self.needs.converted
 
-    def arguments(self, folder: Path) -> list[str]:
-        """Return the command line, without `rlskit`, in the run's folder."""
+    @property
+    def cell(self) -> Path | None:
+        """The folder that it writes; None where it makes a model."""
+        return self.output.parent if self.command in MEASURING else None
+
+    def arguments(self, folder: Path, into: Path | None = None) -> list[str]:
+        """Return the command line, without `rlskit`.
+
+        Args:
+            folder: Of the run; the model is taken from there.
+            into: Written to in its place.
+        """
+        into = into or folder
         first = self.options["name"] if self.needs is None else str(folder / self.needs.output)
         assert isinstance(first, str)
         line = [self.command, first]
@@ -56,9 +67,8 @@ class Stage:
             if not (self.needs is None and name == "name"):
                 line += _option(name, value)
         if self.command == "diversity":
-            return [*line, "--json", str(folder / self.output)]
-        out = self.output.parent if self.command in MEASURING else self.output
-        return [*line, "--out", str(folder / out)]
+            return [*line, "--json", str(into / self.output)]
+        return [*line, "--out", str(into / (self.cell or self.output))]
 
     def fingerprint(self) -> str:
         """Return a digest of all that decides what the stage writes.
@@ -89,7 +99,10 @@ _SWITCHES = ("random-start",)
 def _option(name: str, value: str | bool) -> list[str]:
     if value is False:
         return [f"--no-{name}"] if name in _SWITCHES else []
-    return [f"--{name}"] if value is True else [f"--{name}", value]
+    if value is True:
+        return [f"--{name}"]
+    # A value like an option's name must not be taken for one, as behind a flag it would be.
+    return [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
 
 
 def option_text(command: str, name: str, value: Any) -> str | bool:

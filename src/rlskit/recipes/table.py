@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from rich.table import Table
 
 from rlskit.recipes.recipe import Column, Recipe, Row
 from rlskit.recipes.stages import Stage
-from rlskit.results import Result
+from rlskit.results import Result, read_results
 from rlskit.results.table import figures, number, protocol
+from rlskit.text import printable
 
 SCHEMA = "rlskit.recipe/1"
 
@@ -81,9 +81,9 @@ def markdown(recipe: Recipe, folder: Path, is_finished: IsFinished) -> str:
     """Return the table as GitHub's Markdown."""
     heads, lines = _layout(cells(recipe, folder, is_finished))
     ruler = [["---"], *([["---:"]] * (len(heads) - 1))]
-    rows = ["| " + " | ".join("<br>".join(text) for text in row) + " |" for row in
+    rows = ["| " + " | ".join("<br>".join(map(_cell, text)) for text in row) + " |" for row in
             (heads, ruler, *lines)]  # fmt: skip
-    return "\n".join([f"**{recipe.title}**", "", *rows, "", _CAPTION, ""])
+    return "\n".join([f"**{printable(recipe.title)}**", "", *rows, "", _CAPTION, ""])
 
 
 def to_json(recipe: Recipe, folder: Path, is_finished: IsFinished) -> dict[str, Any]:
@@ -117,7 +117,9 @@ def cells(recipe: Recipe, folder: Path, is_finished: IsFinished) -> list[list[Ce
         for column in recipe.columns:
             stage = recipe.cell(row.name, column.name)
             done = stage is not None and is_finished(stage, folder)
-            result = _result(folder / stage.output) if stage is not None and done else None
+            result = None  # else the last of several: the worst case, or that of the largest N
+            if stage is not None and done:
+                result = read_results(folder / stage.output)[-1]
             line.append(Cell(row, column, result, recipe.paper.get(row.name, {}).get(column.name)))
         found.append(line)
     return found
@@ -126,11 +128,9 @@ def cells(recipe: Recipe, folder: Path, is_finished: IsFinished) -> list[list[Ce
 _CAPTION = "accuracies in % with Wilson's 95 % interval; N draws answer together"
 
 
-def _result(file: Path) -> Result:
-    """Return the last result of a file: the worst case, or that of the largest N."""
-    objects = json.loads(file.read_text(encoding="utf-8"))
-    last = objects[-1] if isinstance(objects, list) else objects
-    return Result(**{name: value for name, value in last.items() if name != "schema"})
+def _cell(text: str) -> str:
+    """Return a text that neither ends a cell of Markdown's nor hides in it."""
+    return printable(text).replace("|", "\\|")
 
 
 def _layout(lines: list[list[Cell]]) -> tuple[list[list[str]], list[list[list[str]]]]:

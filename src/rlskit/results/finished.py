@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 
 from rlskit.errors import RequestError, reason
 from rlskit.results.journal import PER_IMAGE, RESULTS
-from rlskit.results.result import SCHEMA, Result
+from rlskit.results.reading import read_results
+from rlskit.results.result import Result
 from rlskit.results.table import attack_label
 
 KINDS = ("clean", "robust")
@@ -78,7 +78,7 @@ def read_run(path: Path) -> FinishedRun:
         RequestError: There is none, it cannot be read, or it keeps no answers per image.
     """
     file = path / RESULTS if path.is_dir() else path
-    folder, results = file.parent, _read_results(file)
+    folder, results = file.parent, read_results(file)
     command = results[0].command
     if command not in ("attack", "eval"):
         raise RequestError(
@@ -128,8 +128,9 @@ def _several_attacks(folder: Path, results: Sequence[Result]) -> tuple[Finished,
     homes = []
     for file in sorted(folder.glob(f"*/{RESULTS}")):
         with contextlib.suppress(RequestError):  # what is none of a run is no part of this one
-            homes.append((_read_results(file)[0], file.parent))
-    tables = [tuple(home / PER_IMAGE for found, home in homes if found == one) for one in results]
+            homes.append((read_results(file)[0], file.parent))
+    alone = [replace(one, gate=None) for one in results]  # the whole run's, not an attack's
+    tables = [tuple(home / PER_IMAGE for found, home in homes if found == one) for one in alone]
     parts = []
     for result, own in zip(results, tables, strict=True):
         assert result.attack is not None
@@ -143,28 +144,6 @@ def _several_attacks(folder: Path, results: Sequence[Result]) -> tuple[Finished,
                 "folder that attack wrote"
             )
     return tuple(parts)
-
-
-def _read_results(file: Path) -> list[Result]:
-    """Read a file of one result or several.
-
-    Raises:
-        RequestError: It is not there, or holds anything else.
-    """
-    advice = f"name a run's folder or its {RESULTS}"
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        why = reason(error)
-        raise RequestError(f"{file} cannot be read as results ({why}); {advice}") from error
-    objects = found if isinstance(found, list) and found else [found]
-    if not all(isinstance(one, dict) and one.pop("schema", None) == SCHEMA for one in objects):
-        raise RequestError(f"{file} does not hold results of the schema {SCHEMA}; {advice}")
-    try:
-        return [Result(**one) for one in objects]
-    except TypeError as error:
-        why = reason(error)
-        raise RequestError(f"{file} is not a result of {SCHEMA} ({why}); {advice}") from error
 
 
 def _read_table(file: Path, result: Result) -> Answers:
@@ -205,5 +184,5 @@ def _read_columns(file: Path, names: Sequence[str]) -> dict[str, NDArray[np.int6
             f"there is no {file}, which says image by image what was right; name the folder that "
             "attack or eval wrote with --out"
         ) from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, OverflowError, ValueError, KeyError, csv.Error) as error:
         raise RequestError(f"{file} is damaged ({reason(error)}); run it again") from error

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from rlskit.errors import RequestError
-from rlskit.files import replacing, write_text
+from rlskit.files import parse_json, replacing, write_text
 from rlskit.locks import only_writer
 from rlskit.results.result import SCHEMA
 from rlskit.sealed import read_sealed, write_sealed
@@ -291,7 +291,7 @@ def _parts(folder: Path) -> Iterator[Path]:
 def _read(file: Path) -> Any:
     """Return what a JSON file holds; None for what cannot be read."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -41,6 +41,8 @@ class Result:
         per_image: File name of the per-image table in the run's folder, or None.
         per_example: Whether each image had draws of its own.
         warnings: What a reader must know before using the numbers.
+        gate: `threshold` (of `--fail-under`), `bound` and `verdict` (`met` or `not met`); None
+            where none was set.
     """
 
     command: str
@@ -65,6 +67,7 @@ class Result:
     per_image: str | None = None
     per_example: bool = False
     warnings: tuple[str, ...] = ()
+    gate: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values; NaN becomes null."""

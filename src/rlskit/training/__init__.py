@@ -34,6 +34,7 @@ def train(
     *,
     options: TrainOptions | None = None,
     out: str | Path | None = None,
+    force: bool = False,
     progress: Progress = no_progress,
     **fields: Any,
 ) -> TrainingResult:
@@ -45,16 +46,19 @@ def train(
             made for.
         options: How to train.
         out: Checkpoint to write after each epoch. The best epoch's stands beside it as
-            `NAME.best.safetensors`, the log as `NAME.train.jsonl`.
+            `NAME.best.safetensors`, the log as `NAME.train.jsonl`. It may be the file that the
+            model is from.
+        force: Replace another file that is there.
         progress: Told of every step.
         **fields: Fields of `TrainOptions`; they go before those of `options`.
 
     Raises:
-        RequestError: An option or the data is wrong.
+        RequestError: An option or the data is wrong; or a file is there, and `force` is not given.
         RunError: The loss or the weights are not finite; files keep the last good epoch.
     """
     options = dataclasses.replace(options or TrainOptions(), **fields)
+    files = Files(Path(out) if out is not None else None, model=model.path, force=force)
     if not isinstance(data, Data):
         data = load(data or model.card.default_data(), "train")
     data = data.adapted(model.card.pixels, model.card.classes)
-    return Run(model, options, data, Files(Path(out) if out is not None else None)).go(progress)
+    return Run(model, options, data, files).go(progress)

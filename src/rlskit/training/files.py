@@ -9,7 +9,10 @@ from pathlib import Path
 
 from rlskit import checkpoint
 from rlskit.errors import RequestError
+from rlskit.files import parse_json
 from rlskit.models.banks import BankedModel
+
+_LONGEST_LINE = 10_000  # of a log, in characters
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,15 @@ class Files:
 
     Args:
         out: The checkpoint of the last epoch; the others stand beside it.
+        model: The file that the model was loaded from, which it may be trained into.
+        force: Replace files that are there, whatever they are.
 
     Raises:
-        RequestError: There is no folder to write in, or it may not be written to.
+        RequestError: There is no folder to write in, or it may not be written to; or a file is
+            there that is neither `model` nor left beside it by a training.
     """
 
-    def __init__(self, out: Path | None) -> None:
+    def __init__(self, out: Path | None, *, model: str | None = None, force: bool = False) -> None:
         self.last, self.best, self.log = out, None, None
         if out is None:
             return
@@ -72,6 +78,16 @@ class Files:
             raise RequestError(f"the folder {out.parent} cannot be written to; name another --out")
         self.best = out.with_name(f"{out.stem}.best.safetensors")
         self.log = out.with_name(f"{out.stem}.train.jsonl")
+        if force:
+            return
+        if out.exists() and not (model is not None and _same(out, Path(model))):
+            raise RequestError(f"{out} exists already; --force replaces it")
+        for file, is_ours in ((self.best, _is_trained), (self.log, _is_log)):
+            if file.exists() and not is_ours(file):
+                raise RequestError(
+                    f"{file} is no training's, and would be written beside {out.name}; move it "
+                    "away, or use --force to replace it"
+                )
 
     def keep(self, model: BankedModel, record: EpochRecord, *, best: bool) -> None:
         """Write the weights of an epoch, and its line of the log."""
@@ -90,3 +106,25 @@ class Files:
         if epochs:
             return f"{self.last} keeps epoch {epochs}"
         return f"{self.last} {'is as it was' if self.last.exists() else 'was not written'}"
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.exists() and one.samefile(other)
+
+
+def _is_trained(file: Path) -> bool:
+    """Whether a file is a checkpoint that a training wrote."""
+    try:
+        return bool(checkpoint.inspect(file)["training"])
+    except (OSError, RequestError):
+        return False
+
+
+def _is_log(file: Path) -> bool:
+    """Whether a file is the log of a training."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            first = parse_json(lines.readline(_LONGEST_LINE))
+    except (OSError, ValueError):
+        return False
+    return isinstance(first, dict) and first.keys() >= {"epoch", "steps", "loss"}

@@ -1,0 +1,29 @@
+"""Words of a file or its name, made fit to be shown: a terminal obeys control characters."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def printable(text: str) -> str:
+    r"""Return the text with what is no visible character escaped, as `\x1b`, line ends included.
+
+    Those are control characters, unpaired surrogates, line and paragraph separators, and the
+    invisible characters that turn the direction of writing.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(one) if _hidden(one) else one for one in text)
+
+
+def lines(text: str) -> str:
+    """Return the text, which may have several lines, with each of them `printable`."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _hidden(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,216 @@
+"""Files that anyone may have changed end in a number or in one sentence, never in another error."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import struct
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rlskit
+import small_models
+from rlskit import checkpoint, comparison, recipes
+from rlskit.cli.recipe import _check
+from rlskit.errors import RequestError, RlskitError
+from rlskit.files import parse_json
+from rlskit.results import read_results
+
+VALUES: list[Any] = [
+    None, True, 0, -1, 2.5, 1e308, float("nan"), float("inf"), 10**12, 2**64, 10**400, "", "x",
+    "\x1b[31m", "\ud800", [], {}, [[]], [None], [1, 2, 3], {"a": 1},
+]  # fmt: skip
+TEXTS = [b"9" * 30, b"nan", b"-1", b"1e999", b'"', b"\x00", b"\n\n", b"[[", b"{{", b"true", b"''"]
+WHOLE = [b"[" * 100_000, b'{"a":' * 100_000, b"a=" + b"[" * 7000, b"", b"\xff\xfe", b"null", b"0"]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the paths of all values inside a JSON value."""
+    children: Any = value.items() if isinstance(value, dict) else ()
+    children = enumerate(value) if isinstance(value, list) else children
+    for key, child in children:
+        yield (*path, key)
+        yield from places(child, (*path, key))
+
+
+def changed(value: Any, chance: random.Random) -> str:
+    """Return the JSON text of a value in which one place is left out, or is something else."""
+    value = copy.deepcopy(value)
+    *above, last = chance.choice(list(places(value)))
+    table = value
+    for key in above:
+        table = table[key]
+    if chance.random() < 0.2:
+        del table[last]
+    elif chance.random() < 0.1:
+        return json.dumps(value).replace("1", "[" * 200 + "]" * 200, 1)
+    else:
+        table[last] = chance.choice(VALUES)
+    return json.dumps(value)
+
+
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    """Return bytes of which some are flipped, left out, or replaced."""
+    at, how = chance.randrange(len(data)), chance.random()
+    if how < 0.4:
+        flipped = bytearray(data)
+        for _ in range(chance.choice([1, 3, 10])):
+            flipped[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        return bytes(flipped)
+    if how < 0.6:
+        return data[:at] + data[at + chance.randrange(1, 60) :]
+    if how < 0.9:
+        return data[:at] + chance.choice(TEXTS) + data[at + 1 :]
+    return chance.choice([data[:at], *WHOLE])
+
+
+def outcomes(
+    work: Callable[[random.Random], object], count: int, seed: int = 0
+) -> Counter[type[Exception] | None]:
+    """Do something with so many changed files; count how it ended."""
+    ends: Counter[type[Exception] | None] = Counter()
+    for number in range(count):
+        try:
+            work(random.Random(f"{seed} {number}"))
+        except RlskitError as error:
+            ends[type(error)] += 1
+        else:
+            ends[None] += 1
+    return ends
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished attack on a few digits."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    rlskit.attack(small_models.model(), small_models.digits(12), method="fgsm", eps=0.1, out=folder)
+    return folder
+
+
+def test_changed_results_and_tables_are_compared_or_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "RESAMPLES", 50)
+    files = {name: (run / name).read_bytes() for name in ("results.json", "per_image.csv")}
+    whole = json.loads(files["results.json"])
+
+    def compared(chance: random.Random) -> None:
+        for name, data in files.items():
+            (tmp_path / name).write_bytes(data)
+        name = chance.choice([*files, "results.json"])
+        if name == "results.json" and chance.random() < 0.8:
+            (tmp_path / name).write_text(changed(whole, chance))
+        else:
+            (tmp_path / name).write_bytes(damaged(files[name], chance))
+        json.dumps(rlskit.compare(run, tmp_path).to_json(), allow_nan=False)
+
+    ends = outcomes(compared, 100)
+    assert ends.keys() <= {None, RequestError}
+    assert min(ends.values()) > 10
+
+
+RECIPE = """
+title = "two"
+[convert]
+name = "test_resnet"
+[train]
+epochs = 1
+lr = 0.1
+[columns.pgd]
+attack = { method = "pgd", eps = 0.2, n-attacked = 5, fail-under = 0.5 }
+[columns.kappa]
+diversity = { limit = 64, repeats = 2 }
+[rows.rls]
+label = "Ours"
+convert = { defense = "rls", banks = 2, mean = [0.5, 0.5, 0.5] }
+[rows.rls5]
+of = "rls"
+[paper]
+rls = { pgd = 70.9 }
+"""
+
+
+def test_changed_recipes_are_understood_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "r.toml"
+
+    def loaded(chance: random.Random) -> None:
+        file.write_bytes(damaged(RECIPE.encode(), chance))
+        if chance.random() < 0.7:
+            tables = json.loads(changed(tomllib.loads(RECIPE), chance)).items()
+            lines = (f'"{name}" = {json.dumps(one, separators=(",", "="))}' for name, one in tables)
+            file.write_text("\n".join(lines))
+        recipe = recipes.load(file)
+        recipes.check_stages(recipe, tmp_path / "out", _check)
+
+    ends = outcomes(loaded, 120)
+    assert ends.keys() == {None, RequestError}
+    assert min(ends.values()) > 10
+
+
+def test_changed_cards_are_read_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "m.safetensors"
+    checkpoint.save(small_models.model(), file)
+    data = file.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    card = json.loads(header["__metadata__"]["rlskit"])
+
+    def inspected(chance: random.Random) -> None:
+        header["__metadata__"]["rlskit"] = changed(card, chance)
+        head = json.dumps(header).encode()
+        file.write_bytes(struct.pack("<Q", len(head)) + head + data[8 + length :])
+        checkpoint.inspect(file)
+
+    ends = outcomes(inspected, 120)
+    assert ends.keys() == {None, RequestError}
+
+
+def test_what_is_claimed_is_not_believed(run: Path, tmp_path: Path) -> None:
+    whole = json.loads((run / "results.json").read_text())
+    for name, value in (
+        ("repeats", 10**12), ("n_samples", 10**30), ("attack", {}), ("accuracy", {"robust": 1}),
+        ("accuracy", {}), ("data", {**whole["data"], "n": 10**12}), ("repeats", 0), ("gate", 1),
+    ):  # fmt: skip
+        (tmp_path / "results.json").write_text(json.dumps({**whole, name: value}))
+        (tmp_path / "per_image.csv").write_bytes((run / "per_image.csv").read_bytes())
+        with pytest.raises(RequestError):
+            rlskit.compare(run, tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps({**whole, "more": 1}))
+    with pytest.raises(RequestError, match="more"):
+        read_results(tmp_path / "results.json")
+    (tmp_path / "results.json").write_text(json.dumps({**whole, "n_attacked": 1.5}))
+    with pytest.raises(RequestError, match="n_attacked is not a whole number"):
+        read_results(tmp_path / "results.json")
+    assert read_results(run / "results.json")[0].to_json() == whole
+
+
+def test_files_that_never_end_are_refused_at_once(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    deep = "a" + ".a" * 50_000 + " = 1"  # takes minutes to parse
+    for name, text in (("dotted", deep), ("zero", 'extends = "/dev/zero"')):
+        (tmp_path / f"{name}.toml").write_text(text)
+        with pytest.raises(RequestError, match="is no file of a recipe"):
+            recipes.load(tmp_path / f"{name}.toml")
+    for number in range(30):  # 2^30 readings
+        bases = [f"{number + 1}.toml"] * 2 if number < 29 else []
+        (tmp_path / f"{number}.toml").write_text(f"extends = {json.dumps(bases)}")
+    with pytest.raises(RequestError, match="more than 100 files"):
+        recipes.load(tmp_path / "0.toml")
+    with pytest.raises(RequestError, match="is no file of results"):
+        read_results(Path("/dev/zero"))
+    with pytest.raises(ValueError, match="too deeply"):
+        parse_json("[" * 100_000)
+    with pytest.raises(ValueError, match="too deeply"):
+        parse_json("[" * 200 + "]" * 200)
+    rows = "".join(f"[rows.r{n}]\n[columns.c{n}]\neval = {{}}\n" for n in range(200))
+    (tmp_path / "large.toml").write_text(rows)
+    with pytest.raises(RequestError, match="40,000 cells"):
+        recipes.load(tmp_path / "large.toml")
+    assert time.perf_counter() - start < 10
