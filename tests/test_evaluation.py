@@ -316,6 +316,15 @@ def test_an_interrupted_eval_goes_on(rls: BankedModel, tmp_path: Path) -> None:
     assert [lasting(one) for one in written] == [lasting(one) for one in parts]
 
 
+def test_memory_is_returned_after_each_block(
+    rls: BankedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr("rlskit.evaluation.run.return_memory", lambda: calls.append(1))
+    evaluate(rls, DATA, n_samples=1, batch_size=20)
+    assert len(calls) == 3
+
+
 def test_a_torn_block_is_done_again(rls: BankedModel, tmp_path: Path) -> None:
     whole = attack(rls, DATA, **PGD, batch_size=10, out=tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
