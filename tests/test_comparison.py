@@ -73,10 +73,16 @@ def write(folder: Path, robust: Repeats, clean: Repeats | None = None, **fields:
 
 
 def edit(folder: Path, **fields: Any) -> Path:
-    """Change fields of a run's results."""
+    """Change fields of a run's results; of an object only those that are given."""
     file = folder / "results.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    file.write_text(json.dumps(merged(json.loads(file.read_text()), fields)))
     return folder
+
+
+def merged(old: Any, new: Any) -> Any:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return {**old, **{name: merged(old.get(name), value) for name, value in new.items()}}
 
 
 @pytest.fixture
