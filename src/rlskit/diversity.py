@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rlskit.agreement import Agreement, Intervals, agreement, intervals
 from rlskit.data import Data, blocks
 from rlskit.defenses import defense_of, draws
 from rlskit.errors import RequestError
-from rlskit.evaluation import EvalOptions, Subject, finite_logits, subject_of
+from rlskit.evaluation import EvalOptions, Subject, doubts_of, finite_logits, subject_of
 from rlskit.models.banks import BankedModel
 from rlskit.results import Result
 from rlskit.stats import accuracy, spread
@@ -61,7 +62,7 @@ def measure_diversity(
 
     Raises:
         RequestError: An option or the data is wrong.
-        UntrustedError: The weights or logits are not finite.
+        UntrustedError: The weights or logits are not finite, or the model only guesses.
     """
     if n_samples < 2:
         raise RequestError(
@@ -70,12 +71,14 @@ def measure_diversity(
     count = min(n_samples, defense_of(model).distinct(model) or n_samples)
     options = EvalOptions(count, repeats, batch_size, num_workers, seed)
     subject = subject_of(model, data, adversarial)
+    doubts = doubts_of(subject, options)
     start = time.perf_counter()
     correct = [_correct(subject, options, count, repeat, progress) for repeat in range(repeats)]
     seconds = time.perf_counter() - start
     resampling = np.random.default_rng(seeds.derive(seed, "bootstrap"))
     found = [agreement(one) for one in correct]
-    return _result(subject, options, count, found, intervals(correct, resampling), seconds)
+    result = _result(subject, options, count, found, intervals(correct, resampling), seconds)
+    return dataclasses.replace(result, warnings=result.warnings + doubts)
 
 
 @torch.no_grad()

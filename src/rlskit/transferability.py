@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,14 @@ from rlskit.attacks.losses import cross_entropy, gradient
 from rlskit.data import Data, blocks
 from rlskit.defenses import classifier_of, defense_of, draws
 from rlskit.errors import RequestError
-from rlskit.evaluation import EvalOptions, Subject, Threat, finite_logits, subject_of
+from rlskit.evaluation import (
+    EvalOptions,
+    Subject,
+    Threat,
+    doubts_of,
+    finite_logits,
+    subject_of,
+)
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces, ready_for_attack
 from rlskit.preflight import IMAGES, preflight
@@ -117,7 +124,8 @@ def measure_transfer(
 
     Raises:
         RequestError: An option or the data is wrong.
-        UntrustedError: The preflight failed, or weights, logits or gradients are not finite.
+        UntrustedError: The preflight failed, weights, logits or gradients are not finite, or the
+            model only guesses.
     """
     if n_samples < 2:
         raise RequestError(
@@ -128,6 +136,7 @@ def measure_transfer(
     attack = _attack(eps, steps, step_size)
     subject = subject_of(model, data)
     _preflight(subject, attack, seed)
+    doubts = doubts_of(subject, options)
     start = time.perf_counter()
     cost = _Cost()
     found = [
@@ -135,7 +144,8 @@ def measure_transfer(
         for repeat in range(repeats)
     ]
     cost.seconds = time.perf_counter() - start
-    return _result(subject, options, count, attack, found, cost)
+    result = _result(subject, options, count, attack, found, cost)
+    return replace(result, warnings=result.warnings + doubts)
 
 
 def block_of(

@@ -18,6 +18,7 @@ from rlskit.data import Data
 from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
 from rlskit.evaluation.adaptive import Adaptive, prepare_adaptive
+from rlskit.evaluation.clean import doubts_of
 from rlskit.evaluation.logits import finite_logits
 from rlskit.evaluation.options import EvalOptions, counts_of
 from rlskit.evaluation.run import Run
@@ -49,6 +50,7 @@ __all__ = [
     "attack_adaptively",
     "attack_all",
     "counts_of",
+    "doubts_of",
     "evaluate",
     "finite_logits",
     "subject_of",
@@ -250,6 +252,7 @@ def _works(
     works = [Run(subject, options, threat) for threat in threats]
     for run in works:
         run.preflight()
+    works[0].look()
     return works
 
 
@@ -289,6 +292,7 @@ def evaluate(
     with _run_folder(out, force):
         run = Run(subject_of(model, data, adversarial), options)
         run.preflight()
+        run.look()
         journal = run.journal(out, force=force)
         results = run.finish(journal, progress)
         journal.write_results(dump(results))
