@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlskit import seeds
 from rlskit.agreement import Agreement, Intervals, agreement, intervals
-from rlskit.data import Data, blocks
+from rlskit.data import blocks
 from rlskit.defenses import defense_of, draws
 from rlskit.errors import RequestError
 from rlskit.evaluation import EvalOptions, Subject, doubts_of, finite_logits, subject_of
+from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
 from rlskit.results import Result
 from rlskit.stats import accuracy, spread
@@ -28,8 +29,8 @@ _MEASURES = ("kappa", "disagreement", "double_fault", "q_statistic")
 
 
 def measure_diversity(
-    model: BankedModel,
-    data: str | Data | None = None,
+    model: BankedModel | nn.Module,
+    data: GivenData | None = None,
     *,
     adversarial: str | Path | None = None,
     n_samples: int = DRAWS,
@@ -42,8 +43,10 @@ def measure_diversity(
     """Measure how much N draws agree on which images they get right.
 
     Args:
-        model: From `convert` or `load`, on the device to use.
-        data: A `--data` name, or data from `load_data`; by default what the model was made for.
+        model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
+            logits, on the device to use; it is not changed.
+        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+            model was made for.
         adversarial: A file that an attack saved; its images take the place of the data.
         n_samples: Draws per repeat, at least 2. A defense with fewer draws than that, such as an
             ensemble of M networks, is measured on each of them once: a network that met itself
@@ -68,6 +71,7 @@ def measure_diversity(
         raise RequestError(
             f"diversity compares draws: --n-samples must be 2 or more, not {n_samples}"
         )
+    model, data = taken(model, data)
     count = min(n_samples, defense_of(model).distinct(model) or n_samples)
     options = EvalOptions(count, repeats, batch_size, num_workers, seed)
     subject = subject_of(model, data, adversarial)

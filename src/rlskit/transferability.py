@@ -21,7 +21,7 @@ from rlskit import seeds
 from rlskit.attacks import PreparedAttack, prepare
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import cross_entropy, gradient
-from rlskit.data import Data, blocks
+from rlskit.data import blocks
 from rlskit.defenses import classifier_of, defense_of, draws
 from rlskit.errors import RequestError
 from rlskit.evaluation import (
@@ -32,6 +32,7 @@ from rlskit.evaluation import (
     finite_logits,
     subject_of,
 )
+from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces, ready_for_attack
 from rlskit.preflight import IMAGES, preflight
@@ -83,8 +84,8 @@ class Block(NamedTuple):
 
 
 def measure_transfer(
-    model: BankedModel,
-    data: str | Data | None = None,
+    model: BankedModel | nn.Module,
+    data: GivenData | None = None,
     *,
     n_samples: int = DRAWS,
     repeats: int = 1,
@@ -104,8 +105,10 @@ def measure_transfer(
     on which PGD against draw i makes draw j wrong. Its diagonal is the white-box success.
 
     Args:
-        model: From `convert` or `load`, on the device to use.
-        data: A `--data` name, or data from `load_data`; by default what the model was made for.
+        model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
+            logits, on the device to use; it is not changed.
+        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+            model was made for.
         n_samples: T, at least 2; a defense with fewer draws than that gives each of them once.
         repeats: R sets of fresh draws. The matrices are those of the first; the means off their
             diagonals are means over all.
@@ -131,6 +134,7 @@ def measure_transfer(
         raise RequestError(
             f"transfer is between draws: --n-samples must be 2 or more, not {n_samples}"
         )
+    model, data = taken(model, data)
     count = min(n_samples, defense_of(model).distinct(model) or n_samples)
     options = EvalOptions(count, repeats, batch_size, num_workers, seed)
     attack = _attack(eps, steps, step_size)

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from rlskit.attacks import ATTACKS, PreparedAttack, prepare
 from rlskit.data import Data
 from rlskit.defenses import defense_of
@@ -25,9 +27,11 @@ from rlskit.evaluation.run import Run
 from rlskit.evaluation.subject import Subject, subject_of
 from rlskit.evaluation.threats import Threat, check_risk
 from rlskit.files import write_text
+from rlskit.inputs import GivenData, taken
 from rlskit.locks import only_writer, refuse_busy
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import check_compiler
+from rlskit.models.memory import wrap
 from rlskit.results import (
     PARTS,
     RESULTS,
@@ -58,8 +62,8 @@ __all__ = [
 
 
 def attack(
-    model: BankedModel,
-    data: str | Data | None = None,
+    model: BankedModel | nn.Module,
+    data: GivenData | None = None,
     *,
     method: str = "pgd",
     n_attacked: int = 1,
@@ -79,8 +83,10 @@ def attack(
     """Attack a model and score the adversarial images on fresh draws.
 
     Args:
-        model: From `convert` or `load`, on the device to use.
-        data: A `--data` name, or data from `load_data`; by default what the model was made for.
+        model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
+            logits, on the device to use; it is not changed.
+        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+            model was made for.
         method: A key of `rlskit.attacks.ATTACKS`.
         n_attacked: Draws in the attacker's view.
         protocol: `transfer`, `multi` or `eot`; by default the first two, by `n_attacked`.
@@ -102,9 +108,11 @@ def attack(
 
     Raises:
         RequestError: An option, the data or the folder is wrong.
-        UntrustedError: The preflight or a budget check failed: numbers would mean nothing.
+        UntrustedError: The preflight or a budget check failed, or the model only guesses: numbers
+            would mean nothing.
     """
     fields = {name: params.pop(name) for name in _OPTION_NAMES & params.keys()}
+    model, data = taken(model, data)
     (result,) = attack_all(
         model,
         data,
@@ -124,8 +132,8 @@ def attack(
 
 
 def attack_all(
-    model: BankedModel,
-    data: str | Data | None = None,
+    model: BankedModel | nn.Module,
+    data: GivenData | None = None,
     *,
     attacks: Sequence[PreparedAttack],
     n_attacked: int = 1,
@@ -148,8 +156,10 @@ def attack_all(
 
     Raises:
         RequestError: An option, the data or the folder is wrong.
-        UntrustedError: The preflight or a budget check failed: numbers would mean nothing.
+        UntrustedError: The preflight or a budget check failed, or the model only guesses: numbers
+            would mean nothing.
     """
+    model, data = taken(model, data)
     protocol = protocol_of(protocol, n_attacked)
     check_view(view)
     if compiled:
@@ -197,8 +207,8 @@ def _finish_all(
 
 
 def attack_adaptively(
-    model: BankedModel,
-    data: str | Data | None = None,
+    model: BankedModel | nn.Module,
+    data: GivenData | None = None,
     *,
     eps: float | str,
     options: EvalOptions | None = None,
@@ -211,8 +221,10 @@ def attack_adaptively(
     """Attack a model by the protocol `adaptive`: per image the worst of several attacks.
 
     Args:
-        model: From `convert` or `load`, on the device to use.
-        data: A `--data` name, or data from `load_data`; by default what the model was made for.
+        model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
+            logits, on the device to use; it is not changed.
+        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+            model was made for.
         eps: The budget.
         options: Draws, repeats, block size, seed; one N only.
         out: The run's folder; an unfinished run of the same request is continued.
@@ -227,10 +239,14 @@ def attack_adaptively(
 
     Raises:
         RequestError: An option, the data or the folder is wrong.
-        UntrustedError: The preflight or a budget check failed: numbers would mean nothing.
+        UntrustedError: The preflight or a budget check failed, or the model only guesses: numbers
+            would mean nothing.
     """
     fields = {name: params.pop(name) for name in _OPTION_NAMES & params.keys()}
     options = dataclasses.replace(options or EvalOptions(), **fields)
+    model, data = taken(model, data)
+    if isinstance(params.get("twin"), nn.Module) and not isinstance(params["twin"], BankedModel):
+        params["twin"] = wrap(params["twin"], model.card.pixels.shape)
     counts = options.counts(model)
     threat = prepare_adaptive(model, eps=eps, n_samples=counts[0], save=save_adversarial, **params)
     out = None if out is None else Path(out)
@@ -257,8 +273,8 @@ def _works(
 
 
 def evaluate(
-    model: BankedModel,
-    data: str | Data | None = None,
+    model: BankedModel | nn.Module,
+    data: GivenData | None = None,
     *,
     adversarial: str | Path | None = None,
     options: EvalOptions | None = None,
@@ -270,8 +286,10 @@ def evaluate(
     """Score the mean of N draws on clean images, or on saved adversarial ones.
 
     Args:
-        model: From `convert` or `load`, on the device to use.
-        data: A `--data` name, or data from `load_data`; by default what the model was made for.
+        model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
+            logits, on the device to use; it is not changed.
+        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+            model was made for.
         adversarial: A file that an attack saved; its images take the place of the data.
         options: Draws, repeats, block size, seed. With several N the draws nest, so that the
             largest N costs all.
@@ -285,10 +303,11 @@ def evaluate(
 
     Raises:
         RequestError: An option, the data or a file is wrong.
-        UntrustedError: The weights or logits are not finite.
+        UntrustedError: The weights or logits are not finite, or the model only guesses.
     """
     options = dataclasses.replace(options or EvalOptions(), **fields)
     out = None if out is None else Path(out)
+    model, data = taken(model, data)
     with _run_folder(out, force):
         run = Run(subject_of(model, data, adversarial), options)
         run.preflight()

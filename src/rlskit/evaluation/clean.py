@@ -193,6 +193,6 @@ def check_unseen(attacked: Knowledge, options: EvalOptions) -> tuple[str, ...]:
 
 
 _ADVICE = (
-    "is it trained, for images of this size, with these constants (--mean, --std), its classes in "
-    "this order, and inputs in [0, 1], not 0..255?"
+    "is it trained, does it take images of this size, with these constants (--mean, --std), are "
+    "its classes in this order, and does it expect images in [0, 1] and not 0..255?"
 )

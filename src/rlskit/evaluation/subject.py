@@ -11,7 +11,7 @@ from typing import Any
 
 from rlskit import checkpoint
 from rlskit.adversarial import read_adversarial
-from rlskit.data import Data, load
+from rlskit.data import MEMORY, Data, load
 from rlskit.errors import RequestError, RlskitError
 from rlskit.models.banks import BankedModel
 from rlskit.preflight import check_weights
@@ -99,10 +99,10 @@ class Subject:
 
     def _warnings(self) -> tuple[str, ...]:
         """Return what a reader of numbers about this model on this data must know first."""
-        card, data, found = self.model.card, self.data_json(), []
+        card, data, found = self.model.card, self.data_json(), [*self.model.notes]
         if not card.trained:
             found.append("UNTRAINED MODEL: its weights are random and these numbers mean nothing.")
-        elif card.data and card.data != data["name"]:
+        elif card.data and card.data != data["name"] and MEMORY not in (card.data, data["name"]):
             found.append(f"The model was made for {card.data}, but this is {data['name']}.")
         if any(_trained_on(record, data) for record in card.training):
             found.append("TRAINING IMAGES: the model was trained on the images it is scored on.")

@@ -1,0 +1,179 @@
+"""A module in memory as a model of one bank, which holds the module's own parameters and buffers.
+
+The bank is a second body around the same tensors: it has modes, hooks and attributes of its own, so
+that measuring leaves the module as it was, and training trains it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from rlskit.errors import RequestError, RlskitError, reason
+from rlskit.files import tensor_bytes
+from rlskit.models.architecture import MEMORY, Architecture
+from rlskit.models.banks import BankedModel, Card
+from rlskit.models.partition import Layer, Partition
+from rlskit.models.trace import tensor_names
+from rlskit.pixels import Pixels
+
+
+def wrap(
+    module: nn.Module,
+    shape: tuple[int, int, int] | None = None,
+    *,
+    images: Tensor | None = None,
+    classes: int | None = None,
+) -> BankedModel:
+    """Return a module in memory as an undefended model, which every function of rlskit takes.
+
+    It shares the module's tensors. It answers in eval mode, whatever mode the module is in, and is
+    on the module's device: move the module, not the model. No file can hold it.
+
+    Args:
+        module: Images `[B, C, H, W]` in [0, 1] to logits `[B, classes]`. What `DataParallel` and
+            `torch.compile` put around it is left out.
+        shape: `(C, H, W)` of the images.
+        images: Some images, in the place of `shape`.
+        classes: Number of classes; by default the number that the module answers with.
+
+    Raises:
+        RequestError: It is no such module, or cannot be copied around its tensors.
+    """
+    if isinstance(module, BankedModel) or not isinstance(module, nn.Module):
+        raise RequestError(f"a module to wrap is a torch.nn.Module, not a {type(module).__name__}")
+    if shape is None and images is None:
+        raise RequestError("a module does not say what images it takes; give their shape (C, H, W)")
+    channels, height, width = shape if images is None else images.shape[1:]  # type: ignore[misc]
+    inner = _inner(module)
+    _check_ready(inner)
+    pixels = Pixels(channels, height, width, (0.0,) * channels, (1.0,) * channels)
+    architecture = Architecture(MEMORY, type(inner).__name__)
+    card = Card(architecture, pixels, classes or 0, defense="none", pretrained=MEMORY)
+    layer = Layer("model", tuple(tensor_names(inner)))
+    model = BankedModel([_second_body(inner)], Partition("model", (layer,)), card)
+    logits = _answer(model)
+    if classes not in (None, logits.shape[1]):
+        raise RequestError(
+            f"{architecture.name} answers with {logits.shape[1]} classes, not {classes}"
+        )
+    card.classes = logits.shape[1]
+    card.architecture = Architecture(MEMORY, architecture.name, digest=_digest(inner, logits))
+    model.notes = _notes(module)
+    return model
+
+
+@torch.no_grad()
+def give_back(model: BankedModel, module: nn.Module) -> None:
+    """Copy into a module the buffers that its model has replaced by others while it was trained."""
+    mine = tensor_names(_inner(module))
+    for name, tensor in tensor_names(model.banks[0]).items():
+        if tensor is not mine[name]:
+            mine[name].copy_(tensor)
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    """Return the module without what only spreads or compiles it."""
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _inner(module.module)
+    if type(module).__name__ == "OptimizedModule":  # whose home takes a second to import
+        return _inner(module.get_submodule("_orig_mod"))
+    return module
+
+
+def _check_ready(module: nn.Module) -> None:
+    """Require tensors that hold values.
+
+    Raises:
+        RequestError: One has yet to see an image, or to be loaded.
+    """
+    for name, tensor in tensor_names(module).items():
+        if is_lazy(tensor) or tensor.is_meta:
+            raise RequestError(
+                f"{name} of {type(module).__name__} has no values yet; load its weights, or show "
+                "it an image, first"
+            )
+
+
+def _second_body(module: nn.Module) -> nn.Module:
+    """Return a copy of everything but the parameters and persistent buffers, which are shared.
+
+    Raises:
+        RequestError: Something in it cannot be copied, or the copy has tensors of its own.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor):  # what a pass left there may be the result of others
+                memo[id(value)] = value.detach().clone()
+    tensors = tensor_names(module)
+    memo |= {id(tensor): tensor for tensor in tensors.values()}
+    try:
+        body = copy.deepcopy(module, memo)
+    except Exception as error:  # of whatever the module holds
+        raise RequestError(
+            f"{type(module).__name__} cannot be copied ({reason(error)}), which shields it from "
+            "what is done to it; keep what cannot be out of its attributes"
+        ) from error
+    found = tensor_names(body)
+    if found.keys() != tensors.keys() or any(found[name] is not tensors[name] for name in tensors):
+        raise RequestError(
+            f"{type(module).__name__} cannot share its tensors with a copy, as TorchScript cannot; "
+            "give the module that it was made from"
+        )
+    return body
+
+
+@torch.no_grad()
+def _answer(model: BankedModel) -> Tensor:
+    """Return the logits `[2, classes]` of two random images.
+
+    Raises:
+        RequestError: The module cannot take them, or answers with something else.
+    """
+    name, shape, device = model.card.architecture.name, model.card.pixels.shape, model.device
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)  # of a network with noise of its own
+        try:
+            logits: Tensor = model.sampled(torch.zeros(1, dtype=torch.long))(images)
+        except RlskitError:
+            raise
+        except Exception as error:  # whatever a forward pass raises
+            raise RequestError(
+                f"{name} cannot process images of {'x'.join(map(str, shape))} ({reason(error)}); "
+                "images are [n, C, H, W]"
+            ) from error
+    if logits.ndim != 2 or len(logits) != 2:
+        raise RequestError(
+            f"{name} answers two images with the shape {list(logits.shape)}, not [2, classes]"
+        )
+    return logits
+
+
+def _digest(module: nn.Module, logits: Tensor) -> str:
+    """Return a sha256 of what no tensor shows of a module: the code of its classes, its answer."""
+    digest = hashlib.sha256()
+    for kind in dict.fromkeys(type(part) for part in module.modules()):
+        digest.update(f"{kind.__module__}.{kind.__qualname__}".encode())
+        if not kind.__module__.startswith("torch."):
+            with contextlib.suppress(OSError, TypeError):  # typed into an interpreter
+                digest.update(inspect.getsource(kind).encode())
+    scaled = logits.double() / logits.abs().amax().clamp_min(1e-30)
+    digest.update(tensor_bytes((1000 * scaled.nan_to_num()).round()))
+    return digest.hexdigest()
+
+
+def _notes(module: nn.Module) -> tuple[str, ...]:
+    """Return what a reader must know: the module was not in the mode in which it was measured."""
+    if not any(part.training for part in module.modules()):
+        return ()
+    how = "in" if module.training else "partly in"
+    return (f"The module was {how} train mode; it is measured in eval mode, without dropout.",)
