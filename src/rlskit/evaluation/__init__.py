@@ -290,7 +290,8 @@ def evaluate(
             logits, on the device to use; it is not changed.
         data: A `--data` name, data from `load_data`, or images and labels; by default what the
             model was made for.
-        adversarial: A file that an attack saved; its images take the place of the data.
+        adversarial: A file that an attack saved; its images take the place of the data, which may
+            be given as the clean images that they were made from.
         options: Draws, repeats, block size, seed. With several N the draws nest, so that the
             largest N costs all.
         out: The run's folder; an unfinished run of the same request is continued.

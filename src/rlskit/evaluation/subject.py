@@ -125,7 +125,8 @@ def subject_of(
     Args:
         model: From `convert` or `load`.
         data: A `--data` name, or data from `load_data`; by default what the model was made for.
-        adversarial: A file that an attack saved; its images take the place of the data.
+        adversarial: A file that an attack saved; its images take the place of the data, which may
+            be given as the clean images that they were made from.
 
     Raises:
         RequestError: The data or the file is unknown, or does not fit the model.
@@ -135,7 +136,7 @@ def subject_of(
     digest = checkpoint.fingerprint(checkpoint.stored_tensors(model))
     if adversarial is not None:
         file = read_adversarial(adversarial, model.card)
-        clean = _clean_images(file.about["data"], model)
+        clean = _clean_images(file.about["data"], model, data)
         return Subject(model, file.data, digest, file.about, clean)
     if not isinstance(data, Data):
         data = load(data or model.card.default_data(), "test")
@@ -144,17 +145,21 @@ def subject_of(
     return Subject(model, data, digest, clean=data)
 
 
-def _clean_images(about: dict[str, Any], model: BankedModel) -> Data | None:
+def _clean_images(
+    about: dict[str, Any], model: BankedModel, data: str | Data | None
+) -> Data | None:
     """Return the images that adversarial ones were made from; None where they are not at hand.
 
     Args:
         about: What their file says of them; a path in it is not followed.
         model: What they are fitted to.
+        data: What may be them; else the data set of that name.
     """
-    if ":" in about["name"]:
+    if ":" in about["name"] and not isinstance(data, Data):
         return None
     try:
-        data = load(about["name"], about["split"], limit=about["n"])
+        if not isinstance(data, Data):
+            data = load(about["name"], about["split"], limit=about["n"])
         if data.sha256 != about["sha256"]:
             return None
         return data.adapted(model.card.pixels, model.card.classes)
@@ -168,8 +173,10 @@ def _require_order_of_classes(model: BankedModel, data: Data) -> None:
     Raises:
         RequestError: It has another, as where a folder lacks a class or has one more.
     """
-    names = model.card.training[-1].get("class_names", []) if model.card.training else []
-    numbers = {str(name): number for number, name in enumerate(names)}
+    record = model.card.training[-1] if model.card.training else {}
+    if MEMORY in (data.name, record.get("data")):  # whose classes have numbers only
+        return
+    numbers = {str(name): number for number, name in enumerate(record.get("class_names", []))}
     for number, name in enumerate(data.class_names):
         if numbers.get(name, number) != number:
             raise RequestError(
