@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from rlskit.errors import RequestError, RlskitError, reason
@@ -23,6 +25,9 @@ from rlskit.models.banks import BankedModel, Card
 from rlskit.models.partition import Layer, Partition
 from rlskit.models.trace import tensor_names
 from rlskit.pixels import Pixels
+
+_MODAL = (_DropoutNd, _NormBase)
+"""Modules that do something else in train mode."""
 
 
 def wrap(
@@ -172,8 +177,9 @@ def _digest(module: nn.Module, logits: Tensor) -> str:
 
 
 def _notes(module: nn.Module) -> tuple[str, ...]:
-    """Return what a reader must know: the module was not in the mode in which it was measured."""
-    if not any(part.training for part in module.modules()):
+    """Return what a reader must know: what depends on its mode was in another when it came."""
+    parts = [part for part in module.modules() if part.training and isinstance(part, _MODAL)]
+    if not parts:
         return ()
-    how = "in" if module.training else "partly in"
-    return (f"The module was {how} train mode; it is measured in eval mode, without dropout.",)
+    kinds = ", ".join(dict.fromkeys(type(part).__name__ for part in parts))
+    return (f"The module came in train mode ({kinds}); it is measured in eval mode.",)
