@@ -137,7 +137,7 @@ def test_measuring_changes_nothing(module: nn.Sequential) -> None:
 def test_modules_of_every_kind(module: nn.Sequential, around: str) -> None:
     kinds: dict[str, Callable[[], nn.Module]] = {
         "DataParallel": lambda: nn.DataParallel(module),
-        "compile": lambda: torch.compile(module),  # type: ignore[return-value]
+        "compile": lambda: torch.compile(module),  # type: ignore[dict-item,return-value]
         "a list": lambda: Around(nn.Identity(), [module][0].__call__),
         "a function": lambda: Around(nn.Flatten(), lambda images: module(images)),
         "a draw": lambda: rlskit.draws(wrap(module, (1, 8, 8)), 1, seed=0, purpose="x")[0],
