@@ -10,6 +10,7 @@ import contextlib
 import copy
 import hashlib
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from rlskit.errors import RequestError, RlskitError, reason
 from rlskit.files import tensor_bytes
 from rlskit.models.architecture import MEMORY, Architecture
 from rlskit.models.banks import BankedModel, Card
+from rlskit.models.outputs import check_outputs, key_of, kind_of
 from rlskit.models.partition import Layer, Partition
 from rlskit.models.trace import tensor_names
 from rlskit.pixels import Pixels
@@ -36,6 +38,8 @@ def wrap(
     *,
     images: Tensor | None = None,
     classes: int | None = None,
+    outputs: str = "",
+    output_key: str = "",
 ) -> BankedModel:
     """Return a module in memory as an undefended model, which every function of rlskit takes.
 
@@ -48,6 +52,9 @@ def wrap(
         shape: `(C, H, W)` of the images.
         images: Some images, in the place of `shape`.
         classes: Number of classes; by default the number that the module answers with.
+        outputs: What it answers with, one of `rlskit.models.outputs.OUTPUTS`; by default what its
+            last step or its answers show.
+        output_key: Which of several tensors holds the classes; by default the first that may.
 
     Raises:
         RequestError: It is no such module, or cannot be copied around its tensors.
@@ -61,16 +68,14 @@ def wrap(
     _check_ready(inner)
     pixels = Pixels(channels, height, width, (0.0,) * channels, (1.0,) * channels)
     architecture = Architecture(MEMORY, type(inner).__name__)
-    card = Card(architecture, pixels, classes or 0, defense="none", pretrained=MEMORY)
+    check_outputs(outputs)
+    card = Card(
+        architecture, pixels, classes or 0, defense="none", pretrained=MEMORY, outputs=outputs,
+        output_key=output_key,
+    )  # fmt: skip
     layer = Layer("model", tuple(tensor_names(inner)))
     model = BankedModel([_second_body(inner)], Partition("model", (layer,)), card)
-    logits = _answer(model)
-    if classes not in (None, logits.shape[1]):
-        raise RequestError(
-            f"{architecture.name} answers with {logits.shape[1]} classes, not {classes}"
-        )
-    card.classes = logits.shape[1]
-    card.architecture = Architecture(MEMORY, architecture.name, digest=_digest(inner, logits))
+    _introduce(model, classes)
     model.notes = _notes(module)
     return model
 
@@ -137,30 +142,37 @@ def _second_body(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _answer(model: BankedModel) -> Tensor:
-    """Return the logits `[2, classes]` of two random images.
+def _introduce(model: BankedModel, classes: int | None) -> None:
+    """Write into the card what the answer to two random images shows.
 
     Raises:
         RequestError: The module cannot take them, or answers with something else.
     """
-    name, shape, device = model.card.architecture.name, model.card.pixels.shape, model.device
-    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    card, device = model.card, model.device
+    images = torch.rand(2, *card.pixels.shape, generator=torch.Generator().manual_seed(0))
+    images, plan = images.to(device), torch.zeros(1, dtype=torch.long)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)  # of a network with noise of its own
         try:
-            logits: Tensor = model.sampled(torch.zeros(1, dtype=torch.long))(images)
-        except RlskitError:
-            raise
+            network, inputs = model.sampled(plan).network, images.to(model.reading.dtype)
+            card.output_key = card.output_key or key_of(network(inputs), 2, classes)
+            card.outputs = card.outputs or kind_of(network, inputs, card.output_key)
+            logits = model.sampled(plan)(images)
+        except RlskitError as error:
+            raise RequestError(f"{card.architecture.name} is no classifier: {error}") from error
         except Exception as error:  # whatever a forward pass raises
             raise RequestError(
-                f"{name} cannot process images of {'x'.join(map(str, shape))} ({reason(error)}); "
-                "images are [n, C, H, W]"
+                f"{card.architecture.name} cannot process images of "
+                f"{'x'.join(map(str, card.pixels.shape))} ({reason(error)}); images are "
+                "[n, C, H, W]"
             ) from error
-    if logits.ndim != 2 or len(logits) != 2:
+    card.classes = logits.shape[1]
+    if logits.ndim != 2 or classes not in (None, card.classes):
         raise RequestError(
-            f"{name} answers two images with the shape {list(logits.shape)}, not [2, classes]"
+            f"{card.architecture.name} answers two images with {list(logits.shape)}, not "
+            f"[2, {classes or 'classes'}]"
         )
-    return logits
+    card.architecture = replace(card.architecture, digest=_digest(model.banks[0], logits))
 
 
 def _digest(module: nn.Module, logits: Tensor) -> str:
