@@ -99,7 +99,7 @@ class Subject:
 
     def _warnings(self) -> tuple[str, ...]:
         """Return what a reader of numbers about this model on this data must know first."""
-        card, data, found = self.model.card, self.data_json(), [*self.model.notes]
+        card, data, found = self.model.card, self.data_json(), [*self.model.warnings]
         if not card.trained:
             found.append("UNTRAINED MODEL: its weights are random and these numbers mean nothing.")
         elif card.data and card.data != data["name"] and MEMORY not in (card.data, data["name"]):

@@ -143,7 +143,7 @@ class BankedModel(nn.Module):
         self.partition = partition
         self.card = card
         self.path: str | None = None  # of the checkpoint it was loaded from, for the record
-        self.notes: tuple[str, ...] = ()  # what a reader of its numbers must know
+        self.warnings: tuple[str, ...] = ()  # what a reader of its numbers must know
         self.foldable: tuple[tuple[str, str], ...] | None = None  # once `folding` has looked
         self._share(partition.shared)
         self._names = [tuple(tensor_names(network)) for network in networks]

@@ -76,7 +76,7 @@ def wrap(
     layer = Layer("model", tuple(tensor_names(inner)))
     model = BankedModel([_second_body(inner)], Partition("model", (layer,)), card)
     _introduce(model, classes)
-    model.notes = _notes(module)
+    model.warnings = _warnings(module)
     return model
 
 
@@ -188,7 +188,7 @@ def _digest(module: nn.Module, logits: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _notes(module: nn.Module) -> tuple[str, ...]:
+def _warnings(module: nn.Module) -> tuple[str, ...]:
     """Return what a reader must know: what depends on its mode was in another when it came."""
     parts = [part for part in module.modules() if part.training and isinstance(part, _MODAL)]
     if not parts:
