@@ -349,7 +349,7 @@ def test_one_draw_is_its_own_member() -> None:
 
 
 def test_an_evaluation_attacks_the_views_draws_one_by_one() -> None:
-    model, data = small_models.model(2), small_models.digits(20)
+    model, data = small_models.model(2, trained=False), small_models.digits(20)
     options: Any = {"method": "arc", "eps": 0.1, "steps": 3, "n_samples": 2}
     result = attack(model, data, n_attacked=3, **options)
     assert result.protocol == "multi"

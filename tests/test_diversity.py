@@ -97,7 +97,7 @@ def test_members_of_an_ensemble_are_measured_once_each(model: BankedModel) -> No
 
 
 def test_undefined_measures_are_nan_and_say_why() -> None:
-    alone = measure_diversity(small_models.model(1, "none"), DATA, repeats=2)
+    alone = measure_diversity(small_models.model(1, "none", trained=False), DATA, repeats=2)
     assert alone.agreement is not None
     assert np.isnan(alone.agreement["kappa"]["mean"])
     assert np.isnan(alone.agreement["kappa"]["std"])
@@ -106,7 +106,7 @@ def test_undefined_measures_are_nan_and_say_why() -> None:
         alone.warnings
     )
     sevens = DATA.subset((DATA.labels == 7).nonzero().flatten())
-    never = small_models.model(2)
+    never = small_models.model(2, trained=False)
     for bank in range(2):
         small_models.tensor(never, bank, "6.bias")[7] = -1e3
     wrong = measure_diversity(never, sevens, repeats=2)

@@ -31,7 +31,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"results"}),
-    frozenset({"attacks", "defenses", "threat", "preflight"}),
+    frozenset({"attacks", "defenses", "threat", "preflight", "inputs"}),
     frozenset({"models", "data", "checkpoint", "adversarial"}),
     frozenset({"sealed"}),
     frozenset({"pixels", "stats", "seeds", "agreement", "torchvision_ops", "files", "devices"}),

@@ -180,7 +180,7 @@ def test_draws_that_are_the_same_agree_fully() -> None:
 
 
 def test_an_undefended_network_has_one_draw(model: BankedModel) -> None:
-    result = measure_transfer(small_models.model(1, "none"), DATA, n_samples=3)
+    result = measure_transfer(small_models.model(1, "none", trained=False), DATA, n_samples=3)
     assert result.transfer is not None
     assert result.transfer["cosine"] == [[pytest.approx(1)]]
     assert math.isnan(result.transfer["off_diagonal"]["cosine"]["mean"])
@@ -188,7 +188,7 @@ def test_an_undefended_network_has_one_draw(model: BankedModel) -> None:
 
 
 def test_draws_with_noise_in_them() -> None:
-    noisy = small_models.model(1, "rse")
+    noisy = small_models.model(1, "rse", trained=False)
     noisy.card.settings = dict(DEFENSES["rse"].settings)
     found = measure_transfer(noisy, DATA, n_samples=2, steps=2).transfer
     assert found is not None

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rlskit.errors import RequestError, RlskitError, RunError, UntrustedError
     from rlskit.evaluation import attack, attack_adaptively, attack_all, evaluate
     from rlskit.models import BankedModel, list_models
+    from rlskit.models.memory import wrap
     from rlskit.training import train
     from rlskit.transferability import measure_transfer
 
@@ -52,6 +53,7 @@ _HOMES = {
     "load_data": "rlskit.data",
     "save": "rlskit.checkpoint",
     "train": "rlskit.training",
+    "wrap": "rlskit.models.memory",
 }
 
 __all__ = [
@@ -77,6 +79,7 @@ __all__ = [
     "measure_transfer",
     "save",
     "train",
+    "wrap",
 ]
 
 

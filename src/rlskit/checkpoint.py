@@ -24,7 +24,7 @@ from rlskit import __version__
 from rlskit.errors import RequestError
 from rlskit.files import CHECKSUM, parse_json, write_tensors
 from rlskit.files import fingerprint as fingerprint
-from rlskit.models.architecture import Architecture, resolve
+from rlskit.models.architecture import MEMORY, Architecture, resolve, unsaveable
 from rlskit.models.banks import BankedModel, Card
 from rlskit.models.building import build, build_on_meta
 from rlskit.models.outputs import check_outputs
@@ -41,8 +41,10 @@ def save(model: BankedModel, path: str | Path, *, force: bool = False) -> str:
     """Write a model to `path`, atomically, and return the sha256 of its tensors.
 
     Raises:
-        RequestError: The file exists and `force` is not given.
+        RequestError: The file exists and `force` is not given, or the model is one that no file
+            can hold.
     """
+    check_saveable(model)
     tensors = stored_tensors(model)
     card = model.card
     metadata = {
@@ -68,6 +70,17 @@ def save(model: BankedModel, path: str | Path, *, force: bool = False) -> str:
             force=force, checksum=digest.result,
         )  # fmt: skip
         return digest.result()
+
+
+def check_saveable(model: BankedModel) -> None:
+    """Require a model that can be built again.
+
+    Raises:
+        RequestError: It is a module in memory.
+    """
+    architecture = model.card.architecture
+    if architecture.source == MEMORY:
+        raise RequestError(f"the model is {unsaveable(architecture.name)}")
 
 
 def load(path: str | Path, *, architecture: str | None = None) -> BankedModel:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlskit import seeds
 from rlskit.agreement import Agreement, Intervals, agreement, intervals
-from rlskit.data import Data, blocks
+from rlskit.data import blocks
 from rlskit.defenses import defense_of, draws
 from rlskit.errors import RequestError
-from rlskit.evaluation import EvalOptions, Subject, finite_logits, subject_of
+from rlskit.evaluation import EvalOptions, Subject, doubts_of, finite_logits, subject_of
+from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
 from rlskit.results import Result
 from rlskit.stats import accuracy, spread
@@ -27,8 +29,8 @@ _MEASURES = ("kappa", "disagreement", "double_fault", "q_statistic")
 
 
 def measure_diversity(
-    model: BankedModel,
-    data: str | Data | None = None,
+    model: BankedModel | nn.Module,
+    data: GivenData | None = None,
     *,
     adversarial: str | Path | None = None,
     n_samples: int = DRAWS,
@@ -41,8 +43,10 @@ def measure_diversity(
     """Measure how much N draws agree on which images they get right.
 
     Args:
-        model: From `convert` or `load`, on the device to use.
-        data: A `--data` name, or data from `load_data`; by default what the model was made for.
+        model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
+            logits, on the device to use; it is not changed.
+        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+            model was made for.
         adversarial: A file that an attack saved; its images take the place of the data.
         n_samples: Draws per repeat, at least 2. A defense with fewer draws than that, such as an
             ensemble of M networks, is measured on each of them once: a network that met itself
@@ -61,21 +65,24 @@ def measure_diversity(
 
     Raises:
         RequestError: An option or the data is wrong.
-        UntrustedError: The weights or logits are not finite.
+        UntrustedError: The weights or logits are not finite, or the model only guesses.
     """
     if n_samples < 2:
         raise RequestError(
             f"diversity compares draws: --n-samples must be 2 or more, not {n_samples}"
         )
+    model, data = taken(model, data)
     count = min(n_samples, defense_of(model).distinct(model) or n_samples)
     options = EvalOptions(count, repeats, batch_size, num_workers, seed)
     subject = subject_of(model, data, adversarial)
+    doubts = doubts_of(subject, options)
     start = time.perf_counter()
     correct = [_correct(subject, options, count, repeat, progress) for repeat in range(repeats)]
     seconds = time.perf_counter() - start
     resampling = np.random.default_rng(seeds.derive(seed, "bootstrap"))
     found = [agreement(one) for one in correct]
-    return _result(subject, options, count, found, intervals(correct, resampling), seconds)
+    result = _result(subject, options, count, found, intervals(correct, resampling), seconds)
+    return dataclasses.replace(result, warnings=result.warnings + doubts)
 
 
 @torch.no_grad()

@@ -117,6 +117,37 @@ def lower_bound(per_repeat: Sequence[float], n: int, confidence: float = 0.95) -
     return max(0.0, bound)
 
 
+def clearly_more_than(count: float, n: int, share: float, confidence: float = 0.95) -> bool:
+    """Say whether `count` of `n` images leave more than `share` with confidence (Clopper-Pearson).
+
+    Args:
+        count: In [0, n]; fractional where it is a mean over repeats.
+        n: Number of images; none leave nothing.
+        share: In [0, 1].
+        confidence: In (0, 1).
+    """
+    return n > 0 and lower_bound([count / n], n, confidence) > share
+
+
+def guessed_share(labels: NDArray[np.int64], answers: NDArray[np.int64], classes: int) -> float:
+    """Return the share of images that guessing gets right, the largest of three.
+
+    One class in `classes`; always the most frequent class, as far as so few labels show that it is
+    one (its one-sided 95 % bound, corrected for the choice); and these very answers, dealt out to
+    the images at random, which for a constant answer is its own score (the agreement by chance of
+    Cohen 1960, https://doi.org/10.1177/001316446002000104).
+
+    Args:
+        labels: `[n]`, each in 0 .. classes - 1; at least one.
+        answers: The predicted classes `[n]`.
+        classes: Number of classes.
+    """
+    n = len(labels)
+    given, answered = (np.bincount(one, minlength=classes) for one in (labels, answers))
+    known = lower_bound([float(given.max()) / n], n, 1 - 0.05 / classes)
+    return max(1 / classes, known, float(given @ answered) / n**2)
+
+
 def t_interval(per_repeat: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Return Student's two-sided t interval for the mean of two or more shares, within [0, 1]."""
     from scipy.stats import t

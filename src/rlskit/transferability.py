@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,10 +21,18 @@ from rlskit import seeds
 from rlskit.attacks import PreparedAttack, prepare
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import cross_entropy, gradient
-from rlskit.data import Data, blocks
+from rlskit.data import blocks
 from rlskit.defenses import classifier_of, defense_of, draws
 from rlskit.errors import RequestError
-from rlskit.evaluation import EvalOptions, Subject, Threat, finite_logits, subject_of
+from rlskit.evaluation import (
+    EvalOptions,
+    Subject,
+    Threat,
+    doubts_of,
+    finite_logits,
+    subject_of,
+)
+from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces, ready_for_attack
 from rlskit.preflight import IMAGES, preflight
@@ -76,8 +84,8 @@ class Block(NamedTuple):
 
 
 def measure_transfer(
-    model: BankedModel,
-    data: str | Data | None = None,
+    model: BankedModel | nn.Module,
+    data: GivenData | None = None,
     *,
     n_samples: int = DRAWS,
     repeats: int = 1,
@@ -97,8 +105,10 @@ def measure_transfer(
     on which PGD against draw i makes draw j wrong. Its diagonal is the white-box success.
 
     Args:
-        model: From `convert` or `load`, on the device to use.
-        data: A `--data` name, or data from `load_data`; by default what the model was made for.
+        model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
+            logits, on the device to use; it is not changed.
+        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+            model was made for.
         n_samples: T, at least 2; a defense with fewer draws than that gives each of them once.
         repeats: R sets of fresh draws. The matrices are those of the first; the means off their
             diagonals are means over all.
@@ -117,17 +127,20 @@ def measure_transfer(
 
     Raises:
         RequestError: An option or the data is wrong.
-        UntrustedError: The preflight failed, or weights, logits or gradients are not finite.
+        UntrustedError: The preflight failed, weights, logits or gradients are not finite, or the
+            model only guesses.
     """
     if n_samples < 2:
         raise RequestError(
             f"transfer is between draws: --n-samples must be 2 or more, not {n_samples}"
         )
+    model, data = taken(model, data)
     count = min(n_samples, defense_of(model).distinct(model) or n_samples)
     options = EvalOptions(count, repeats, batch_size, num_workers, seed)
     attack = _attack(eps, steps, step_size)
     subject = subject_of(model, data)
     _preflight(subject, attack, seed)
+    doubts = doubts_of(subject, options)
     start = time.perf_counter()
     cost = _Cost()
     found = [
@@ -135,7 +148,8 @@ def measure_transfer(
         for repeat in range(repeats)
     ]
     cost.seconds = time.perf_counter() - start
-    return _result(subject, options, count, attack, found, cost)
+    result = _result(subject, options, count, attack, found, cost)
+    return replace(result, warnings=result.warnings + doubts)
 
 
 def block_of(

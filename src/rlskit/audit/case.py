@@ -70,7 +70,7 @@ class Case:
     @cached_property
     def clean(self) -> Tensor:
         """Which images are right, bool `[n]`."""
-        return self.right(self.images)
+        return self.answers(self.images) == self.labels
 
     @cached_property
     def robust(self) -> Tensor:
@@ -116,7 +116,6 @@ class Case:
             parts.append(self.right(moved, some))
         return torch.cat(parts)
 
-    @torch.no_grad()
     def right(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return where the defender's answer is right, bool.
 
@@ -134,12 +133,21 @@ class Case:
         rows = self.everything if rows is None else rows
         asked = self.images.clone()
         asked[rows] = images
+        return (self.answers(asked) == self.labels)[rows]
+
+    @torch.no_grad()
+    def answers(self, images: Tensor) -> Tensor:
+        """Return the defender's answer to as many images as there are, long `[n]`.
+
+        Raises:
+            UntrustedError: An answer is NaN or infinite.
+        """
         with randomness(self.seed, "answer", images.device):
             answer = self.defended.answer()
-            logits = torch.cat([answer(some) for some in torch.split(asked, self.batch_size)])
+            logits = torch.cat([answer(some) for some in torch.split(images, self.batch_size)])
         if not logits.isfinite().all():
             raise UntrustedError("the model answers with NaN or infinite logits")
-        return (logits.argmax(1) == self.labels)[rows]
+        return logits.argmax(1)
 
     def attack_with(self, **params: Any) -> PreparedAttack:
         """Return the attack under audit with some parameters of its own changed, others ignored.

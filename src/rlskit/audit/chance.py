@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rlskit.stats import lower_bound, mcnemar
+from rlskit.stats import clearly_more_than, mcnemar
+
+__all__ = ["ALPHA", "A_FEW", "clearly_above", "clearly_more_than", "points"]
 
 ALPHA = 0.05
 """Probability that chance alone does it."""
@@ -26,8 +28,3 @@ def clearly_above(first: Tensor, second: Tensor, threshold: float) -> bool:
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     unlikely = mcnemar(only_first, only_second) / 2 <= ALPHA
     return points(first, second) > threshold and only_first > only_second and unlikely
-
-
-def clearly_more_than(count: int, n: int, share: float) -> bool:
-    """Say whether 95 % confidence leaves more than `share` of the images (Clopper-Pearson)."""
-    return n > 0 and lower_bound([count / n], n, 1 - ALPHA) > share

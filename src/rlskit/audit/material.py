@@ -16,6 +16,7 @@ from rlskit.data import Data, load, spread
 from rlskit.errors import RequestError
 from rlskit.evaluation import subject_of
 from rlskit.evaluation.subject import LIBRARIES
+from rlskit.inputs import taken
 from rlskit.models.banks import BankedModel
 from rlskit.pixels import check_images
 
@@ -58,8 +59,7 @@ def material(
     """
     if not isinstance(model, BankedModel):
         return _of_module(model, data, limit)
-    if isinstance(data, tuple):
-        raise RequestError("a model of rlskit's takes a --data name or Data, not a tuple")
+    model, data = taken(model, data)
     if not isinstance(data, Data):
         data = load(data or model.card.default_data(), "test")
     subject = subject_of(model, data.limited(limit))

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from rlskit.attacks import PreparedAttack, prepare
 from rlskit.audit.case import Case
-from rlskit.audit.chance import clearly_more_than
 from rlskit.audit.checks import CHECKS, Kind
 from rlskit.audit.defended import SHOWN, Defended, attacked, banked, own
 from rlskit.audit.material import Material, material
@@ -19,6 +18,8 @@ from rlskit.audit.result import FAIL, PASS, SKIPPED, AuditResult, Check, finite
 from rlskit.data import Data
 from rlskit.defenses import draws
 from rlskit.errors import RequestError, UntrustedError
+from rlskit.evaluation.clean import check_knowledge, knowledge
+from rlskit.evaluation.options import EvalOptions
 from rlskit.models.banks import BankedModel
 from rlskit.stats import accuracy
 from rlskit.threat import protocol_of
@@ -46,6 +47,7 @@ def audit_model(
     pixel_range: str = "0:1",
     batch_size: int = 128,
     seed: int = 0,
+    expect_clean: float | None = None,
     progress: Progress = no_progress,
     **params: Any,
 ) -> AuditResult:
@@ -71,24 +73,27 @@ def audit_model(
         pixel_range: The scale that `params` are stated in.
         batch_size: Images that are attacked together.
         seed: All randomness derives from it.
+        expect_clean: The least clean accuracy in [0, 1] that is expected of the model.
         progress: Told of every check.
         **params: The attack's options, such as eps (8/255), steps, step_size, restarts, loss.
 
     Raises:
         RequestError: An option or the data is wrong.
         UntrustedError: Weights or answers are not finite, or the model is right on no more of the
-            clean images than guessing is.
+            clean images than guessing is, or on fewer than were expected.
     """
     attack = _attack(method, pixel_range, params)
     protocol = protocol_of(protocol, n_attacked)
     _check_counts(n_samples=n_samples, queries=queries, points=points, batch_size=batch_size)
+    options = EvalOptions(expect_clean=expect_clean, gated=True)
     found = material(model, data, limit)
     case = Case(
         _defended(model, found.images[:SHOWN], n_samples, protocol, seed),
         found.images, found.labels, found.classes, attack, protocol, n_attacked, seed, batch_size,
         queries, points, _network(surrogate, found, seed),
     )  # fmt: skip
-    _check_clean(case)
+    known = knowledge(case.labels.cpu(), [case.answers(case.images).cpu()], case.classes)
+    check_knowledge(known, options, trained=True, final=True)
     checks = []
     for done, (name, kind) in enumerate(CHECKS.items(), start=1):
         checks.append(_check(name, kind, case))
@@ -165,20 +170,6 @@ def _network(
             "the same classes"
         )
     return network
-
-
-def _check_clean(case: Case) -> None:
-    """Require a model that knows something: else every attack looks perfect.
-
-    Raises:
-        UntrustedError: It does not.
-    """
-    right, n = int(case.clean.sum()), len(case.labels)
-    if not clearly_more_than(right, n, 1 / case.classes):
-        raise UntrustedError(
-            f"the model is right on {right} of {n} clean images, which guessing could be, too, so "
-            "there is no robustness to audit; is it trained, and does it take images in [0, 1]?"
-        )
 
 
 def _check(name: str, kind: Kind, case: Case) -> Check:

@@ -15,6 +15,7 @@ from rlskit.cli.options import (
     DataOption,
     DeviceOption,
     DownloadOption,
+    ExpectCleanOption,
     FailUnderOption,
     ForceOption,
     JsonOption,
@@ -137,6 +138,7 @@ def attack(
     save_adversarial: Annotated[
         bool, typer.Option("--save-adversarial", help="Write the adversarial images, too.")
     ] = False,
+    expect_clean: ExpectCleanOption = None,
     fail_under: FailUnderOption = None,
     out: OutOption = None,
     force: ForceOption = False,
@@ -177,7 +179,10 @@ def attack(
         )
         if twin is not None:
             raise RequestError("--twin is an option of --protocol adaptive; leave it out")
-    options = EvalOptions(n_samples, repeats, batch_size, num_workers, seed, per_example)
+    options = EvalOptions(
+        n_samples, repeats, batch_size, num_workers, seed, per_example, expect_clean,
+        gated=fail_under is not None,
+    )  # fmt: skip
     banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
     images = rlskit.load_data(
         data or banked.card.default_data(), split, data_dir=data_dir, download=download, limit=limit

@@ -16,6 +16,7 @@ from rlskit.cli.options import (
     DataOption,
     DeviceOption,
     DownloadOption,
+    ExpectCleanOption,
     ForceOption,
     JsonOption,
     ModelOption,
@@ -61,6 +62,7 @@ def audit(
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     model: ModelOption = None,
+    expect_clean: ExpectCleanOption = None,
     force: ForceOption = False,
     json_to: JsonOption = None,
     quiet: QuietOption = False,
@@ -83,7 +85,7 @@ def audit(
             restarts=restarts, loss=loss, pixel_range=pixel_range, n_attacked=n_attacked,
             protocol=protocol, n_samples=n_samples, limit=None, queries=queries, points=points,
             surrogate=None if surrogate is None else rlskit.load(surrogate).to(place),
-            batch_size=batch_size, seed=seed, progress=progress,
+            batch_size=batch_size, seed=seed, expect_clean=expect_clean, progress=progress,
         )  # fmt: skip
     for warning in found.warnings:
         note(warning, loud=True)

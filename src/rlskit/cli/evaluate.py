@@ -15,6 +15,7 @@ from rlskit.cli.options import (
     DataOption,
     DeviceOption,
     DownloadOption,
+    ExpectCleanOption,
     FailUnderOption,
     ForceOption,
     JsonOption,
@@ -62,6 +63,7 @@ def evaluate(
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     model: ModelOption = None,
+    expect_clean: ExpectCleanOption = None,
     fail_under: FailUnderOption = None,
     out: OutOption = None,
     force: ForceOption = False,
@@ -78,7 +80,10 @@ def evaluate(
     check_json(json_to, force)
     check_out(out, force)
     check_source(adversarial, data=data, split=split, limit=limit)
-    options = EvalOptions(counts_of(n_samples), repeats, batch_size, num_workers, seed, per_example)
+    options = EvalOptions(
+        counts_of(n_samples), repeats, batch_size, num_workers, seed, per_example, expect_clean,
+        gated=fail_under is not None,
+    )  # fmt: skip
     banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
     images = None
     if adversarial is None:

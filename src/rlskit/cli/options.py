@@ -59,6 +59,14 @@ FailUnderOption = Annotated[
         "that is lower.",
     ),
 ]
+ExpectCleanOption = Annotated[
+    float | None,
+    typer.Option(
+        "--expect-clean",
+        help="Exit 4 when the clean accuracy is below this share (0.90): wrong size, constants, "
+        "classes or range.",
+    ),
+]
 RepeatsOption = Annotated[
     int, typer.Option("--repeats", help="R: attacker's views and defender's draws.")
 ]

@@ -2,12 +2,14 @@
 
 from rlskit.data.batches import AUGMENTATIONS, batches, blocks, runs
 from rlskit.data.dataset import Data, spread
+from rlskit.data.memory import MEMORY, from_memory, memory_images
 from rlskit.data.named import DATASETS, DataFacts, default_data_dir
 from rlskit.data.sources import SPECS, describe, load
 
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "MEMORY",
     "SPECS",
     "Data",
     "DataFacts",
@@ -15,7 +17,9 @@ __all__ = [
     "blocks",
     "default_data_dir",
     "describe",
+    "from_memory",
     "load",
+    "memory_images",
     "runs",
     "spread",
 ]

@@ -13,20 +13,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from rlskit.attacks import ATTACKS, PreparedAttack, prepare
 from rlskit.data import Data
 from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
 from rlskit.evaluation.adaptive import Adaptive, prepare_adaptive
+from rlskit.evaluation.clean import doubts_of
 from rlskit.evaluation.logits import finite_logits
 from rlskit.evaluation.options import EvalOptions, counts_of
 from rlskit.evaluation.run import Run
 from rlskit.evaluation.subject import Subject, subject_of
 from rlskit.evaluation.threats import Threat, check_risk
 from rlskit.files import write_text
+from rlskit.inputs import GivenData, taken
 from rlskit.locks import only_writer, refuse_busy
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import check_compiler
+from rlskit.models.memory import wrap
 from rlskit.results import (
     PARTS,
     RESULTS,
@@ -49,6 +54,7 @@ __all__ = [
     "attack_adaptively",
     "attack_all",
     "counts_of",
+    "doubts_of",
     "evaluate",
     "finite_logits",
     "subject_of",
@@ -56,8 +62,8 @@ __all__ = [
 
 
 def attack(
-    model: BankedModel,
-    data: str | Data | None = None,
+    model: BankedModel | nn.Module,
+    data: GivenData | None = None,
     *,
     method: str = "pgd",
     n_attacked: int = 1,
@@ -77,8 +83,10 @@ def attack(
     """Attack a model and score the adversarial images on fresh draws.
 
     Args:
-        model: From `convert` or `load`, on the device to use.
-        data: A `--data` name, or data from `load_data`; by default what the model was made for.
+        model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
+            logits, on the device to use; it is not changed.
+        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+            model was made for.
         method: A key of `rlskit.attacks.ATTACKS`.
         n_attacked: Draws in the attacker's view.
         protocol: `transfer`, `multi` or `eot`; by default the first two, by `n_attacked`.
@@ -100,9 +108,11 @@ def attack(
 
     Raises:
         RequestError: An option, the data or the folder is wrong.
-        UntrustedError: The preflight or a budget check failed: numbers would mean nothing.
+        UntrustedError: The preflight or a budget check failed, or the model only guesses: numbers
+            would mean nothing.
     """
     fields = {name: params.pop(name) for name in _OPTION_NAMES & params.keys()}
+    model, data = taken(model, data)
     (result,) = attack_all(
         model,
         data,
@@ -122,8 +132,8 @@ def attack(
 
 
 def attack_all(
-    model: BankedModel,
-    data: str | Data | None = None,
+    model: BankedModel | nn.Module,
+    data: GivenData | None = None,
     *,
     attacks: Sequence[PreparedAttack],
     n_attacked: int = 1,
@@ -146,8 +156,10 @@ def attack_all(
 
     Raises:
         RequestError: An option, the data or the folder is wrong.
-        UntrustedError: The preflight or a budget check failed: numbers would mean nothing.
+        UntrustedError: The preflight or a budget check failed, or the model only guesses: numbers
+            would mean nothing.
     """
+    model, data = taken(model, data)
     protocol = protocol_of(protocol, n_attacked)
     check_view(view)
     if compiled:
@@ -195,8 +207,8 @@ def _finish_all(
 
 
 def attack_adaptively(
-    model: BankedModel,
-    data: str | Data | None = None,
+    model: BankedModel | nn.Module,
+    data: GivenData | None = None,
     *,
     eps: float | str,
     options: EvalOptions | None = None,
@@ -209,8 +221,10 @@ def attack_adaptively(
     """Attack a model by the protocol `adaptive`: per image the worst of several attacks.
 
     Args:
-        model: From `convert` or `load`, on the device to use.
-        data: A `--data` name, or data from `load_data`; by default what the model was made for.
+        model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
+            logits, on the device to use; it is not changed.
+        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+            model was made for.
         eps: The budget.
         options: Draws, repeats, block size, seed; one N only.
         out: The run's folder; an unfinished run of the same request is continued.
@@ -225,10 +239,14 @@ def attack_adaptively(
 
     Raises:
         RequestError: An option, the data or the folder is wrong.
-        UntrustedError: The preflight or a budget check failed: numbers would mean nothing.
+        UntrustedError: The preflight or a budget check failed, or the model only guesses: numbers
+            would mean nothing.
     """
     fields = {name: params.pop(name) for name in _OPTION_NAMES & params.keys()}
     options = dataclasses.replace(options or EvalOptions(), **fields)
+    model, data = taken(model, data)
+    if isinstance(params.get("twin"), nn.Module) and not isinstance(params["twin"], BankedModel):
+        params["twin"] = wrap(params["twin"], model.card.pixels.shape)
     counts = options.counts(model)
     threat = prepare_adaptive(model, eps=eps, n_samples=counts[0], save=save_adversarial, **params)
     out = None if out is None else Path(out)
@@ -250,12 +268,13 @@ def _works(
     works = [Run(subject, options, threat) for threat in threats]
     for run in works:
         run.preflight()
+    works[0].look()
     return works
 
 
 def evaluate(
-    model: BankedModel,
-    data: str | Data | None = None,
+    model: BankedModel | nn.Module,
+    data: GivenData | None = None,
     *,
     adversarial: str | Path | None = None,
     options: EvalOptions | None = None,
@@ -267,9 +286,12 @@ def evaluate(
     """Score the mean of N draws on clean images, or on saved adversarial ones.
 
     Args:
-        model: From `convert` or `load`, on the device to use.
-        data: A `--data` name, or data from `load_data`; by default what the model was made for.
-        adversarial: A file that an attack saved; its images take the place of the data.
+        model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
+            logits, on the device to use; it is not changed.
+        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+            model was made for.
+        adversarial: A file that an attack saved; its images take the place of the data, which may
+            be given as the clean images that they were made from.
         options: Draws, repeats, block size, seed. With several N the draws nest, so that the
             largest N costs all.
         out: The run's folder; an unfinished run of the same request is continued.
@@ -282,13 +304,15 @@ def evaluate(
 
     Raises:
         RequestError: An option, the data or a file is wrong.
-        UntrustedError: The weights or logits are not finite.
+        UntrustedError: The weights or logits are not finite, or the model only guesses.
     """
     options = dataclasses.replace(options or EvalOptions(), **fields)
     out = None if out is None else Path(out)
+    model, data = taken(model, data)
     with _run_folder(out, force):
         run = Run(subject_of(model, data, adversarial), options)
         run.preflight()
+        run.look()
         journal = run.journal(out, force=force)
         results = run.finish(journal, progress)
         journal.write_results(dump(results))

@@ -24,6 +24,10 @@ class EvalOptions:
         seed: All randomness derives from it.
         per_example: Whether each image has draws of its own, on both sides; then it is also
             attacked and scored by itself.
+        expect_clean: The least clean accuracy in [0, 1] that is expected of the model; below it
+            nothing goes on.
+        gated: Whether a gate decides on the result, so that what cannot be told from guessing is
+            refused, however few the images, and untrained models, too.
     """
 
     n_samples: int | Sequence[int] | None = None
@@ -32,6 +36,8 @@ class EvalOptions:
     num_workers: int = 0
     seed: int = 0
     per_example: bool = False
+    expect_clean: float | None = None
+    gated: bool = False
 
     def __post_init__(self) -> None:
         if self.n_samples is not None and (least := min(self._given(), default=0)) < 1:
@@ -43,6 +49,7 @@ class EvalOptions:
         for flag, value in (("--n-samples", max(self._given(), default=1)), repeats):
             if value > MOST_DRAWS:
                 raise RequestError(f"{flag} {value} is beyond reason; it is {MOST_DRAWS} at most")
+        check_expected(self.expect_clean)
 
     def counts(self, model: BankedModel) -> tuple[int, ...]:
         """Return the Ns to score, ascending."""
@@ -53,6 +60,18 @@ class EvalOptions:
             return ()
         several = (self.n_samples,) if isinstance(self.n_samples, int) else self.n_samples
         return tuple(sorted(set(several)))
+
+
+def check_expected(expect_clean: float | None) -> None:
+    """Require an `--expect-clean` that is a share.
+
+    Raises:
+        RequestError: It is not.
+    """
+    if expect_clean is not None and not 0 <= expect_clean <= 1:
+        raise RequestError(
+            f"--expect-clean is a share in [0, 1], such as 0.90, not {expect_clean:g}"
+        )
 
 
 def counts_of(text: str | None) -> tuple[int, ...] | None:

@@ -18,6 +18,14 @@ from rlskit.adversarial import write_adversarial
 from rlskit.data import blocks, runs, spread
 from rlskit.defenses import draws
 from rlskit.evaluation.adaptive import CLEAN, Adaptive
+from rlskit.evaluation.clean import (
+    Knowledge,
+    check_expectable,
+    check_knowledge,
+    check_unseen,
+    knowledge,
+    look,
+)
 from rlskit.evaluation.logits import finite_logits
 from rlskit.evaluation.options import EvalOptions
 from rlskit.evaluation.subject import Subject
@@ -95,16 +103,58 @@ class Run:
         else:
             self.threat.preflight(model, draw, images, labels, self.options.seed)
 
+    def look(self) -> None:
+        """Refuse a model that a few clean images, spread over the data, show to know nothing.
+
+        Raises:
+            RequestError: A clean accuracy is expected, and the clean images are not at hand.
+            UntrustedError: It knows nothing, or surely less than was expected of it.
+        """
+        subject, data = self.subject, self.subject.clean
+        if data is None:
+            check_expectable(self.options)
+            return
+        if self.threat is None and len(data) < 10 * LOOKED_AT:
+            return  # an evaluation soon knows by itself
+        found = look(subject.model, data.limited(LOOKED_AT), self.options)
+        check_knowledge(found, self.options, trained=subject.model.card.trained, final=False)
+
     def finish(self, journal: Journal, progress: Progress) -> list[Result]:
         """Do every block that the journal does not hold yet; return one result per N."""
         for repeat in range(self.options.repeats):
             self._finish_repeat(repeat, journal, progress)
         assert journal.rows == len(self.subject.data) * self.options.repeats
+        doubts = self._doubts(journal)  # before anything is written that a reader might believe
         if self.threat is not None and self.threat.save:
             self._write_adversarial(self.threat, journal)
         per_image = journal.write_per_image(summary.per_image(journal, self.options.repeats))
-        masked = self._masked()
-        return [self._result(journal, n, per_image, masked) for n in range(len(self.counts))]
+        doubts += self._masked()
+        return [self._result(journal, n, per_image, doubts) for n in range(len(self.counts))]
+
+    def _doubts(self, journal: Journal) -> tuple[str, ...]:
+        """Return a sentence where the model may know nothing of the clean images.
+
+        Raises:
+            UntrustedError: It surely does not, or less than was expected of it.
+        """
+        subject, options = self.subject, self.options
+        trained = subject.model.card.trained
+        if subject.saved is None:
+            found = self._knowledge(journal, "clean")
+        elif subject.clean is not None:
+            limit = LOOKED_AT if options.expect_clean is None else None
+            found = look(subject.model, subject.clean.limited(limit), options)
+        elif subject.made_here and trained:
+            return ()  # the attack that made them looked
+        else:
+            return check_unseen(self._knowledge(journal, "robust"), options)
+        return check_knowledge(found, options, trained=trained, final=True)
+
+    def _knowledge(self, journal: Journal, kind: str) -> Knowledge:
+        """Return what the largest N knows of a kind of images that were scored."""
+        repeats = range(self.options.repeats)
+        answers = [journal.column(kind, repeat)[:, -1] for repeat in repeats]
+        return knowledge(journal.column("label", 0), answers, self.subject.model.card.classes)
 
     def _masked(self) -> tuple[str, ...]:
         """Return a sentence where the attack's gradients vanish, told from a block's images."""
@@ -227,13 +277,14 @@ class Run:
         write_adversarial(journal.folder / ADVERSARIAL, images, labels, indices, about)
 
     def _result(
-        self, journal: Journal, which: int, per_image: str | None, masked: tuple[str, ...]
+        self, journal: Journal, which: int, per_image: str | None, doubts: tuple[str, ...]
     ) -> Result:
         options = self.options
         facts = self.subject.facts()
+        facts["warnings"] += doubts
         if self.threat is not None:
             facts |= self.threat.facts()
-            facts["warnings"] += masked + self.threat.warnings(self.subject.model)
+            facts["warnings"] += self.threat.warnings(self.subject.model)
         if isinstance(self.threat, Adaptive):
             repeats = range(options.repeats)
             broken_by = torch.cat([journal.column("broken_by", repeat) for repeat in repeats])

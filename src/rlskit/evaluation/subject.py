@@ -11,8 +11,8 @@ from typing import Any
 
 from rlskit import checkpoint
 from rlskit.adversarial import read_adversarial
-from rlskit.data import Data, load
-from rlskit.errors import RequestError
+from rlskit.data import MEMORY, Data, load
+from rlskit.errors import RequestError, RlskitError
 from rlskit.models.banks import BankedModel
 from rlskit.preflight import check_weights
 
@@ -29,12 +29,19 @@ class Subject:
         data: The images as the model takes them.
         digest: The sha256 of the model's tensors.
         saved: What a file of adversarial images says of itself; None for an ordinary data set.
+        clean: The data; of saved adversarial images the clean ones, where they are known by name.
     """
 
     model: BankedModel
     data: Data
     digest: str
     saved: dict[str, Any] | None = None
+    clean: Data | None = None
+
+    @property
+    def made_here(self) -> bool:
+        """Whether saved images were made against this very model."""
+        return self.saved is not None and self.saved["checkpoint_sha256"] == self.digest
 
     def facts(self) -> dict[str, Any]:
         """Return the fields of a `Result` that do not depend on what is measured."""
@@ -92,14 +99,14 @@ class Subject:
 
     def _warnings(self) -> tuple[str, ...]:
         """Return what a reader of numbers about this model on this data must know first."""
-        card, data, found = self.model.card, self.data_json(), []
+        card, data, found = self.model.card, self.data_json(), [*self.model.warnings]
         if not card.trained:
             found.append("UNTRAINED MODEL: its weights are random and these numbers mean nothing.")
-        elif card.data and card.data != data["name"]:
+        elif card.data and card.data != data["name"] and MEMORY not in (card.data, data["name"]):
             found.append(f"The model was made for {card.data}, but this is {data['name']}.")
         if any(_trained_on(record, data) for record in card.training):
             found.append("TRAINING IMAGES: the model was trained on the images it is scored on.")
-        if self.saved is not None and self.saved.get("checkpoint_sha256") != self.digest:
+        if self.saved is not None and not self.made_here:
             found.append("These images were made against another checkpoint: a transfer test.")
         return tuple(found)
 
@@ -118,7 +125,8 @@ def subject_of(
     Args:
         model: From `convert` or `load`.
         data: A `--data` name, or data from `load_data`; by default what the model was made for.
-        adversarial: A file that an attack saved; its images take the place of the data.
+        adversarial: A file that an attack saved; its images take the place of the data, which may
+            be given as the clean images that they were made from.
 
     Raises:
         RequestError: The data or the file is unknown, or does not fit the model.
@@ -128,11 +136,35 @@ def subject_of(
     digest = checkpoint.fingerprint(checkpoint.stored_tensors(model))
     if adversarial is not None:
         file = read_adversarial(adversarial, model.card)
-        return Subject(model, file.data, digest, file.about)
+        clean = _clean_images(file.about["data"], model, data)
+        return Subject(model, file.data, digest, file.about, clean)
     if not isinstance(data, Data):
         data = load(data or model.card.default_data(), "test")
     _require_order_of_classes(model, data)
-    return Subject(model, data.adapted(model.card.pixels, model.card.classes), digest)
+    data = data.adapted(model.card.pixels, model.card.classes)
+    return Subject(model, data, digest, clean=data)
+
+
+def _clean_images(
+    about: dict[str, Any], model: BankedModel, data: str | Data | None
+) -> Data | None:
+    """Return the images that adversarial ones were made from; None where they are not at hand.
+
+    Args:
+        about: What their file says of them; a path in it is not followed.
+        model: What they are fitted to.
+        data: What may be them; else the data set of that name.
+    """
+    if ":" in about["name"] and not isinstance(data, Data):
+        return None
+    try:
+        if not isinstance(data, Data):
+            data = load(about["name"], about["split"], limit=about["n"])
+        if data.sha256 != about["sha256"]:
+            return None
+        return data.adapted(model.card.pixels, model.card.classes)
+    except RlskitError:
+        return None
 
 
 def _require_order_of_classes(model: BankedModel, data: Data) -> None:
@@ -141,8 +173,10 @@ def _require_order_of_classes(model: BankedModel, data: Data) -> None:
     Raises:
         RequestError: It has another, as where a folder lacks a class or has one more.
     """
-    names = model.card.training[-1].get("class_names", []) if model.card.training else []
-    numbers = {str(name): number for number, name in enumerate(names)}
+    record = model.card.training[-1] if model.card.training else {}
+    if MEMORY in (data.name, record.get("data")):  # whose classes have numbers only
+        return
+    numbers = {str(name): number for number, name in enumerate(record.get("class_names", []))}
     for number, name in enumerate(data.class_names):
         if numbers.get(name, number) != number:
             raise RequestError(

@@ -12,6 +12,9 @@ from rlskit.models.catalogue import LIBRARIES, lists, unknown_model
 
 SOURCES = (*LIBRARIES, "own")
 
+MEMORY = "memory"
+"""The source of a module in memory (`models/memory.py`), which nothing can build again."""
+
 # The only arguments that a factory is ever given, and how a value from a checkpoint is read.
 _KWARGS: dict[str, Callable[[Any], Any]] = {
     "num_classes": int,
@@ -29,13 +32,14 @@ class Architecture:
     """How to build one network, again and again.
 
     Attributes:
-        source: One of `SOURCES`.
+        source: One of `SOURCES`, or `MEMORY`.
         name: The library's name of the model; for one's own code `FILE.py:factory` or
             `package.module:factory`.
         kwargs: Keyword arguments of the library's factory.
         in_chans: Channels that the first convolution is changed to, or None.
         small_images: Whether the stem and head are changed for images of 28 to 64 pixels.
-        digest: For one's own code, the sha256 of its source file.
+        digest: For one's own code, the sha256 of its source file; of a module in memory, of what
+            its tensors do not show.
     """
 
     source: str
@@ -67,6 +71,8 @@ class Architecture:
         try:
             given = cls(**fields)
             name = str(given.name)
+            if given.source == MEMORY:
+                raise RequestError(f"it is of {unsaveable(name)}")
             if given.source not in SOURCES:
                 raise ValueError(f"no source is called {given.source!r}")
             if given.source != "own" and not lists(given.source, name):
@@ -79,6 +85,8 @@ class Architecture:
                 small_images=bool(given.small_images),
                 digest=str(given.digest),
             )
+        except RequestError:
+            raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise RequestError(
                 f"the checkpoint's architecture is unreadable ({error!r})"
@@ -89,6 +97,14 @@ def names_code(spec: str) -> bool:
     """Whether `resolve` would run code of someone's own: `FILE.py:factory`, `module:factory`."""
     prefix, _, name = spec.partition(":")
     return bool(name) and prefix not in LIBRARIES
+
+
+def unsaveable(name: str) -> str:
+    """Say what to do about a module in memory that is to be kept in a file."""
+    return (
+        f"a module in memory ({name}), which no file can build again; write a factory that returns "
+        "it, and use `rlskit convert FILE.py:factory --weights WEIGHTS`"
+    )
 
 
 def resolve(spec: str) -> Architecture:

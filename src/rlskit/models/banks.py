@@ -6,6 +6,7 @@ Shapes: B images, C channels, H x W pixels, L layers, M banks.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -66,7 +67,7 @@ class Card:
             RequestError: That was a folder or file; a path from a checkpoint is not followed. Or
                 the weights come from elsewhere, and nothing says.
         """
-        if not self.data and self.trained:
+        if (not self.data and self.trained) or self.data == "memory":
             raise RequestError(
                 "the checkpoint does not say what data its weights are for; name it with --data"
             )
@@ -142,6 +143,7 @@ class BankedModel(nn.Module):
         self.partition = partition
         self.card = card
         self.path: str | None = None  # of the checkpoint it was loaded from, for the record
+        self.warnings: tuple[str, ...] = ()  # what a reader of its numbers must know
         self.foldable: tuple[tuple[str, str], ...] | None = None  # once `folding` has looked
         self._share(partition.shared)
         self._names = [tuple(tensor_names(network)) for network in networks]
@@ -171,7 +173,8 @@ class BankedModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.banks.parameters()).device
+        tensors = itertools.chain(self.banks.parameters(), self.banks.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def bank_tensors(self) -> list[dict[str, Tensor]]:
         """Return, per bank, every parameter and persistent buffer by its state-dict name."""

@@ -74,7 +74,7 @@ class Partition:
         if twice or set(names) != set(tensors):
             odd = sorted(set(names) ^ set(tensors)) or twice
             raise RequestError(f"the partition does not fit the network: {', '.join(odd[:5])}")
-        if not all(layer.tensors for layer in self.layers) or not self.layers:
+        if not self.layers or (tensors and not all(layer.tensors for layer in self.layers)):
             raise RequestError("the partition has an empty layer")
         layer_of = {name: i for i, layer in enumerate(self.layers) for name in layer.tensors}
         first: dict[int, str] = {}

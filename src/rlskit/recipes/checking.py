@@ -33,9 +33,11 @@ def check_options(stage: Stage) -> None:
     if stage.command == "train":
         train_options(stage)
     elif stage.command in ("attack", "eval"):
+        expected = given.get("expect_clean")
         EvalOptions(
-            samples_of(stage), int(given.get("repeats", 1)), int(given.get("batch_size", 128))
-        )
+            samples_of(stage), int(given.get("repeats", 1)), int(given.get("batch_size", 128)),
+            expect_clean=None if expected is None else float(expected),
+        )  # fmt: skip
     elif stage.command == "diversity":
         for name in _OF_TRANSFER:
             if stage.options.get(name, False) is not False:

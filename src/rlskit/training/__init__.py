@@ -6,8 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from rlskit.checkpoint import check_saveable
 from rlskit.data import Data, load
+from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
+from rlskit.models.memory import give_back
 from rlskit.training.batch_norm import reestimate_batch_norm
 from rlskit.training.files import EpochRecord, Files, TrainingResult
 from rlskit.training.losses import LOSSES, group_loss, separate_loss
@@ -29,8 +34,8 @@ __all__ = [
 
 
 def train(
-    model: BankedModel,
-    data: str | Data | None = None,
+    model: BankedModel | nn.Module,
+    data: GivenData | None = None,
     *,
     options: TrainOptions | None = None,
     out: str | Path | None = None,
@@ -41,9 +46,10 @@ def train(
     """Train a model in place, on the device it is on, the way its defense is trained.
 
     Args:
-        model: From `convert` or `load`.
-        data: A `--data` name, or a training split from `load_data`; by default what the model was
-            made for.
+        model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
+            logits; no file can hold the latter.
+        data: A `--data` name, a training split from `load_data`, or images and labels; by default
+            what the model was made for.
         options: How to train.
         out: Checkpoint to write after each epoch. The best epoch's stands beside it as
             `NAME.best.safetensors`, the log as `NAME.train.jsonl`. It may be the file that the
@@ -57,8 +63,14 @@ def train(
         RunError: The loss or the weights are not finite; files keep the last good epoch.
     """
     options = dataclasses.replace(options or TrainOptions(), **fields)
-    files = Files(Path(out) if out is not None else None, model=model.path, force=force)
+    banked, data = taken(model, data, "train")
+    if out is not None:
+        check_saveable(banked)
+    files = Files(Path(out) if out is not None else None, model=banked.path, force=force)
     if not isinstance(data, Data):
-        data = load(data or model.card.default_data(), "train")
-    data = data.adapted(model.card.pixels, model.card.classes)
-    return Run(model, options, data, files).go(progress)
+        data = load(data or banked.card.default_data(), "train")
+    data = data.adapted(banked.card.pixels, banked.card.classes)
+    result = Run(banked, options, data, files).go(progress)
+    if banked is not model:
+        give_back(banked, model)
+    return result

@@ -1,0 +1,74 @@
+"""Images and labels in memory, as tensors, arrays or lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlskit.data.arrays import ArrayImages
+from rlskit.data.dataset import Data
+from rlskit.errors import RequestError, reason
+from rlskit.pixels import check_images
+
+MEMORY = "memory"
+"""The name of data that no `--data` names."""
+
+
+def from_memory(images: Any, labels: Any, classes: int, split: str = "test") -> Data:
+    """Return images and labels as data; what was given is read and never written to.
+
+    Args:
+        images: `[n, C, H, W]`, uint8 or float in [0, 1].
+        labels: One whole number in 0 .. classes - 1 per image, `[n]`.
+        classes: Number of classes.
+        split: What they stand for, `train` or `test`.
+
+    Raises:
+        RequestError: They are something else.
+    """
+    pixels = memory_images(images)
+    given = _tensor(labels, "labels")
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if given.shape != pixels.shape[:1] or not whole:
+        raise RequestError(
+            f"{len(pixels)} images need as many labels, each the number of a class, not "
+            f"{given.dtype} {list(given.shape)}"
+        )
+    names = tuple(map(str, range(classes)))
+    return Data(MEMORY, split, names, given.to(torch.int64), ArrayImages(MEMORY, pixels))
+
+
+def memory_images(images: Any) -> Tensor:
+    """Return images as uint8 or float32 `[n, C, H, W]` in [0, 1], on the CPU.
+
+    Raises:
+        RequestError: They are something else.
+    """
+    given = _tensor(images, "images")
+    if given.ndim == 4 and given.dtype == torch.uint8:
+        return given
+    if given.is_floating_point():
+        given = given.float()
+        if given.numel() and 1 < given.max() <= 255:
+            raise RequestError(
+                f"images span [{given.min():.4g}, {given.max():.4g}], not [0, 1]; divide them by "
+                "255, or give them as uint8"
+            )
+    check_images(given)
+    return given
+
+
+def _tensor(values: Any, what: str) -> Tensor:
+    """Return values as a tensor on the CPU that shares their memory where that is possible.
+
+    Raises:
+        RequestError: They are no array of numbers.
+    """
+    try:
+        return torch.as_tensor(values).detach().cpu()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise RequestError(
+            f"the {what} in memory are a {type(values).__name__}, no tensor ({reason(error)})"
+        ) from error
