@@ -301,7 +301,7 @@ def test_failure_in_the_first_epoch_says_what_stands(tmp_path: Path) -> None:
         model = small_models.model(1)
         broken = break_weights(model, "epoch 1/2", 1)
         with pytest.raises(RunError, match=f"{out} {expected}"):
-            train(model, small_models.digits(40), **SHORT, out=out, progress=broken)
+            train(model, small_models.digits(40), **SHORT, out=out, force=True, progress=broken)
         assert out.exists() == (expected == "is as it was")
         out.write_bytes(b"an older checkpoint")
     assert out.read_bytes() == b"an older checkpoint"
