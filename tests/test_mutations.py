@@ -18,6 +18,7 @@ import pytest
 import rlskit
 import small_models
 from rlskit import checkpoint, comparison, recipes
+from rlskit.cli import run as command
 from rlskit.cli.recipe import _check
 from rlskit.errors import RequestError, RlskitError
 from rlskit.files import parse_json
@@ -154,7 +155,9 @@ def test_changed_recipes_are_understood_or_refused(tmp_path: Path) -> None:
     assert min(ends.values()) > 10
 
 
-def test_changed_cards_are_read_or_refused(tmp_path: Path) -> None:
+def test_changed_cards_are_read_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "m.safetensors"
     checkpoint.save(small_models.model(), file)
     data = file.read_bytes()
@@ -166,10 +169,13 @@ def test_changed_cards_are_read_or_refused(tmp_path: Path) -> None:
         header["__metadata__"]["rlskit"] = changed(card, chance)
         head = json.dumps(header).encode()
         file.write_bytes(struct.pack("<Q", len(head)) + head + data[8 + length :])
-        checkpoint.inspect(file)
+        codes[command(["inspect", str(file)])] += 1
 
-    ends = outcomes(inspected, 120)
-    assert ends.keys() == {None, RequestError}
+    codes: Counter[int] = Counter()
+    outcomes(inspected, 120)
+    assert codes.keys() == {0, 2}
+    assert min(codes.values()) > 10
+    assert "\x1b" not in "".join(capsys.readouterr())
 
 
 def test_what_is_claimed_is_not_believed(run: Path, tmp_path: Path) -> None:
@@ -189,6 +195,18 @@ def test_what_is_claimed_is_not_believed(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="n_attacked is not a whole number"):
         read_results(tmp_path / "results.json")
     assert read_results(run / "results.json")[0].to_json() == whole
+    for number in ("NaN", "1e999"):
+        text = json.dumps({**whole, "model": {**whole["model"], "more": "?"}})
+        (tmp_path / "results.json").write_text(text.replace('"?"', number))
+        with pytest.raises(RequestError, match=f"{number} is no number of a result's"):
+            read_results(tmp_path / "results.json")
+    (tmp_path / "results.json").write_text(json.dumps(whole))
+    table = (run / "per_image.csv").read_text().splitlines()
+    rest = table[1].split(",", 1)[1]
+    for first in ("9" * 30, '"' + "1" * 200_000, "nan"):
+        (tmp_path / "per_image.csv").write_text("\n".join([table[0], f"{first},{rest}"]))
+        with pytest.raises(RequestError, match=r"per_image.csv is damaged"):
+            rlskit.compare(run, tmp_path)
 
 
 def test_files_that_never_end_are_refused_at_once(tmp_path: Path) -> None:

@@ -536,9 +536,11 @@ def test_only_runs_what_matches_and_needs_what_comes_before(recipe: Path) -> Non
 
 
 def test_a_folder_of_something_else_is_refused(recipe: Path) -> None:
-    Path("out/rls").mkdir(parents=True)
+    Path("out/stages").mkdir(parents=True)  # a theatre's
+    Path("out/stages/left.json").write_text('{"width": 12}')
     with pytest.raises(RequestError, match="something else than a recipe's run"):
         go(recipe, Commands())
+    assert [file.name for file in Path("out").iterdir()] == ["stages"]
 
 
 def test_the_table_shows_protocols_and_the_papers_numbers(recipe: Path) -> None:
