@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import rlskit
 from rlskit.cli import run
+from rlskit.locks import only_writer
 
 TINY = """
 from torch import nn
@@ -376,6 +377,21 @@ def test_interruption_is_130_and_the_same_command_goes_on(
     again = json.loads(Path("run/results.json").read_text())
     assert again["accuracy"] == whole["accuracy"]
     assert again["perturbation"] == whole["perturbation"]
+
+
+def test_a_busy_folder_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    """So that a second run in it ends at once."""
+    program = (
+        "import sys; from rlskit.cli import run\n"
+        "codes = [run([name, 'none', '--out', 'run', '--force']) for name in ('attack', 'eval')]\n"
+        "print(codes, 'torch' in sys.modules)"
+    )
+    with only_writer(tmp_path / "run"):
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+        )
+    assert done.stdout == "[3, 3] False\n", done.stderr
+    assert done.stderr.count(f"run is being written by process {os.getpid()} on ") == 2
 
 
 def test_an_interruption_names_what_is_kept_and_nothing_else(

@@ -74,7 +74,7 @@ def text(table: Table) -> str:
 def test_the_json_has_the_keys_of_the_design() -> None:
     (found,) = [json.loads(dump([result()]))]
     assert found["schema"] == "rlskit.result/1"
-    ours = {"agreement", "transfer", "per_example", "warnings"}
+    ours = {"agreement", "gate", "transfer", "per_example", "warnings"}
     assert set(found) == {"schema", *DESIGN.split()} | ours
 
 

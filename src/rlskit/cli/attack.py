@@ -146,6 +146,9 @@ def attack(
     quiet: QuietOption = False,
 ) -> int:
     """Attack a model through one, n or fresh draws; score on N other draws."""
+    check_gate(fail_under)  # as all checks before torch is loaded, which takes seconds
+    check_json(json_to, force)
+    check_out(out, force)
     import rlskit
     from rlskit.attacks.requests import prepare_all
     from rlskit.devices import choose_device
@@ -153,9 +156,6 @@ def attack(
     from rlskit.evaluation.adaptive import adaptive_options
     from rlskit.results import accuracy_table, broken_by
 
-    check_gate(fail_under)
-    check_json(json_to, force)
-    check_out(out, force)
     params = {
         "eps": eps, "norm": norm, "steps": steps, "step_size": step_size, "loss": loss, "target":
         target, "random_start": random_start, "restarts": restarts, "momentum": momentum,

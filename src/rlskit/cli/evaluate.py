@@ -71,14 +71,14 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> int:
     """Score the mean of N draws on clean or on saved adversarial images."""
+    check_gate(fail_under)  # as all checks before torch is loaded, which takes seconds
+    check_json(json_to, force)
+    check_out(out, force)
     import rlskit
     from rlskit.devices import choose_device
     from rlskit.evaluation import EvalOptions, counts_of
     from rlskit.results import accuracy_table
 
-    check_gate(fail_under)
-    check_json(json_to, force)
-    check_out(out, force)
     check_source(adversarial, data=data, split=split, limit=limit)
     options = EvalOptions(
         counts_of(n_samples), repeats, batch_size, num_workers, seed, per_example, expect_clean,

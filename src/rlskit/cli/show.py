@@ -71,10 +71,11 @@ def check_out(out: Path | None, force: bool) -> None:
         RunError: Another process writes in it.
     """
     from rlskit.locks import refuse_busy
-    from rlskit.results import refuse_finished
 
     if out is not None:
         refuse_busy(out)
+        from rlskit.results import refuse_finished  # which loads torch
+
         refuse_finished(out, force=force)
 
 
