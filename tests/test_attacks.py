@@ -323,7 +323,7 @@ def test_ours_is_bit_equal_to_torchattacks_from_the_same_start(
     method: str, options: dict[str, Any], theirs: Any
 ) -> None:
     model, images, labels = net_and_images()
-    ours = prepare(method, **options)
+    ours = prepare(method, **options, loss="ce-saturating")
     streams = image_generators(images, generator(7), "start", 0)
     for image, label, stream in zip(
         torch.split(images, 1), torch.split(labels, 1), streams, strict=True
@@ -339,7 +339,7 @@ def test_a_batch_of_a_power_of_two_is_bit_equal_to_torchattacks_too() -> None:
     model, images, labels = net_and_images(n=16)
     attack = torchattacks.PGD(model, eps=0.1, alpha=0.03, steps=10, random_start=False)
     expected = attack(images, labels)
-    ours = prepare("pgd", eps=0.1, step_size=0.03, random_start=False)
+    ours = prepare("pgd", eps=0.1, step_size=0.03, random_start=False, loss="ce-saturating")
     assert torch.equal(ours(model, images, labels, generator=generator()), expected)
 
 

@@ -40,7 +40,7 @@ class Attack:
         defaults: Option -> default, stated in whatever scale `--pixel-range` names. None: derived
             from another option, or not done. Budgets and constants are those of section 4.2 of the
             RLS paper.
-        fixed: What the name says of `run`'s arguments, and no option changes.
+        fixed: What the name says of `run`'s arguments, and no option of a user's changes.
         upstream: torchattacks' own, under the same option names; None where it has none.
         compiles: Whether what it attacks may be compiled. `torch.compile` frees a graph after its
             first backward pass, and may answer further ones wrongly, so no attack may that

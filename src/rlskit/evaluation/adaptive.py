@@ -166,7 +166,7 @@ class Adaptive:
 
         Where draws are many, the lead is in standard errors of a mean of N of them.
         """
-        logits = finite_logits(judges, images)
+        logits = finite_logits(judges, images).double()
         probabilities = logits.softmax(-1)
         rivals = probabilities.mean(0).scatter(1, labels[:, None], -1).argmax(1)
         rows = torch.arange(len(labels), device=labels.device)

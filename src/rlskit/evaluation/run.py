@@ -199,7 +199,7 @@ class Run:
         Raises:
             UntrustedError: A draw's logits are not finite.
         """
-        logits = finite_logits(defenders, images)
+        logits = finite_logits(defenders, images).double()  # near logits must not tie as probabilities
         answers = [mean_log_probabilities(logits[:n]).argmax(-1) for n in self.counts]
         right = (logits.argmax(-1) == labels).double()
         single = [right[:n].mean(0) for n in self.counts]
