@@ -78,7 +78,10 @@ def test_a_run_is_bit_equal_to_torchattacks(
         theirs.target_class = 2
     else:
         theirs = upstream(
-            "APGD", model, **{**options, "norm": THEIRS[norm]}, loss=loss.removesuffix("-saturating")
+            "APGD",
+            model,
+            **{**options, "norm": THEIRS[norm]},
+            loss=loss.removesuffix("-saturating"),
         )
     fooled = 0
     for image, label in batches(images, labels, at_once):
@@ -106,7 +109,10 @@ def test_restarts_and_targets_are_bit_equal_to_torchattacks(
     common = {"eps": EPS[norm] / 2, "steps": 12}
     several = {"restarts": 3, "eot_samples": 2}
     peers: list[tuple[Any, Any]] = [
-        (partial(apgd, loss="ce-saturating"), upstream("APGD", model, **common, norm=THEIRS[norm], n_restarts=3, eot_iter=2)),
+        (
+            partial(apgd, loss="ce-saturating"),
+            upstream("APGD", model, **common, norm=THEIRS[norm], n_restarts=3, eot_iter=2),
+        ),
         (
             apgd_t,
             upstream(

@@ -1,10 +1,11 @@
 """APGD: gradient ascent with momentum that chooses its own step size; AutoAttack's white-box part.
 
 Croce & Hein 2020 (https://arxiv.org/abs/2003.01690). A run takes the steps of torchattacks 3.5.1,
-rounding included (for its cross-entropy on `ce-saturating`), where the model is deterministic. What differs: every image has its own start and
-step size (torchattacks' targeted l2 gives all images the first one's step size); with several EOT
-samples the loss and the answer are means over them, not those of the last; and an image that was
-not fooled comes back as the point of highest loss, not as it was.
+rounding included (its cross-entropy is `ce-saturating` here), where the model is deterministic.
+What differs: every image has its own start and step size (torchattacks' targeted l2 gives all
+images the first one's step size); with several EOT samples the loss and the answer are means over
+them, not those of the last; and an image that was not fooled comes back as the point of highest
+loss, not as it was.
 
 Shapes: B images, C channels, H x W pixels, K classes.
 """

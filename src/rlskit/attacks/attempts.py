@@ -63,7 +63,7 @@ def best_of(
         with torch.no_grad():
             logits = [model(result) for _ in range(samples)]
         fooled = answer(logits) != labels
-        highest = torch.full_like(logits[0][:, 0], float("-inf"), dtype=torch.float64)
+        highest = torch.full_like(logits[0][:, 0], float("-inf"))
         for attempt in attempts(logits[0].shape[1]):
             rows = (~fooled).nonzero().squeeze(1)
             if not len(rows):

@@ -65,6 +65,11 @@ class Attack:
         """Whether `--eps` bounds what it does; else it makes a perturbation as small as it can."""
         return "eps" in self.defaults
 
+    @property
+    def unlimited(self) -> bool:
+        """Whether nothing limits it: an image that it gives back is a search that failed."""
+        return not self.has_budget and self.norms != ("l0",)
+
 
 _ASCENT: Mapping[str, Any] = {
     "eps": 0.01, "steps": 10, "step_size": None, "loss": "ce", "momentum": 0.0,

@@ -31,7 +31,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the log of the odds against the label, `log((1 - p) / p)`, float64 `[B]`.
+    """Return the log of the odds against the label, `log((1 - p) / p)`, `[B]`.
 
     It orders points as the cross-entropy does, and its gradient has the same direction everywhere;
     but where an answer is confident, it goes on falling. There the cross-entropy's gradient shrinks
@@ -42,14 +42,13 @@ def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
         logits: Logits or log-probabilities, `[B, K]`.
         labels: True classes, long `[B]`.
     """
-    wide = logits.double()  # so that changes of tiny logits are not lost beside log(K - 1)
-    own = wide.gather(1, labels[:, None])
-    others = wide.scatter(1, labels[:, None], float("-inf"))
+    own = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], float("-inf"))
     return (others - own).logsumexp(1)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return `-log softmax(logits)[label]`, `[B]`: what torchattacks ascends, and what saturates."""
+    """Return `-log softmax(logits)[label]`, `[B]`, as torchattacks ascends it; it saturates."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
@@ -119,7 +118,7 @@ def mean_over_calls(losses: Tensor, *, odds: bool) -> Tensor:
 
 
 CONFIDENT = 36.0
-"""Below minus this, log odds are the log of the cross-entropy, in float64."""
+"""Below minus this, log odds are the log of the cross-entropy, even in float64."""
 
 
 def gradient(

@@ -42,8 +42,8 @@ def pgd(
     Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks"
     (https://arxiv.org/abs/1706.06083); with `momentum` Dong et al. 2018
     (https://arxiv.org/abs/1710.06081). On `ce-saturating` and from the same start it is bit-equal
-    to torchattacks 3.5.1; the start is a function of the image and the seed, where torchattacks' is one of the image's
-    place in the batch.
+    to torchattacks 3.5.1; the start is a function of the image and the seed, where torchattacks' is
+    one of the image's place in the batch.
 
     Args:
         model: Maps images to logits or log-probabilities `[B, classes]`.

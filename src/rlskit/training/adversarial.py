@@ -1,7 +1,8 @@
 """Adversarial training: every step is taken on images that PGD found (Madry et al. 2018).
 
-The inner attacker ascends the loss of the mean prediction of K draws (its log odds, which have the
-direction of the cross-entropy and do not saturate), fresh ones at every step, as the outer step does; of members that are trained separately, each has an attacker of its own.
+The inner attacker ascends the loss of the mean prediction of K draws, fresh ones at every step, as
+the outer step does; of members that are trained separately, each has an attacker of its own. Its
+loss is the log odds, which have the direction of the cross-entropy and do not saturate.
 """
 
 from __future__ import annotations
