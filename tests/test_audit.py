@@ -36,7 +36,7 @@ from rlskit.errors import RequestError, UntrustedError
 SOUND: dict[str, Any] = {"eps": EPS, "steps": 20, "step_size": EPS / 5}
 """PGD that reaches all of the ball."""
 
-NAMES = [f"M{number}" for number in range(1, 13)]
+NAMES = [f"M{number}" for number in range(1, 14)]
 
 
 @cache
@@ -54,6 +54,7 @@ QUICKER: dict[str, Any] = {"steps": 10, "step_size": EPS / 3, "protocol": "eot"}
 HONEST: dict[str, Callable[[], AuditResult]] = {
     "undefended": lambda: audit(trained()),
     "undefended, as a module": lambda: audit(undefended(), method="apgd-ce", step_size=None),
+    "logits times 1000": lambda: audit(distilled()),
     "adversarially trained": lambda: audit(trained(adversarially=True)),
     "ensemble under EOT": lambda: audit(trained("ensemble"), 60, n_attacked=3, **QUICKER),
     "RLS under EOT": lambda: audit(trained("rls"), 60, n_attacked=5, **QUICKER),
@@ -84,7 +85,9 @@ DISHONEST: dict[str, tuple[Callable[[], AuditResult], set[str], set[str]]] = {
         lambda: audit(quantised()), {"M2", "M3", "M9", "M10"}, {"M6", "M12"}
     ),
     "saturated logits": (lambda: audit(saturated()), {"M3", "M9", "M10"}, {"M2", "M6"}),
-    "a one-hot softmax": (lambda: audit(distilled()), {"M2", "M9"}, {"M6"}),
+    "a saturated softmax": (
+        lambda: audit(distilled(), loss="ce-saturating"), {"M2", "M9", "M13"}, {"M1", "M6"}
+    ),
     "eps divided by 255 twice": (
         lambda: audit(trained(), eps=8 / 255 / 255, step_size=2 / 255 / 255), {"M4"}, set()
     ),
@@ -289,10 +292,18 @@ def test_m8_of_orthogonal_draws_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("before", "share", "detail"),
     [
-        (lambda images: (3 * images).round() / 3, 100, "4 zero, 0 not finite"),
-        (lambda images: images, 0, "0 zero, 0 not finite"),
+        (
+            lambda images: (3 * images).round() / 3,
+            100,
+            "4 zero, 0 less than rounding, 0 not finite",
+        ),
+        (lambda images: images, 0, "0 zero, 0 less than rounding, 0 not finite"),
         # the root's slope is infinite at 0, and 0 times that NaN: leads below 0.2
-        (lambda images: ((images > 0.6) * images).sqrt(), 50, "0 zero, 2 not finite"),
+        (
+            lambda images: ((images > 0.6) * images).sqrt(),
+            50,
+            "0 zero, 0 less than rounding, 2 not finite",
+        ),
     ],
 )
 def test_m9_counts_gradients_that_lead_nowhere(

@@ -820,10 +820,9 @@ def test_confidence_does_not_look_robust(method: str, eps: float) -> None:
 
 
 def test_a_loss_that_saturates_is_said() -> None:
-    model, common = confident(15), {"method": "pgd", "eps": 0.2}
+    changes: list[dict[str, Any]] = [{}, {"loss": "ce-saturating"}, {"engine": "torchattacks"}]
     default, saturating, theirs = (
-        attack(model, DATA, **common, **more)
-        for more in ({}, {"loss": "ce-saturating"}, {"engine": "torchattacks"})
+        attack(confident(15), DATA, method="pgd", eps=0.2, **change) for change in changes
     )
     assert not default.warnings
     for result, instead in ((saturating, "--loss margin"), (theirs, "--engine rlskit")):

@@ -19,6 +19,7 @@ from rlskit import seeds
 from rlskit.defenses import defense_of, draws
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
+from rlskit.models.trace import logits_of
 from rlskit.threat import DrawsView, attackers_view, mean_log_probabilities
 
 CALLS = 5
@@ -58,6 +59,27 @@ class Defended(Protocol):
     def view(self, protocol: str, n_attacked: int, repeat: int = 0) -> nn.Module:
         """Return what an attack is computed on."""
         ...
+
+
+class Boundary(nn.Module):
+    """A module of one's own, which gets images of its own and gives nothing but logits.
+
+    It may write into what it is given, as by `x.sub_(mean)`, and may answer with more than logits.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.training = module.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images `[B, C, H, W]` to float32 logits `[B, classes]`."""
+        return logits_of(self.module(images.clone())).float()
+
+
+def at_the_boundary(model: BankedModel | nn.Module) -> BankedModel | nn.Module:
+    """Return a module of one's own behind a `Boundary`; a model of rlskit's as it is."""
+    return model if isinstance(model, BankedModel) else Boundary(model)
 
 
 class Calls(nn.Module):
@@ -167,6 +189,29 @@ def attacked(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).eval()
 
 
+@torch.no_grad()
+def influence(module: nn.Module, images: Tensor, seed: int) -> float:
+    """Return by how much an image's logits, scaled as in `variation`, change with its batch-mates.
+
+    The mates are the other images, and then their negatives. 0 where the module is random in a way
+    that a seed does not repeat, which says nothing of mates.
+    """
+    kept = images[: (len(images) + 1) // 2]
+    batches = (torch.cat([kept, mates]) for mates in (kept, kept, 1 - kept))
+    found = []
+    for batch in batches:
+        with randomness(seed, "influence", images.device):
+            found.append(_scaled(module(batch)[: len(kept)]))
+    again, among_others = (float((one - found[0]).abs().max()) for one in found[1:])
+    return among_others if again <= VARIATION else 0.0
+
+
+def _scaled(logits: Tensor) -> Tensor:
+    logits = logits - logits.mean(-1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(logits, dim=-1, keepdim=True)
+    return logits / lengths.clamp_min(1e-12)
+
+
 def is_random(module: nn.Module, images: Tensor, seed: int) -> bool:
     """Say whether a module answers the same images differently each time, beyond rounding."""
     return variation(module, images, seed) > VARIATION
@@ -180,9 +225,7 @@ def variation(module: nn.Module, images: Tensor, seed: int) -> float:
     https://github.com/fra31/auto-attack/blob/master/autoattack/checks.py).
     """
     with randomness(seed, "variation", images.device):
-        logits = torch.stack([module(images) for _ in range(CALLS)])
-    logits = logits - logits.mean(2, keepdim=True)
-    scaled = logits / torch.linalg.vector_norm(logits, dim=2, keepdim=True).clamp_min(1e-12)
+        scaled = _scaled(torch.stack([module(images) for _ in range(CALLS)]))
     return float((scaled.amax(0) - scaled.amin(0)).max())
 
 

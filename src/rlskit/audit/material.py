@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlskit.audit.defended import attacked
+from rlskit.audit.defended import Boundary, attacked
 from rlskit.data import Data, load, spread
 from rlskit.errors import RequestError
 from rlskit.evaluation import subject_of
@@ -84,7 +84,7 @@ def _of_module(
     images, labels = images.to(device), labels.to(device)
     facts = {
         "checkpoint": {"path": None, "sha256": None},
-        "model": {"architecture": type(module).__name__},
+        "model": {"architecture": _name(module)},
         "defense": "own",
         "data": {**about, "n": len(labels)},
         "device": device.type,
@@ -92,6 +92,10 @@ def _of_module(
         "warnings": (),
     }
     return Material(images, labels, _classes(module, images, labels), facts)
+
+
+def _name(module: nn.Module) -> str:
+    return type(module.module if isinstance(module, Boundary) else module).__name__
 
 
 def _given(
