@@ -387,6 +387,21 @@ def test_a_module_may_write_into_its_images_and_answer_with_an_object() -> None:
     assert found.accuracy["robust"] is not None
 
 
+@pytest.mark.parametrize("last", [nn.Sigmoid(), nn.Softmax(1)])
+def test_a_last_step_that_makes_probabilities_is_undone(last: nn.Module) -> None:
+    quick: dict[str, Any] = {**QUICKEST, "steps": 4, "step_size": EPS / 2}
+    plain = audit(undefended(), 30, **quick)
+    squeezed = audit(nn.Sequential(undefended(), last), 30, **quick)
+    assert squeezed.accuracy == plain.accuracy
+    assert squeezed["M9"].verdict == "pass"
+
+
+def test_answers_that_may_be_probabilities_are_refused() -> None:
+    squeezed = Wrapped(undefended(), after=lambda logits: 0.5 + logits / 1000)
+    with pytest.raises(UntrustedError, match=r"every answer of the module lies in \[0, 1\]"):
+        audit(squeezed, 30)
+
+
 class Saturating(Linear):
     """Three classes whose logits lead by 40 times as much as the images."""
 

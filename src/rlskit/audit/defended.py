@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from rlskit import seeds
 from rlskit.defenses import defense_of, draws
-from rlskit.errors import RequestError
+from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
-from rlskit.models.trace import logits_of
+from rlskit.models.outputs import Reading, in_unit_range, kind_of, reading_of
 from rlskit.threat import DrawsView, attackers_view, mean_log_probabilities
 
 CALLS = 5
@@ -64,22 +64,38 @@ class Defended(Protocol):
 class Boundary(nn.Module):
     """A module of one's own, which gets images of its own and gives nothing but logits.
 
-    It may write into what it is given, as by `x.sub_(mean)`, and may answer with more than logits.
+    It may write into what it is given, as by `x.sub_(mean)`, may answer with more than logits, in
+    half precision, or with probabilities (`rlskit.models.outputs`).
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, reading: Reading) -> None:
         super().__init__()
         self.module = module
+        self.reading = reading
         self.training = module.training
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `[B, C, H, W]` to float32 logits `[B, classes]`."""
-        return logits_of(self.module(images.clone())).float()
+        return self.reading.logits(self.module, images.clone())
 
 
-def at_the_boundary(model: BankedModel | nn.Module) -> BankedModel | nn.Module:
-    """Return a module of one's own behind a `Boundary`; a model of rlskit's as it is."""
-    return model if isinstance(model, BankedModel) else Boundary(model)
+def at_the_boundary(module: nn.Module, images: Tensor) -> Boundary:
+    """Return a module of one's own behind a `Boundary`, its answers read as they show themselves.
+
+    Raises:
+        RequestError: It answers without a tensor that may hold logits.
+        UntrustedError: Its answers may be probabilities, and nothing tells of what kind.
+    """
+    asked, reading = attacked(module), reading_of(module)
+    with randomness(0, "boundary", images.device), torch.no_grad():
+        kind = kind_of(asked, images.to(reading.dtype, copy=True))
+        answer = reading.logits(asked, images.clone())
+    if not kind and answer.ndim == 2 and in_unit_range(answer):
+        raise UntrustedError(
+            "every answer of the module lies in [0, 1], as a sigmoid's or a softmax's would, and "
+            "attacks need logits; audit it without its last step"
+        )
+    return Boundary(module, replace(reading, outputs=kind))
 
 
 class Calls(nn.Module):

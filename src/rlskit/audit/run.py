@@ -83,11 +83,9 @@ def audit_model(
     attack = _attack(method, pixel_range, params)
     protocol = protocol_of(protocol, n_attacked)
     _check_counts(n_samples=n_samples, queries=queries, points=points, batch_size=batch_size)
-    model = at_the_boundary(model)
-    surrogate = None if surrogate is None else at_the_boundary(surrogate)
     found = material(model, data, limit)
     case = Case(
-        _defended(model, found.images[:SHOWN], n_samples, protocol, seed),
+        _defended(found.model, found.images[:SHOWN], n_samples, protocol, seed),
         found.images, found.labels, found.classes, attack, protocol, n_attacked, seed, batch_size,
         queries, points, _network(surrogate, found, seed),
     )  # fmt: skip
@@ -159,6 +157,8 @@ def _network(
     if network is None:
         return None
     try:
+        if network is surrogate:
+            network = at_the_boundary(network, found.images[:SHOWN])
         shape = list(attacked(network)(found.images[:1]).shape)
     except RuntimeError as error:
         raise RequestError(f"the surrogate does not take these images ({error})") from error
