@@ -115,6 +115,15 @@ def test_gradients(answer: Callable[[Tensor], Tensor], message: str) -> None:
         checks.check_gradients(Answering(answer), images, labels, "ce")
 
 
+@pytest.mark.parametrize("method", ["cw", "ead"])
+def test_a_lead_that_no_logits_can_have(method: str) -> None:
+    checks.check_confidence(prepare(method), Answering(honest), IMAGES)
+    tiny = Answering(lambda x: honest(x) * 1e-3)
+    checks.check_confidence(prepare(method, kappa=0), tiny, IMAGES)
+    with pytest.raises(UntrustedError, match=r"--kappa 0\.1, and the logits .* give a smaller"):
+        checks.check_confidence(prepare(method), tiny, IMAGES)
+
+
 def test_logits_cut_off_from_the_images() -> None:
     """As by JPEG or NumPy inside: no attack can differentiate it, which is not robustness."""
     hidden = Answering(lambda x: honest(x.detach()))

@@ -58,7 +58,7 @@ def accuracies(journals: Sequence[Journal], repeats: int, which: int) -> dict[st
             found[gibbs] = _accuracy(single)
     if {"clean", "robust"} <= set(kinds):
         found |= _attack_success(journals, repeats, which)
-    if "target" in names:
+    if all("target" in one.names for one in journals):
         found |= _of_the_attackable(journals, repeats, which)
     return found
 
@@ -153,9 +153,7 @@ def _attackable(journals: Sequence[Journal], repeat: int) -> Tensor:
 def _reached(journals: Sequence[Journal], repeat: int, which: int) -> Tensor:
     """Return which images some targeted attack moved to its target."""
     reached = [
-        one.column("robust", repeat)[:, which] == one.column("target", repeat)
-        for one in journals
-        if "target" in one.names
+        one.column("robust", repeat)[:, which] == one.column("target", repeat) for one in journals
     ]
     return torch.stack(reached).any(0)
 
