@@ -483,8 +483,8 @@ class Faint(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.plane(images)
-        values = torch.tensor([3.0, 2.0, 1.0])
-        return values + self.size * (logits - logits.detach())
+        faint: Tensor = torch.tensor([3.0, 2.0, 1.0]) + self.size * (logits - logits.detach())
+        return faint
 
 
 @pytest.mark.parametrize("size", [1e-42, 1e-30, 1.0, 1e30])

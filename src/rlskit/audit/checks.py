@@ -186,7 +186,11 @@ def vanishing(case: Case) -> Measurement:
                 logits = view(images)
             zero = ~found.flatten(1).any(1)
             unusable = ~found.flatten(1).isfinite().all(1)
-            tiny = unfollowable(found, logits, loss) & ~zero & ~unusable
+            faint = unfollowable(found, logits, loss)
+            if loss != "margin":  # which other losses turn from where it is flat
+                margin = slope(view, images, case.labels[rows], "margin")
+                faint |= unfollowable(margin, logits, "margin")
+            tiny = faint & ~zero & ~unusable
             kinds.append(torch.stack([zero, tiny, unusable]))
     counts = torch.cat(kinds, 1).sum(1).tolist()
     n = len(case.images)

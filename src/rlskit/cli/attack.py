@@ -58,7 +58,7 @@ def attack(
     loss: Annotated[
         str | None,
         typer.Option(
-            help="What is ascended: ce (which does not saturate), margin, dlr; or ce-saturating, the "
+            help="What is ascended: ce (does not saturate), margin, dlr; or ce-saturating, the "
             "textbook's, bit-equal to torchattacks."
         ),
     ] = None,

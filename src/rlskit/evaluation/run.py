@@ -116,7 +116,7 @@ class Run:
         """Return a sentence where the attack's gradients vanish, told from a block's images.
 
         Raises:
-            UntrustedError: They do, on any loss, at clearly more than a few that count as robust.
+            UntrustedError: The margin's do, too, at clearly more than a few that count as robust.
         """
         if self.threat is None:
             return ()
@@ -128,8 +128,8 @@ class Run:
         count = int((found.lost.cpu() & robust).sum())
         if lower_bound([count / len(some)], len(some)) > A_FEW:
             raise UntrustedError(
-                f"{found.sentence}. {count} of them do count, and no loss helps: the model masks "
-                "its gradients, and there is no result"
+                f"{found.sentence}. {count} of them do count, and the margin has no gradient "
+                "either: the model masks it, and there is no result"
             )
         return (f"{found.sentence}.",) if found.sentence else ()
 

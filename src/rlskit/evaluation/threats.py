@@ -53,8 +53,8 @@ class Masked:
     """Where an attack had no gradient to follow.
 
     Attributes:
-        lost: Of the images that were looked at, those that it had still to move and where no other
-            loss would have helped, bool `[n]`: the model masks its gradients.
+        lost: Of the images that were looked at, those that it had still to move and where not even
+            the margin has a gradient, bool `[n]`: the model masks it.
         sentence: For people; empty where the attack had a gradient at all of them.
     """
 
@@ -155,12 +155,12 @@ class Threat:
             wanted = labels if targets is None else targets
             return masked_gradients(view, images, wanted, loss, targeted=targets is not None)
 
-        at = stuck(self.attack.loss)
-        if not at.any():
-            return Masked(at, "")
-        lost = at & stuck("margin")
-        advice = self._instead(margin_helps=bool((at & ~lost).any()))
-        return Masked(lost, masked_sentence(at, self.attack.loss, self.attack.method) + advice)
+        loss, own, lost = self.attack.loss, stuck(self.attack.loss), stuck("margin")
+        if not (at := own | lost).any():
+            return Masked(lost, "")
+        advice = self._instead(margin_helps=bool((own & ~lost).any()))
+        losses = f"{loss} or the margin" if (lost & ~own).any() else loss
+        return Masked(lost, masked_sentence(at, losses, self.attack.method) + advice)
 
     def _instead(self, *, margin_helps: bool) -> str:
         """Return what to try where the attack's gradients cannot be followed, and it can."""
