@@ -131,6 +131,21 @@ def test_restarts_and_targets_are_bit_equal_to_torchattacks(
             assert torch.equal(answers(model, own) != label, fooled)
 
 
+@pytest.mark.parametrize("norm", THEIRS)
+def test_the_log_odds_take_the_steps_of_the_cross_entropy(
+    norm: str, their_stream: torch.Generator
+) -> None:
+    model = Waves(5).double()
+    images, labels = answered(Waves(5))
+    options: dict[str, Any] = {"norm": norm, "eps": EPS[norm] / 4, "steps": 8}
+    found = []
+    for loss in ("ce", "ce-saturating"):
+        their_stream.manual_seed(0)
+        points = images.double()
+        found.append(apgd(model, points, labels, **options, loss=loss, generator=generator()))
+    torch.testing.assert_close(*found, atol=1e-9, rtol=0)
+
+
 # --- Known optima.
 
 

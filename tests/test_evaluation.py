@@ -819,6 +819,25 @@ def test_confidence_does_not_look_robust(method: str, eps: float) -> None:
         assert abs(scaled.accuracy["robust"]["mean"] - plain["robust"]["mean"]) < 0.03
 
 
+def test_a_targeted_attack_is_of_the_images_it_can_move(tmp_path: Path) -> None:
+    free = int((LABELS != 3).sum())
+    options: dict[str, Any] = {"method": "pgd", "eps": 0.2, "target": 3}
+    result = attack(
+        small_models.trained("none", 1), DATA, **options, out=tmp_path / "a", save_adversarial=True
+    )
+    assert 0 < free < 50
+    assert result.accuracy["target_reached"]["n"] == result.accuracy["withstood"]["n"] == free
+    assert result.accuracy["attack_success"]["n"] <= free
+    assert result.headline == result.accuracy["withstood"]
+    assert result.accuracy["robust"]["n"] == 50
+    (said,) = result.warnings
+    assert said.startswith(f"TARGETED: {50 - free} of 50 images are of the target class")
+    (again,) = evaluate(
+        small_models.trained("none", 1), adversarial=tmp_path / "a" / "adversarial.safetensors"
+    )
+    assert again.headline == result.headline
+
+
 def test_a_loss_that_saturates_is_said() -> None:
     changes: list[dict[str, Any]] = [{}, {"loss": "ce-saturating"}, {"engine": "torchattacks"}]
     default, saturating, theirs = (
