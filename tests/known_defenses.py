@@ -99,7 +99,7 @@ def saturated() -> nn.Module:
 
     def squash(logits: Tensor) -> Tensor:
         middle = logits.topk(2, dim=1).values.mean(1, keepdim=True).detach()
-        return (300 * (logits - middle)).sigmoid()
+        return 2 * (300 * (logits - middle)).sigmoid() - 1  # what ends in a sigmoid is undone
 
     return Wrapped(undefended(), after=squash)
 

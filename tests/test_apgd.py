@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from functools import partial
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ def upstream(name: str, model: nn.Module, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("norm", THEIRS)
-@pytest.mark.parametrize("loss", ["ce", "dlr", "targeted"])
+@pytest.mark.parametrize("loss", ["ce-saturating", "dlr", "targeted"])
 @pytest.mark.parametrize(("steps", "rho"), [(1, 0.75), (9, 0.3), (100, 0.75), (100, 0.3)])
 def test_a_run_is_bit_equal_to_torchattacks(
     norm: str, loss: str, steps: int, rho: float, their_stream: torch.Generator
@@ -76,7 +77,12 @@ def test_a_run_is_bit_equal_to_torchattacks(
         theirs = upstream("APGDT", model, **{**options, "norm": THEIRS[norm]}, n_classes=5)
         theirs.target_class = 2
     else:
-        theirs = upstream("APGD", model, **{**options, "norm": THEIRS[norm]}, loss=loss)
+        theirs = upstream(
+            "APGD",
+            model,
+            **{**options, "norm": THEIRS[norm]},
+            loss=loss.removesuffix("-saturating"),
+        )
     fooled = 0
     for image, label in batches(images, labels, at_once):
         with torch.random.fork_rng(devices=[]):
@@ -103,7 +109,10 @@ def test_restarts_and_targets_are_bit_equal_to_torchattacks(
     common = {"eps": EPS[norm] / 2, "steps": 12}
     several = {"restarts": 3, "eot_samples": 2}
     peers: list[tuple[Any, Any]] = [
-        (apgd, upstream("APGD", model, **common, norm=THEIRS[norm], n_restarts=3, eot_iter=2)),
+        (
+            partial(apgd, loss="ce-saturating"),
+            upstream("APGD", model, **common, norm=THEIRS[norm], n_restarts=3, eot_iter=2),
+        ),
         (
             apgd_t,
             upstream(
@@ -120,6 +129,21 @@ def test_restarts_and_targets_are_bit_equal_to_torchattacks(
             fooled = answers(model, expected) != label
             assert torch.equal(own[fooled], expected[fooled])
             assert torch.equal(answers(model, own) != label, fooled)
+
+
+@pytest.mark.parametrize("norm", THEIRS)
+def test_the_log_odds_take_the_steps_of_the_cross_entropy(
+    norm: str, their_stream: torch.Generator
+) -> None:
+    model = Waves(5).double()
+    images, labels = answered(Waves(5))
+    options: dict[str, Any] = {"norm": norm, "eps": EPS[norm] / 4, "steps": 8}
+    found = []
+    for loss in ("ce", "ce-saturating"):
+        their_stream.manual_seed(0)
+        points = images.double()
+        found.append(apgd(model, points, labels, **options, loss=loss, generator=generator()))
+    torch.testing.assert_close(*found, atol=1e-9, rtol=0)
 
 
 # --- Known optima.

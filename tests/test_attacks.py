@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchattacks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rlskit.attacks import ATTACKS, prepare
+from rlskit.attacks import apgd as apgd_module
 from rlskit.attacks.cw import cw
 from rlskit.attacks.deepfool import BEYOND, deepfool
 from rlskit.attacks.ead import ead
-from rlskit.attacks.losses import LOSSES, margin
+from rlskit.attacks.losses import LOSSES, gradient, margin, mean_over_calls, objective
 from rlskit.attacks.minimum_norm import search_constant, wins
 from rlskit.attacks.randomness import image_generators
 from rlskit.attacks.targets import choose_targets
@@ -323,7 +325,7 @@ def test_ours_is_bit_equal_to_torchattacks_from_the_same_start(
     method: str, options: dict[str, Any], theirs: Any
 ) -> None:
     model, images, labels = net_and_images()
-    ours = prepare(method, **options)
+    ours = prepare(method, **options, loss="ce-saturating")
     streams = image_generators(images, generator(7), "start", 0)
     for image, label, stream in zip(
         torch.split(images, 1), torch.split(labels, 1), streams, strict=True
@@ -339,7 +341,7 @@ def test_a_batch_of_a_power_of_two_is_bit_equal_to_torchattacks_too() -> None:
     model, images, labels = net_and_images(n=16)
     attack = torchattacks.PGD(model, eps=0.1, alpha=0.03, steps=10, random_start=False)
     expected = attack(images, labels)
-    ours = prepare("pgd", eps=0.1, step_size=0.03, random_start=False)
+    ours = prepare("pgd", eps=0.1, step_size=0.03, random_start=False, loss="ce-saturating")
     assert torch.equal(ours(model, images, labels, generator=generator()), expected)
 
 
@@ -429,12 +431,76 @@ def test_eot_sums_gradients_over_calls(samples: int, sign: int) -> None:
 
 def test_losses_by_hand() -> None:
     logits = torch.tensor([[3.0, 1.0, 0.0, -1.0]])
-    assert LOSSES["ce"](logits, torch.tensor([1])).item() == pytest.approx(2.18518, abs=1e-5)
+    ce, saturating = (LOSSES[name](logits, torch.tensor([1])) for name in ("ce", "ce-saturating"))
+    assert saturating.item() == pytest.approx(2.18518, abs=1e-5)
+    assert ce.item() == pytest.approx(2.06588, abs=1e-5)  # log(e^3 + e^0 + e^-1) - 1
+    torch.testing.assert_close(F.softplus(ce), saturating)
     assert LOSSES["margin"](logits, torch.tensor([1])).item() == 2
     assert LOSSES["dlr"](logits, torch.tensor([1])).item() == pytest.approx(2 / 3)
     assert LOSSES["dlr"](logits, torch.tensor([0])).item() == pytest.approx(-2 / 3)
     with pytest.raises(RequestError, match="--loss dlr needs at least 3 classes, not 2"):
         LOSSES["dlr"](logits[:, :2], torch.tensor([0]))
+
+
+def test_ce_has_the_direction_of_the_cross_entropy_and_never_saturates() -> None:
+    model, images, labels = net_and_images()
+    textbook, ours = (
+        gradient(model, images, labels, objective(loss)).flatten(1)
+        for loss in ("ce-saturating", "ce")
+    )
+    assert torch.cosine_similarity(textbook, ours).min() > 1 - 1e-5
+    for scale in (1e-6, 1e3, 1e20):
+        for view in (lambda x: scale * model(x), lambda x: (scale * model(x)).log_softmax(1)):  # noqa: B023
+            steep = gradient(view, images, labels, objective("ce")).flatten(1)
+            assert steep.isfinite().all()
+            assert (steep.abs().amax(1) > 1e-3 * scale * ours.abs().amax(1)).all()
+
+
+def test_the_mean_over_calls_is_that_of_the_cross_entropy() -> None:
+    logits = 4 * torch.randn(3, 6, 5, generator=generator(1), dtype=torch.float64)
+    labels = torch.arange(6) % 5
+    points = logits.clone().requires_grad_()
+    F.cross_entropy(points.flatten(0, 1), labels.repeat(3), reduction="sum").backward()  # type: ignore[no-untyped-call]
+    ours = logits.clone().requires_grad_()
+    value = objective("ce")(list(ours), labels)
+    value.sum().backward()  # type: ignore[no-untyped-call]
+    assert points.grad is not None
+    assert ours.grad is not None
+    flat = (points.grad.transpose(0, 1).flatten(1), ours.grad.transpose(0, 1).flatten(1))
+    assert torch.cosine_similarity(*flat).min() > 1 - 1e-9
+    means = F.cross_entropy(logits.flatten(0, 1), labels.repeat(3), reduction="none")
+    torch.testing.assert_close(value.exp(), means.reshape(3, 6).mean(0))
+    far = mean_over_calls(torch.tensor([[-900.0], [-901.0]]), odds=True)
+    assert far.item() == pytest.approx(-900 + math.log((1 + math.exp(-1)) / 2), abs=1e-3)
+
+
+class Faint(nn.Module):
+    """Logits 3, 2 and 1 whose slopes are those of a plane times any number."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.plane, self.size = Linear(3), size
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.plane(images)
+        faint: Tensor = torch.tensor([3.0, 2.0, 1.0]) + self.size * (logits - logits.detach())
+        return faint
+
+
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
+def test_a_step_in_l2_has_its_length_however_small_the_gradient(
+    momentum: float, size: float
+) -> None:
+    images, labels = torch.full((2, *SHAPE), 0.5), torch.tensor([0, 0])
+    options: dict[str, Any] = {"eps": 0.6, "steps": 2, "step_size": 0.3, "random_start": False}
+    attack = prepare("pgd-l2", **options, momentum=momentum, loss="margin")
+    found = attack(Faint(size), images, labels, generator=generator())
+    assert perturbation_norms(images, found)["l2"].tolist() == pytest.approx([0.6, 0.6], rel=1e-3)
+    slope = gradient(Faint(size), images, labels, objective("margin"))
+    move = apgd_module._move(slope, torch.full((2, 1, 1, 1), 0.3), "l2")
+    assert perturbation_norms(images, images + move)["l2"].tolist() == pytest.approx([0.3, 0.3])
+    assert not apgd_module._move(0 * slope, torch.full((2, 1, 1, 1), 0.3), "l2").any()
 
 
 @pytest.mark.parametrize("overshoot", [0.02, 0.2])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,11 +26,13 @@ from known_defenses import (
     trained,
     undefended,
 )
-from rlskit.attacks import prepare
+from rlskit.attacks import ATTACKS, prepare
 from rlskit.audit import CHECKS, AuditResult, audit_model
+from rlskit.audit.advice import advice
 from rlskit.audit.case import Case
 from rlskit.audit.chance import clearly_above, clearly_more_than
-from rlskit.audit.defended import Own, randomness
+from rlskit.audit.defended import Own, influence, randomness
+from rlskit.audit.run import METHODS
 from rlskit.cli import run
 from rlskit.data import Data, load
 from rlskit.errors import RequestError, UntrustedError
@@ -36,7 +40,7 @@ from rlskit.errors import RequestError, UntrustedError
 SOUND: dict[str, Any] = {"eps": EPS, "steps": 20, "step_size": EPS / 5}
 """PGD that reaches all of the ball."""
 
-NAMES = [f"M{number}" for number in range(1, 13)]
+NAMES = [f"M{number}" for number in range(1, 14)]
 
 
 @cache
@@ -54,6 +58,7 @@ QUICKER: dict[str, Any] = {"steps": 10, "step_size": EPS / 3, "protocol": "eot"}
 HONEST: dict[str, Callable[[], AuditResult]] = {
     "undefended": lambda: audit(trained()),
     "undefended, as a module": lambda: audit(undefended(), method="apgd-ce", step_size=None),
+    "logits times 1000": lambda: audit(distilled()),
     "adversarially trained": lambda: audit(trained(adversarially=True)),
     "ensemble under EOT": lambda: audit(trained("ensemble"), 60, n_attacked=3, **QUICKER),
     "RLS under EOT": lambda: audit(trained("rls"), 60, n_attacked=5, **QUICKER),
@@ -84,7 +89,9 @@ DISHONEST: dict[str, tuple[Callable[[], AuditResult], set[str], set[str]]] = {
         lambda: audit(quantised()), {"M2", "M3", "M9", "M10"}, {"M6", "M12"}
     ),
     "saturated logits": (lambda: audit(saturated()), {"M3", "M9", "M10"}, {"M2", "M6"}),
-    "a one-hot softmax": (lambda: audit(distilled()), {"M2", "M9"}, {"M6"}),
+    "a saturated softmax": (
+        lambda: audit(distilled(), loss="ce-saturating"), {"M2", "M9", "M13"}, {"M1", "M6"}
+    ),
     "eps divided by 255 twice": (
         lambda: audit(trained(), eps=8 / 255 / 255, step_size=2 / 255 / 255), {"M4"}, set()
     ),
@@ -289,10 +296,11 @@ def test_m8_of_orthogonal_draws_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("before", "share", "detail"),
     [
-        (lambda images: (3 * images).round() / 3, 100, "4 zero, 0 not finite"),
-        (lambda images: images, 0, "0 zero, 0 not finite"),
+        (lambda images: (3 * images).round() / 3, 100, "4 zero, 0 less than rounding"),
+        (lambda images: images, 0, "0 zero, 0 less than rounding, 0 not finite"),
+        (lambda images: 1e-8 * images + 0.9, 100, "0 zero, 4 less than rounding"),
         # the root's slope is infinite at 0, and 0 times that NaN: leads below 0.2
-        (lambda images: ((images > 0.6) * images).sqrt(), 50, "0 zero, 2 not finite"),
+        (lambda images: ((images > 0.6) * images).sqrt(), 50, "2 not finite, of 4"),
     ],
 )
 def test_m9_counts_gradients_that_lead_nowhere(
@@ -325,6 +333,114 @@ def test_m11_tells_frozen_ignored_and_averaged_randomness_apart() -> None:
     ordinary = measure(case(nn.Sequential(nn.Dropout(0.5), plane).eval()))
     assert not ordinary.failed
     assert "its dropout sleeps in eval mode" in ordinary.detail
+
+
+class Mean(nn.Module):
+    """Two logits that lead by the image's contrast with all images of its batch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        lead = (images - images.mean(0)).flatten(1).sum(1)
+        return torch.stack([lead, -lead], 1)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_m11_sees_that_an_answer_depends_on_batch_mates(count: int) -> None:
+    found = CHECKS["M11"].measure(case(Mean(), [0.1, 0.2, 0.3, 0.6][:count]))
+    assert found.failed
+    assert "eval() forgotten" in found.meaning
+    assert influence(Noise(Linear((1, 1)), 0.1), digits(4).images(range(4))[:, :, :1, :2], 0) == 0
+
+
+QUICKEST: dict[str, Any] = {"steps": 1, "step_size": EPS, "queries": 2, "points": 2}
+
+
+def test_a_module_in_train_mode_with_batch_norm_fails_m11() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(1), undefended()).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    found = audit(network, 20, **QUICKEST)
+    assert "M11" in found.failed
+    assert "batch-mates" in found["M11"].detail
+    after = network.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+class Careless(nn.Module):
+    """Normalises in place, and answers with an object that holds the logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> SimpleNamespace:
+        logits = self.network(images.sub_(0.25).mul_(2).div_(2).add_(0.25).clamp(0, 1))
+        return SimpleNamespace(logits=logits.to(torch.bfloat16))
+
+
+def test_a_module_may_write_into_its_images_and_answer_with_an_object() -> None:
+    images, labels = digits(12).images(range(12)), digits(12).labels
+    before, other = images.clone(), Careless(undefended()).eval()
+    found = audit_model(
+        Careless(undefended()).eval(), (images, labels), eps=EPS, surrogate=other, **QUICKEST
+    )
+    assert torch.equal(images, before)
+    assert found.model["architecture"] == "Careless"
+    assert found.accuracy["robust"] is not None
+
+
+@pytest.mark.parametrize("last", [nn.Sigmoid(), nn.Softmax(1)])
+def test_a_last_step_that_makes_probabilities_is_undone(last: nn.Module) -> None:
+    quick: dict[str, Any] = {**QUICKEST, "steps": 4, "step_size": EPS / 2}
+    plain = audit(undefended(), 30, **quick)
+    squeezed = audit(nn.Sequential(undefended(), last), 30, **quick)
+    assert squeezed.accuracy == plain.accuracy
+    assert squeezed["M9"].verdict == "pass"
+
+
+def test_answers_that_may_be_probabilities_are_refused() -> None:
+    squeezed = Wrapped(undefended(), after=lambda logits: 0.5 + logits / 1000)
+    with pytest.raises(UntrustedError, match=r"every answer of the module lies in \[0, 1\]"):
+        audit(squeezed, 30)
+
+
+class Saturating(Linear):
+    """Three classes whose logits lead by 40 times as much as the images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 40 * torch.cat([super().forward(images), images.new_full((len(images), 1), -9.0)], 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_m13_tries_the_other_losses(method: str) -> None:
+    options: dict[str, Any] = {"eps": 0.25, "steps": 10}
+    if not method.startswith("apgd"):
+        options["step_size"] = 0.05
+    attack = prepare(method, **options)
+    ours = dataclasses.replace(case(Saturating((3, 3)), [0.4] * 12), classes=3, attack=attack)
+    found = CHECKS["M13"].measure(ours)
+    assert (found.value, found.failed) == (0, False)
+    assert all(f"on {loss} " in found.detail for loss in ("ce", "margin", "dlr"))
+    if method in ("eotpgd", "apgd-ce", "apgd-dlr"):
+        return  # at random starts, a saturated gradient leads somewhere at times
+    blind = dataclasses.replace(ours, attack=attack.with_loss("ce-saturating"))
+    found = CHECKS["M13"].measure(blind)
+    assert (found.value, found.failed) == (100, True)
+    assert "on ce-saturating 100.0 %, on ce 0.0 %, on margin 0.0 %" in found.detail
+
+
+@pytest.mark.parametrize("protocol", ["transfer", "eot"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_advice_names_only_what_is_there_and_not_given(
+    method: str, loss: str, protocol: str
+) -> None:
+    attack = prepare(method, eps=0.1).with_loss(loss)
+    ours = dataclasses.replace(case(Linear((1, 1))), attack=attack, protocol=protocol)
+    said = " ".join(kind.failed.format(**advice(ours)) for kind in CHECKS.values())
+    takes = ATTACKS[method].defaults
+    for option in ("step_size", "restarts"):
+        assert (f"--{option.replace('_', '-')}" in said) == (option in takes)
+    assert ("--loss margin" in said) == ("loss" in takes and loss == "ce")
+    assert ("--protocol eot" in said) == (protocol != "eot")
 
 
 def test_m12_on_a_plane() -> None:

@@ -707,7 +707,7 @@ def test_an_optimistic_protocol_is_called_that(rls: BankedModel, undefended: Ban
         assert ("--pixel-range -1:1`" in warning) == ("pixel_range" in protocol)
     (in_l2,) = attack(rls, data, method="pgd-l2", eps=0.5, steps=1, n_samples=2).warnings
     assert "--protocol adaptive --eps 0.5 --norm l2`" in in_l2
-    (least,) = attack(rls, data, method="deepfool", steps=1, n_samples=2).warnings
+    *_, least = attack(rls, data, method="deepfool", steps=1, n_samples=2).warnings
     assert "--protocol adaptive --eps EPS`" in least
     assert attack(rls, data, **few, protocol="eot", n_attacked=2).warnings == ()
     assert attack(undefended, data, **few).warnings == ()
@@ -813,23 +813,73 @@ def test_a_class_must_have_the_number_it_had_in_training() -> None:
         evaluate(model, moved)
 
 
-def test_gradients_that_vanish_at_some_images_are_said() -> None:
-    """A logit that leads by over 103 leaves float32 no gradient of the cross-entropy."""
+def confident(scale: float) -> BankedModel:
+    """A trained network whose logits are multiplied, so that its answers stay the same."""
     model = small_models.trained("none", 1)
     for name in ("6.weight", "6.bias"):
-        small_models.tensor(model, 0, name).mul_(15)
-    with torch.no_grad():
-        logits = defenders(model, 1)[0](IMAGES)
-    right = logits.argmax(1) == LABELS
-    saturated = (logits.softmax(1) == nn.functional.one_hot(LABELS, 10)).all(1)
-    assert 0 < saturated[:4].sum() < 4  # the preflight sees some that do not
-    attacks = [prepare("pgd", eps=0.2), prepare("pgd", eps=0.2, loss="margin")]
-    ce, margin = attack_all(model, DATA, attacks=attacks, options=EvalOptions())[:2]
-    said = [warning for warning in ce.warnings if "MASKED" in warning]
-    assert said
-    assert f"at {int((saturated & right).sum())} of 50 images" in said[0]
-    assert not any("MASKED" in warning for warning in margin.warnings)
-    assert margin.accuracy["robust"]["mean"] < ce.accuracy["robust"]["mean"]
+        small_models.tensor(model, 0, name).mul_(scale)
+    return model
+
+
+@pytest.mark.parametrize(("method", "eps"), [("fgsm", 0.05), ("pgd-l2", 0.5)])
+def test_confidence_does_not_look_robust(method: str, eps: float) -> None:
+    """The textbook's cross-entropy saturates from twice the logits on; ours does not."""
+    plain = attack(confident(1), DATA, method=method, eps=eps).accuracy
+    assert plain["robust"]["mean"] < plain["clean"]["mean"] - 0.1
+    for scale in (15, 1000):
+        scaled = attack(confident(scale), DATA, method=method, eps=eps)
+        assert not scaled.warnings
+        assert scaled.accuracy["clean"] == plain["clean"]
+        assert abs(scaled.accuracy["robust"]["mean"] - plain["robust"]["mean"]) < 0.03
+
+
+def test_a_targeted_attack_is_of_the_images_it_can_move(tmp_path: Path) -> None:
+    free = int((LABELS != 3).sum())
+    options: dict[str, Any] = {"method": "pgd", "eps": 0.2, "target": 3}
+    result = attack(
+        small_models.trained("none", 1), DATA, **options, out=tmp_path / "a", save_adversarial=True
+    )
+    assert 0 < free < 50
+    assert result.accuracy["target_reached"]["n"] == result.accuracy["withstood"]["n"] == free
+    assert result.accuracy["attack_success"]["n"] <= free
+    assert result.headline == result.accuracy["withstood"]
+    assert result.accuracy["robust"]["n"] == 50
+    (said,) = result.warnings
+    assert said.startswith(f"TARGETED: {50 - free} of 50 images are of the target class")
+    (again,) = evaluate(
+        small_models.trained("none", 1), adversarial=tmp_path / "a" / "adversarial.safetensors"
+    )
+    assert again.headline == result.headline
+
+
+def test_a_loss_that_saturates_is_said() -> None:
+    changes: list[dict[str, Any]] = [{}, {"loss": "ce-saturating"}, {"engine": "torchattacks"}]
+    default, saturating, theirs = (
+        attack(confident(15), DATA, method="pgd", eps=0.2, **change) for change in changes
+    )
+    assert not default.warnings
+    for result, instead in ((saturating, "--loss margin"), (theirs, "--engine rlskit")):
+        (said,) = result.warnings
+        assert said.startswith("MASKED GRADIENTS: at 46 of 50 images looked at, the gradient of ")
+        assert f"try {instead} or --protocol adaptive or --method square" in said
+        assert result.accuracy["robust"]["mean"] > default.accuracy["robust"]["mean"] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("pgd", {"loss": "margin"}), ("apgd-dlr", {"steps": 2})]
+)
+def test_a_model_that_masks_its_gradients_has_no_result(
+    method: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers squeezed into [0, 1] round to 1 and 0 where they are confident."""
+    model = small_models.trained("none", 1)
+    head = type(defenders(model, 1)[0])
+    inner = head.forward
+    squeezed = lambda self, x: (3 * inner(self, x)).softmax(1) - 1  # noqa: E731
+    monkeypatch.setattr(head, "forward", squeezed)
+    with pytest.raises(UntrustedError, match=r"gradients at the images are|MASKED") as caught:
+        attack(model, DATA, method=method, eps=0.05, **options)
+    assert "--loss margin" not in str(caught.value)
 
 
 def test_per_example_gives_each_image_draws_of_its_own(rls: BankedModel) -> None:

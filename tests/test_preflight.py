@@ -102,7 +102,8 @@ def test_images_out_of_range(images: Tensor) -> None:
     ("answer", "message"),
     [
         (lambda x: (x > 0.5).float().flatten(1)[:, 20:30] + 0 * x.sum(), "all zero"),
-        (lambda x: honest(x) * 1e6, "all zero"),  # the softmax saturates
+        (lambda x: (honest(x) * 1e6).softmax(1), "all zero"),
+        (lambda x: honest(x) * 1e-9 + 1, "all zero, or less than rounding"),
         (lambda x: (honest(x) * 0).sqrt(), "NaN or infinite"),
     ],
 )
@@ -112,6 +113,15 @@ def test_gradients(answer: Callable[[Tensor], Tensor], message: str) -> None:
     checks.check_gradients(Answering(honest), images, labels, "ce")
     with pytest.raises(UntrustedError, match=f"gradients at the images are {message}"):
         checks.check_gradients(Answering(answer), images, labels, "ce")
+
+
+@pytest.mark.parametrize("method", ["cw", "ead"])
+def test_a_lead_that_no_logits_can_have(method: str) -> None:
+    checks.check_confidence(prepare(method), Answering(honest), IMAGES)
+    tiny = Answering(lambda x: honest(x) * 1e-3)
+    checks.check_confidence(prepare(method, kappa=0), tiny, IMAGES)
+    with pytest.raises(UntrustedError, match=r"--kappa 0\.1, and the logits .* give a smaller"):
+        checks.check_confidence(prepare(method), tiny, IMAGES)
 
 
 def test_logits_cut_off_from_the_images() -> None:

@@ -19,7 +19,7 @@ from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rlskit.errors import RequestError, RunError
+from rlskit.errors import RequestError, RunError, UntrustedError
 from rlskit.locks import only_writer
 from rlskit.results import (
     Journal,
@@ -148,6 +148,39 @@ def test_attack_success_without_a_right_answer_is_missing() -> None:
     found = Journal(None, {})
     found.put(0, 0, block(0, [0, 1], [9, 9], [0, 9]))
     assert "attack_success" not in summary.accuracies([found], 1, 0)
+
+
+def test_images_of_the_target_class_withstand_nothing() -> None:
+    """Labels 0 to 3, clean answers 0 1 2 0, attacked ones 5 1 2 3; the targets 5 1 1 1."""
+    targeted = {0: torch.tensor([5, 1]), 2: torch.tensor([1, 1])}
+    found = journal()
+    for first, target in targeted.items():
+        blocks = found.get(0, first)
+        assert blocks is not None
+        found.put(0, first, blocks | {"target": target})
+    of = {
+        name: (value["mean"], value["n"])
+        for name, value in summary.accuracies([found], 1, 0).items()
+        if not name.endswith("_gibbs")
+    }
+    assert of == {
+        "clean": (0.75, 4),
+        "robust": (0.75, 4),
+        "attack_success": (0.5, 2),  # of images 0 and 2; image 1 is of the target class
+        "target_reached": (pytest.approx(1 / 3), 3),  # image 0
+        "withstood": (pytest.approx(2 / 3), 3),  # images 2 and 3; 3 was wrong before
+    }
+    shown = result(accuracy={"clean": ACCURACY, "robust": ACCURACY, "withstood": {"mean": 0.1}})
+    assert shown.headline == {"mean": 0.1}
+    untargeted = summary.accuracies([found, journal()], 1, 0)  # whose worst case moves any image
+    assert untargeted["attack_success"]["n"] == 3
+    assert "withstood" not in untargeted
+    for first in targeted:
+        blocks = found.get(0, first)
+        assert blocks is not None
+        found.put(0, first, blocks | {"target": blocks["label"]})
+    with pytest.raises(UntrustedError, match="all images are of the target class"):
+        summary.accuracies([found], 1, 0)
 
 
 def test_the_worst_case_is_right_where_every_attack_left_it_right() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rlskit.attacks import ATTACKS, PreparedAttack
 from rlskit.attacks.guard import require_path
-from rlskit.attacks.losses import LOSSES
+from rlskit.attacks.losses import LOSSES, unfollowable
 from rlskit.errors import UntrustedError
 from rlskit.models.banks import BankedModel
 from rlskit.models.outputs import in_unit_range
@@ -95,36 +95,56 @@ def _rounding(draw: nn.Module) -> float:
 
 
 def check_gradients(view: nn.Module, images: Tensor, labels: Tensor, loss: str) -> None:
-    """Require gradients of the loss at the images that are finite and not all zero.
+    """Require gradients of the loss at the images that are finite and can be followed somewhere.
 
     Raises:
         UntrustedError: They are not: an attack would fail silently.
     """
-    _, gradient = _first_gradients(view, images, labels, loss)
+    logits, gradient = _first_gradients(view, images, labels, loss)
     if not gradient.isfinite().all():
         raise UntrustedError("the gradients at the images are NaN or infinite; no attack can work")
-    if not gradient.any():
+    if unfollowable(gradient, logits, loss).all():
         raise UntrustedError(
-            "the gradients at the images are all zero, so gradient attacks cannot work; "
-            "the model masks them"
+            "the gradients at the images are all zero, or less than rounding leaves, so gradient "
+            "attacks cannot work; the model masks them: does it end in a softmax or sigmoid?"
         )
 
 
-def masked_gradients(view: nn.Module, images: Tensor, labels: Tensor, loss: str) -> int:
-    """Return how many images the view gets right with a gradient that is exactly zero.
+def masked_gradients(
+    view: nn.Module, images: Tensor, labels: Tensor, loss: str, *, targeted: bool = False
+) -> Tensor:
+    """Say at which images the attack has still to work, without a gradient to follow, bool `[B]`.
 
-    As where the softmax saturates: an attack on that loss cannot leave them, and they would count
-    as robust.
+    As where a softmax saturates: an attack on that loss cannot leave them, or wanders, and they
+    would count as robust.
 
     Args:
         view: What the attacker sees.
         images: `[B, C, H, W]` in [0, 1].
-        labels: `[B]`.
+        labels: `[B]`; the classes to reach when `targeted`.
         loss: A key of `LOSSES`.
+        targeted: Whether the view is to be moved to the labels, not away from them.
     """
     logits, gradient = _first_gradients(view, images, labels, loss)
-    stuck = ~gradient.flatten(1).any(1)
-    return int((stuck & (logits.argmax(1) == labels)).sum())
+    return unfollowable(gradient, logits, loss) & ((logits.argmax(1) == labels) != targeted)
+
+
+def check_confidence(attack: PreparedAttack, view: nn.Module, images: Tensor) -> None:
+    """Require logits that can differ by as much as the attack wants them to.
+
+    Raises:
+        UntrustedError: They do not, so that it would fail whatever it found.
+    """
+    kappa = attack.params.get("kappa", 0)
+    with torch.no_grad():
+        logits = view(images)
+    widest = float((logits.amax(1) - logits.amin(1)).max())
+    if kappa > widest:
+        raise UntrustedError(
+            f"{attack.method} wants another class to lead by --kappa {kappa:.3g}, and the logits "
+            f"at the first images differ by {widest:.2g} at most, so nothing it finds would count; "
+            "give a smaller --kappa, and --search-steps 9 for a --c in the scale of these logits"
+        )
 
 
 def _first_gradients(
@@ -187,4 +207,5 @@ def preflight(
     check_answers(draw, images, model.card.classes, model.card.outputs)
     if ATTACKS[attack.method].needs == "gradients":
         check_gradients(view, images, labels, attack.loss)
+        check_confidence(attack, view, images)
     check_attack(attack, view, images, labels)

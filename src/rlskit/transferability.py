@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rlskit import seeds
 from rlskit.attacks import PreparedAttack, prepare
 from rlskit.attacks.guard import under_attack
-from rlskit.attacks.losses import cross_entropy, gradient
+from rlskit.attacks.losses import gradient, objective
 from rlskit.data import blocks
 from rlskit.defenses import classifier_of, defense_of, draws
 from rlskit.errors import RequestError
@@ -282,9 +282,13 @@ def _measure(
 
 
 def _gradient(draw: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the gradient of each image's cross-entropy, `[B, C * H * W]`."""
+    """Return the direction of each image's cross-entropy, `[B, C * H * W]`.
+
+    It is the gradient of the log odds, which is longer, and points there also where the answer is
+    so confident that the cross-entropy's is lost to rounding.
+    """
     with under_attack(draw):
-        slope = gradient(draw, images, labels, cross_entropy)
+        slope = gradient(draw, images, labels, objective("ce"))
     return slope.flatten(1)
 
 

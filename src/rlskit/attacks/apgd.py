@@ -1,10 +1,11 @@
 """APGD: gradient ascent with momentum that chooses its own step size; AutoAttack's white-box part.
 
 Croce & Hein 2020 (https://arxiv.org/abs/2003.01690). A run takes the steps of torchattacks 3.5.1,
-rounding included, where the model is deterministic. What differs: every image has its own start and
-step size (torchattacks' targeted l2 gives all images the first one's step size); with several EOT
-samples the loss and the answer are means over them, not those of the last; and an image that was
-not fooled comes back as the point of highest loss, not as it was.
+rounding included (its cross-entropy is `ce-saturating` here), where the model is deterministic.
+What differs: every image has its own start and step size (torchattacks' targeted l2 gives all
+images the first one's step size); with several EOT samples the loss and the answer are means over
+them, not those of the last; and an image that was not fooled comes back as the point of highest
+loss, not as it was.
 
 Shapes: B images, C channels, H x W pixels, K classes.
 """
@@ -16,10 +17,11 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlskit.attacks.attempts import Attempt, Found, answer, best_of
-from rlskit.attacks.losses import LOSSES
+from rlskit.attacks.losses import LOSSES, mean_over_calls, scaled
 from rlskit.attacks.randomness import image_generators, normal, uniform
 from rlskit.errors import RequestError
 
@@ -161,8 +163,8 @@ def ascents(
         streams = image_generators(images, generator, f"apgd {loss}", restart)
         start = _start(images, streams, norm, eps)
         return _climb(
-            model, images, labels, start, LOSSES[loss],
-            norm=norm, eps=eps, steps=steps, rho=rho, samples=eot_samples,
+            model, images, labels, start, LOSSES[loss], norm=norm, eps=eps, steps=steps, rho=rho,
+            samples=eot_samples, odds=loss == "ce",
         )  # fmt: skip
 
     return [partial(run, restart) for restart in range(restarts)]
@@ -217,20 +219,25 @@ def _climb(
     steps: int,
     rho: float,
     samples: int,
+    odds: bool = False,
 ) -> Found:
-    """Run Algorithm 1 of the paper once, on all images side by side."""
+    """Run Algorithm 1 of the paper once, on all images side by side.
+
+    `odds` says that the loss is the log odds, which stand for the cross-entropy.
+    """
     # Section 3.1: checkpoints come closer and closer, in hundredths of the steps 22, 6 and 3.
     window, shortest, shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
     length = torch.full_like(images[:, :1, :1, :1], 2 * eps)
 
     x = previous = start
-    value, slope, fooled = _assess(model, x, labels, loss, samples)
+    value, slope, fooled = _assess(model, x, labels, loss, samples, odds)
     best, best_value, best_slope, fooling = x, value, slope, x
 
     # What is known about each image since the last checkpoint. torchattacks compares the first
     # iterate with a loss of 0, not with that of the start; and it never halves for lack of progress
     # twice in a row, the first checkpoint counting as such a second time.
-    last, rises, at_checkpoint = torch.zeros_like(value), torch.zeros_like(labels), best_value
+    last, rises = torch.full_like(value, -math.inf if odds else 0), torch.zeros_like(labels)
+    at_checkpoint = best_value
     halved = torch.ones_like(fooled)
     since = 0
 
@@ -240,7 +247,7 @@ def _climb(
         moved = x + (aim - x) * fresh + (x - previous) * (1 - fresh)
         x, previous = _project(moved, images, norm, eps), x
 
-        value, slope, fools = _assess(model, x, labels, loss, samples)
+        value, slope, fools = _assess(model, x, labels, loss, samples, odds)
         fooled = fooled | fools
         fooling = torch.where(_wide(fools), x, fooling)
 
@@ -263,18 +270,24 @@ def _climb(
 
 
 def _assess(
-    model: nn.Module, x: Tensor, labels: Tensor, loss: Loss, samples: int
+    model: nn.Module, x: Tensor, labels: Tensor, loss: Loss, samples: int, odds: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return loss, its gradient, and where the model is fooled: means over calls of the model."""
+    """Return loss, its gradient's direction, and where the model is fooled, over calls of it."""
     x = x.detach().requires_grad_()
-    value, slope, logits = x.new_zeros(len(x)), torch.zeros_like(x), []
+    slope, heaviest = torch.zeros_like(x), torch.full_like(x[:, 0, 0, 0], -math.inf)
+    values, logits = [], []
     for _ in range(samples):  # one backward each, so that memory does not grow with the samples
         output = model(x)
         losses = loss(output, labels)
-        slope = slope + torch.autograd.grad(losses.sum(), x)[0]
-        value = value + losses.detach()
+        (own,) = torch.autograd.grad(losses.sum(), x)
+        values.append(losses.detach())
         logits.append(output.detach())
-    return value / samples, slope / samples, answer(logits) != labels
+        # A call's share in the gradient of the mean cross-entropy is 1 - p; the largest becomes 1.
+        weight = F.logsigmoid(values[-1]).to(x) if odds else torch.zeros_like(heaviest)
+        top = torch.maximum(weight, heaviest)
+        slope = slope * _wide((heaviest - top).exp()) + own * _wide((weight - top).exp())
+        heaviest = top
+    return mean_over_calls(torch.stack(values), odds=odds), slope, answer(logits) != labels
 
 
 def _start(images: Tensor, streams: list[torch.Generator], norm: str, eps: float) -> Tensor:
@@ -290,7 +303,10 @@ def _start(images: Tensor, streams: list[torch.Generator], norm: str, eps: float
 
 def _move(slope: Tensor, length: Tensor, norm: str) -> Tensor:
     """Return the step of the given length that raises the loss most."""
-    return length * slope.sign() if norm == "linf" else length * slope / (_l2(slope) + TINY)
+    if norm == "linf":
+        return length * slope.sign()
+    slope = scaled(slope)
+    return length * slope / (_l2(slope) + TINY)
 
 
 def _project(x: Tensor, images: Tensor, norm: str, eps: float) -> Tensor:

@@ -40,7 +40,7 @@ class Attack:
         defaults: Option -> default, stated in whatever scale `--pixel-range` names. None: derived
             from another option, or not done. Budgets and constants are those of section 4.2 of the
             RLS paper.
-        fixed: What the name says of `run`'s arguments, and no option changes.
+        fixed: What the name says of `run`'s arguments, and no option of a user's changes.
         upstream: torchattacks' own, under the same option names; None where it has none.
         compiles: Whether what it attacks may be compiled. `torch.compile` frees a graph after its
             first backward pass, and may answer further ones wrongly, so no attack may that
@@ -64,6 +64,11 @@ class Attack:
     def has_budget(self) -> bool:
         """Whether `--eps` bounds what it does; else it makes a perturbation as small as it can."""
         return "eps" in self.defaults
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether nothing limits it: an image that it gives back is a search that failed."""
+        return not self.has_budget and self.norms != ("l0",)
 
 
 _ASCENT: Mapping[str, Any] = {

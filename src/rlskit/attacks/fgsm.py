@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.attacks.guard import under_attack
-from rlskit.attacks.losses import gradient, signed
+from rlskit.attacks.losses import gradient, objective
 
 
 def fgsm(
@@ -23,7 +23,8 @@ def fgsm(
     """Move every pixel by `eps` along the sign of the loss's gradient, and clip to [0, 1].
 
     Goodfellow et al. 2015, "Explaining and harnessing adversarial examples"
-    (https://arxiv.org/abs/1412.6572). Bit-equal to torchattacks 3.5.1.
+    (https://arxiv.org/abs/1412.6572). Bit-equal to torchattacks 3.5.1 on
+    `ce-saturating`.
 
     Args:
         model: Maps images to logits or log-probabilities `[B, classes]`.
@@ -31,7 +32,7 @@ def fgsm(
         labels: Long `[B]`; the classes to reach when `targeted`.
         eps: Budget in linf, in [0, 1].
         loss: A key of `rlskit.attacks.losses.LOSSES`.
-        eot_samples: Calls of the model whose gradients are summed.
+        eot_samples: Calls of the model whose mean loss is ascended.
         targeted: Descend towards the labels instead.
         generator: Unused.
 
@@ -42,5 +43,5 @@ def fgsm(
         UntrustedError: Non-finite logits or gradients.
     """
     with under_attack(model):
-        slope = gradient(model, images, labels, signed(loss, targeted), eot_samples)
+        slope = gradient(model, images, labels, objective(loss, targeted), eot_samples)
     return (images + eps * slope.sign()).clamp(0, 1).detach()

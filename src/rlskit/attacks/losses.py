@@ -5,6 +5,7 @@ Shapes: B images, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -29,8 +30,25 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return own - others.max(1).values
 
 
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the log of the odds against the label, `log((1 - p) / p)`, `[B]`.
+
+    It orders points as the cross-entropy does, and its gradient has the same direction everywhere;
+    but where an answer is confident, it goes on falling. There the cross-entropy's gradient shrinks
+    with 1 - p, and once 1 - p is less than rounding, it points elsewhere or is 0: an attack wanders
+    or stands still, and the image looks robust.
+
+    Args:
+        logits: Logits or log-probabilities, `[B, K]`.
+        labels: True classes, long `[B]`.
+    """
+    own = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    return (others - own).logsumexp(1)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return `-log softmax(logits)[label]`, `[B]`."""
+    """Return `-log softmax(logits)[label]`, `[B]`, as torchattacks ascends it; it saturates."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
@@ -54,35 +72,103 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ce": cross_entropy,
+    "ce": log_odds,
     "margin": trail,
     "dlr": dlr,
+    "ce-saturating": cross_entropy,
 }
 """`--loss` -> (logits, labels) -> loss per image."""
 
 
-def signed(loss: str, targeted: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return what to ascend: the loss of the true label, or minus that of the target."""
-    function = LOSSES[loss]
-    if not targeted:
-        return function
-    return lambda logits, targets: -function(logits, targets)
+Objective = Callable[[list[Tensor], Tensor], Tensor]
+"""(logits `[B, K]` of each call of the model, labels) -> what to ascend, `[B]`."""
+
+
+def objective(loss: str, targeted: bool = False) -> Objective:
+    """Return the mean over calls of the loss of the true label, or minus that of the target.
+
+    Args:
+        loss: A key of `LOSSES`.
+        targeted: Whether the labels are the classes to reach.
+    """
+
+    def value(answers: list[Tensor], labels: Tensor) -> Tensor:
+        losses = torch.stack([LOSSES[loss](logits, labels) for logits in answers])
+        mean = mean_over_calls(losses, odds=loss == "ce")
+        return -mean if targeted else mean
+
+    return value
+
+
+def mean_over_calls(losses: Tensor, *, odds: bool) -> Tensor:
+    """Return the mean over calls of a random model, `[B]`.
+
+    Log odds are averaged as the cross-entropies that they stand for: the log of the mean
+    cross-entropy is what comes out, which ranks points as the mean does and does not saturate.
+
+    Args:
+        losses: `[calls, B]`.
+        odds: Whether they are log odds.
+    """
+    if not odds or len(losses) == 1:
+        return losses.mean(0)
+    far = losses.clamp_min(-CONFIDENT)  # where log(1 + e^t) is e^t to rounding
+    logs = torch.where(losses < -CONFIDENT, losses, F.softplus(far).log())
+    return logs.logsumexp(0) - math.log(len(losses))
+
+
+CONFIDENT = 36.0
+"""Below minus this, log odds are the log of the cross-entropy, even in float64."""
 
 
 def gradient(
     model: Callable[[Tensor], Tensor],
     x: Tensor,
     labels: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    objective: Objective,
     samples: int = 1,
 ) -> Tensor:
-    """Return the gradient of the loss per image, summed over `samples` calls of the model.
+    """Return the gradient per image of the objective of `samples` calls of the model.
 
-    The losses are summed, not averaged, so that an image's gradient is what it is alone.
+    The images' values are summed, not averaged, so that an image's gradient is what it is alone.
     """
     x = x.detach().requires_grad_()
-    total = torch.zeros((), device=x.device)
-    for _ in range(samples):
-        total = total + loss(model(x), labels).sum()
-    (slope,) = torch.autograd.grad(total, x)
+    value = objective([model(x) for _ in range(samples)], labels)
+    (slope,) = torch.autograd.grad(value.sum(), x)
     return slope
+
+
+def scaled(slope: Tensor) -> Tensor:
+    """Return each image's gradient times the power of two that puts its largest entry in [0.5, 1).
+
+    So that neither squares nor sums of tiny or huge entries are lost. A power of two rounds
+    nothing. Where there is no gradient there is none after.
+
+    Args:
+        slope: `[B, C, H, W]`.
+    """
+    exponent = torch.frexp(slope.abs().amax((1, 2, 3), keepdim=True)).exponent
+    return (slope.double() * torch.exp2(-exponent.double())).to(slope.dtype)
+
+
+GRAY_LEVEL = 1 / 255
+"""Smallest change of an 8-bit pixel, in [0, 1]."""
+
+
+def unfollowable(slope: Tensor, logits: Tensor, loss: str) -> Tensor:
+    """Say where a gradient is too small to be followed, or 0, bool `[B]`.
+
+    A gray level in every pixel, each in the direction that the gradient gives, promises to change
+    the loss by no more than what it is computed from is rounded to. So the gradient is what
+    rounding left of it, and an attack that follows it wanders.
+
+    Args:
+        slope: Of the loss, `[B, C, H, W]`.
+        logits: That it was taken of, `[B, K]`.
+        loss: A key of `LOSSES`.
+    """
+    promise = GRAY_LEVEL * slope.flatten(1).abs().double().sum(1)
+    size = logits.detach().abs().amax(1).double()
+    if loss == "dlr":  # a ratio
+        size = torch.ones_like(size)
+    return promise <= torch.finfo(logits.dtype).eps * size

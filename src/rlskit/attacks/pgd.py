@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.attacks.guard import under_attack
-from rlskit.attacks.losses import gradient, signed, trail
+from rlskit.attacks.losses import gradient, objective, scaled, trail
 from rlskit.attacks.randomness import image_generators, normal, uniform
 
 TINY = 1e-10
-"""Least norm that is divided by: where there is no gradient, nothing moves."""
+"""Least norm that is divided by: where there is no gradient, nothing moves.
+
+Gradients are scaled first, so that there is none where this is more than the norm.
+"""
 
 
 def pgd(
@@ -38,9 +41,9 @@ def pgd(
 
     Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks"
     (https://arxiv.org/abs/1706.06083); with `momentum` Dong et al. 2018
-    (https://arxiv.org/abs/1710.06081). From the same start it is bit-equal to torchattacks 3.5.1;
-    the start is a function of the image and the seed, where torchattacks' is one of the image's
-    place in the batch.
+    (https://arxiv.org/abs/1710.06081). On `ce-saturating` and from the same start it is bit-equal
+    to torchattacks 3.5.1; the start is a function of the image and the seed, where torchattacks' is
+    one of the image's place in the batch.
 
     Args:
         model: Maps images to logits or log-probabilities `[B, classes]`.
@@ -54,7 +57,7 @@ def pgd(
         momentum: Decay of the sum of past gradients, each divided by its mean absolute value.
         random_start: Start at a random point of the ball.
         restarts: Runs per image; the one that ends with the least margin is returned.
-        eot_samples: Calls of the model whose gradients are summed in a step.
+        eot_samples: Calls of the model whose mean loss a step ascends.
         targeted: Descend towards the labels instead.
         start: Points of the ball to go on from, instead of random ones.
         generator: Its seed is that of the random starts.
@@ -66,7 +69,7 @@ def pgd(
         UntrustedError: Non-finite logits or gradients.
     """
     stride = eps / 10 if step_size is None else step_size
-    objective = signed(loss, targeted)
+    ascended = objective(loss, targeted)
 
     def run(restart: int) -> Tensor:
         x = (images if start is None else start).detach()
@@ -74,8 +77,9 @@ def pgd(
             x = (x + _start(images, norm, eps, generator, restart)).clamp(0, 1)
         velocity = torch.zeros_like(x)
         for _ in range(steps):
-            slope = gradient(model, x, labels, objective, eot_samples)
+            slope = gradient(model, x, labels, ascended, eot_samples)
             if momentum:
+                slope = scaled(slope)
                 slope = slope / slope.abs().mean((1, 2, 3), keepdim=True).clamp_min(TINY)
                 velocity = slope = slope + momentum * velocity
             moved = x + stride * _direction(slope, norm)
@@ -91,7 +95,10 @@ def pgd(
 
 def _direction(slope: Tensor, norm: str) -> Tensor:
     """Return the step of length 1 that raises the loss most."""
-    return slope.sign() if norm == "linf" else slope / (_l2(slope) + TINY)
+    if norm == "linf":
+        return slope.sign()
+    slope = scaled(slope)
+    return slope / (_l2(slope) + TINY)
 
 
 def _project(delta: Tensor, norm: str, eps: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -51,7 +51,26 @@ class PreparedAttack:
     def loss(self) -> str:
         """The key of `LOSSES` that it ascends; the margin of those that look for the boundary."""
         known = ATTACKS[self.method]
-        return str({"loss": "margin", **known.defaults, **self.params, **known.fixed}["loss"])
+        loss = str({"loss": "margin", **known.defaults, **known.fixed, **self.params}["loss"])
+        return "ce-saturating" if (self.engine, loss) == ("torchattacks", "ce") else loss
+
+    def with_loss(self, loss: str) -> PreparedAttack:
+        """Return the same attack on another loss, also where its name says which."""
+        return replace(self, params={**self.params, "loss": loss})
+
+    def targets(
+        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Tensor | None:
+        """Return the class that each image is moved towards, long `[B]`; None where untargeted.
+
+        See `__call__` for the arguments. An image whose label is its target cannot be attacked.
+
+        Raises:
+            RequestError: There is no class of that number.
+            UntrustedError: Non-finite logits.
+        """
+        target = self.params.get("target")
+        return None if target is None else choose_targets(target, model, images, labels, generator)
 
     def __call__(
         self,
@@ -60,6 +79,7 @@ class PreparedAttack:
         labels: Tensor,
         *,
         generator: torch.Generator,
+        targets: Tensor | None = None,
         **more: Tensor,
     ) -> Tensor:
         """Return the adversarial images, after checking shape, range and budget.
@@ -70,12 +90,15 @@ class PreparedAttack:
             labels: Long `[B]`.
             generator: Its seed is that of all randomness. An image whose label is the target asked
                 for comes back unchanged.
+            targets: What `targets` returned, where it was asked before.
             **more: Arguments of the attack that are not options, such as PGD's `start`.
 
         Raises:
             UntrustedError: Non-finite logits or gradients, or the attack broke its promise.
         """
-        adversarial = self._run(model, images, labels, generator, more)
+        if targets is None:
+            targets = self.targets(model, images, labels, generator)
+        adversarial = self._run(model, images, labels, generator, targets, more)
         check_adversarial(images, adversarial, self.norm, self.eps)
         return adversarial
 
@@ -85,19 +108,19 @@ class PreparedAttack:
         images: Tensor,
         labels: Tensor,
         generator: torch.Generator,
+        targets: Tensor | None,
         more: Mapping[str, Tensor],
     ) -> Tensor:
         known, options = ATTACKS[self.method], {**self.params, **more}
         if self.engine == "torchattacks":
             assert known.upstream is not None
             return known.upstream(model, images, labels, generator=generator, **options)
-        options.update(known.fixed)
-        target = options.pop("target", None)
-        if target is None:
+        options = {**known.fixed, **options}
+        options.pop("target", None)
+        if targets is None:
             return known.run(model, images, labels, generator=generator, **options)
-        wanted = choose_targets(target, model, images, labels, generator)
-        moved = known.run(model, images, wanted, targeted=True, generator=generator, **options)
-        return torch.where((wanted == labels)[:, None, None, None], images, moved)
+        moved = known.run(model, images, targets, targeted=True, generator=generator, **options)
+        return torch.where((targets == labels)[:, None, None, None], images, moved)
 
 
 def prepare(
@@ -121,6 +144,8 @@ def prepare(
     for option in (option for option in given if option not in defaults):
         flags = ", ".join(map(flag, defaults))
         raise RequestError(f"{flag(option)} is no option of {method} ({engine}): it takes {flags}")
+    if engine == "torchattacks" and given.get("loss", "ce") not in ("ce", "margin"):
+        raise RequestError(f"torchattacks has no --loss {given['loss']}; it has ce and margin")
     norm = given.get("norm", known.norms[0])
     if norm not in known.norms:
         known_norms = " or ".join(known.norms)

@@ -1,4 +1,4 @@
-"""The audit: twelve checks that tell robustness from an attack that does not work."""
+"""The audit: thirteen checks that tell robustness from an attack that does not work."""
 
 from rlskit.audit.checks import CHECKS
 from rlskit.audit.result import SCHEMA, AuditResult, Check

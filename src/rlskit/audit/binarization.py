@@ -11,7 +11,6 @@ what the last linear layer reads; a network that has none gives its logits.
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 
 import numpy as np
@@ -128,10 +127,7 @@ def binarize(case: Case) -> Measurement:
 
 def _for_two_classes(case: Case) -> PreparedAttack:
     """Return the attack under audit, with a loss that two classes have."""
-    attack = case.attack
-    if attack.method == "apgd-dlr":
-        return dataclasses.replace(attack, method="apgd-ce")
-    return case.attack_with(loss="margin") if attack.params.get("loss") == "dlr" else attack
+    return case.attack.with_loss("margin") if case.attack.loss == "dlr" else case.attack
 
 
 def _solved(

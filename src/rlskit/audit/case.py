@@ -161,6 +161,5 @@ class Case:
         return dataclasses.replace(self.attack, params={**old, **given})
 
     def attacks_with_losses(self, **params: Any) -> list[PreparedAttack]:
-        """Return the attack under audit on the cross-entropy and on the margin, where it can."""
-        losses = ("ce", "margin") if "loss" in self.attack.params else (None,)
-        return [self.attack_with(**params, loss=loss) for loss in losses]
+        """Return the attack under audit on the cross-entropy and on the margin."""
+        return [self.attack_with(**params).with_loss(loss) for loss in ("ce", "margin")]

@@ -1,4 +1,4 @@
-"""The checks M1 to M12: what each measures, and when that is more than chance.
+"""The checks M1 to M13: what each measures, and when that is more than chance.
 
 Thresholds are those of AutoAttack's checks.py (M2, M11) and of Zimmermann et al. 2022 (M12), and
 else defaults of ours in the spirit of Athalye et al. 2018 (https://arxiv.org/abs/1802.00420) and of
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from rlskit import seeds
 from rlskit.attacks import PreparedAttack, prepare
 from rlskit.attacks.guard import under_attack
-from rlskit.attacks.losses import LOSSES, gradient, trail
+from rlskit.attacks.losses import gradient, objective, trail, unfollowable
 from rlskit.attacks.randomness import image_generators, uniform
 from rlskit.audit.binarization import binarize
 from rlskit.audit.case import Case
 from rlskit.audit.chance import A_FEW, clearly_above, clearly_more_than, points
-from rlskit.audit.defended import SHOWN, VARIATION, attacked, randomness, variation
+from rlskit.audit.defended import SHOWN, VARIATION, attacked, influence, randomness, variation
 from rlskit.audit.measurement import Measurement
 from rlskit.errors import UntrustedError
 
@@ -48,7 +48,7 @@ class Kind:
         unit: See `rlskit.audit.result.Check`.
         measure: case -> measurement.
         passed: What it means that it holds.
-        failed: What it means that it does not, and what to do.
+        failed: What it means that it does not, and what to do; see `rlskit.audit.advice`.
     """
 
     title: str
@@ -162,7 +162,7 @@ def gradient_agreement(case: Case) -> Measurement:
     images, labels = case.images[:GRADIENT_IMAGES], case.labels[:GRADIENT_IMAGES]
     with randomness(case.seed, "cosine", images.device):
         slopes = [
-            slope(case.view(repeat), images, labels, _loss(case)).flatten(1).double()
+            slope(case.view(repeat), images, labels, case.attack.loss).flatten(1).double()
             for repeat in range(GRADIENT_SETS)
         ]
     pairs = [torch.cosine_similarity(a, b, dim=1) for a, b in itertools.combinations(slopes, 2)]
@@ -176,16 +176,26 @@ def gradient_agreement(case: Case) -> Measurement:
 
 
 def vanishing(case: Case) -> Measurement:
-    """M9: share of the images whose gradient is exactly zero, NaN or infinite, in %."""
+    """M9: share of the images whose gradient cannot be followed, or is NaN or infinite, in %."""
+    loss, kinds = case.attack.loss, []
     with randomness(case.seed, "vanishing", case.images.device):
-        slopes = torch.cat([
-            slope(case.view(), case.images[rows], case.labels[rows], _loss(case)).flatten(1)
-            for rows in torch.split(case.everything, case.batch_size)
-        ])  # fmt: skip
-    unusable = ~slopes.isfinite().all(1)
-    zero = ~slopes.any(1) & ~unusable
-    share = 100 * float((zero | unusable).double().mean())
-    detail = f"{int(zero.sum())} zero, {int(unusable.sum())} not finite, of {len(slopes)} images"
+        for rows in torch.split(case.everything, case.batch_size):
+            view, images = case.view(), case.images[rows]
+            found = slope(view, images, case.labels[rows], loss)
+            with torch.no_grad(), under_attack(view):
+                logits = view(images)
+            zero = ~found.flatten(1).any(1)
+            unusable = ~found.flatten(1).isfinite().all(1)
+            faint = unfollowable(found, logits, loss)
+            if loss != "margin":  # which other losses turn from where it is flat
+                margin = slope(view, images, case.labels[rows], "margin")
+                faint |= unfollowable(margin, logits, "margin")
+            tiny = faint & ~zero & ~unusable
+            kinds.append(torch.stack([zero, tiny, unusable]))
+    counts = torch.cat(kinds, 1).sum(1).tolist()
+    n = len(case.images)
+    share = 100 * sum(counts) / n
+    detail = "{} zero, {} less than rounding, {} not finite, of {} images".format(*counts, n)
     return Measurement(share, share > CHECKS["M9"].threshold, detail)
 
 
@@ -210,6 +220,13 @@ def randomness_seen(case: Case) -> Measurement:
     answering = variation(one, images, case.seed)
     under = variation(attacked(one), images, case.seed)
     detail = f"{answering:.2g} as it answers, {under:.2g} under attack"
+    mates = max(influence(network, images, case.seed) for network in (one, attacked(one)))
+    if mates > VARIATION:
+        return Measurement(
+            mates, True, f"{detail}; {mates:.2g} with other batch-mates",
+            meaning="an image's answer depends on the images beside it, so no number is its own: "
+            "was eval() forgotten, or does BatchNorm keep no running statistics?",
+        )  # fmt: skip
     if answering > VARIATION >= under:
         return Measurement(
             answering, True, f"{detail}: eval mode, which attacks set, freezes the randomness"
@@ -221,6 +238,23 @@ def randomness_seen(case: Case) -> Measurement:
     return Measurement(answering, False, detail)
 
 
+def other_losses(case: Case) -> Measurement:
+    """M13: accuracy under the attack minus the lowest under the same one on other losses."""
+    losses = ("ce", "margin", "dlr") if case.classes >= 3 else ("ce", "margin")
+    threshold = CHECKS["M13"].threshold
+    found = [
+        _difference(case, f"on {loss}", case.under(case.attack.with_loss(loss)), threshold)
+        for loss in losses
+        if loss != case.attack.loss
+    ]
+    worst = max(found, key=lambda one: (one.failed, one.value or 0))
+    others = [one.detail.partition(", ")[2] for one in found]
+    return Measurement(
+        worst.value, worst.failed,
+        f"{case.attack.method} on {case.attack.loss} {_percent(case.robust)}, {', '.join(others)}",
+    )  # fmt: skip
+
+
 def slope(view: nn.Module, images: Tensor, labels: Tensor, loss: str) -> Tensor:
     """Return the gradient of a loss at the images, `[B, C, H, W]`, whatever is wrong with it.
 
@@ -228,12 +262,8 @@ def slope(view: nn.Module, images: Tensor, labels: Tensor, loss: str) -> Tensor:
     """
     found = torch.zeros_like(images)
     with suppress(UntrustedError), under_attack(view):
-        found = gradient(view, images, labels, LOSSES[loss])
+        found = gradient(view, images, labels, objective(loss))
     return found
-
-
-def _loss(case: Case) -> str:
-    return str(case.attack.params.get("loss", "dlr" if case.attack.method == "apgd-dlr" else "ce"))
 
 
 def _sleeps(module: nn.Module) -> bool:
@@ -266,7 +296,7 @@ CHECKS: dict[str, Kind] = {
         "the attack is not weaker than one step", 1.0, "points", one_step,
         "iterating helps, as it must",
         "one step of FGSM does better: the step size, the number of steps or the gradients are "
-        "wrong; give more steps or another --step-size",
+        "wrong; give more --steps{step_size}",
     ),
     "M2": Kind(
         "white-box is not weaker than black-box", 0.2, "points", black_box,
@@ -289,7 +319,7 @@ CHECKS: dict[str, Kind] = {
     "M5": Kind(
         "more steps and restarts do not help", 2.0, "points", more_effort,
         "the attack has converged",
-        "the attack stops early; give more --steps or --restarts until accuracy no longer falls",
+        "the attack stops early; give more {effort} until accuracy no longer falls",
     ),
     "M6": Kind(
         "random search does not win", 0.0, "images", random_search,
@@ -300,20 +330,18 @@ CHECKS: dict[str, Kind] = {
     "M7": Kind(
         "as many draws as it takes are attacked", 3.0, "points", one_draw,
         "attacking 20 fresh draws at every step does no better",
-        "the randomness hides the model from this view: use --protocol eot with more "
-        "--n-attacked, and report that number",
+        "the randomness hides the model from this view: use {draws}, and report that number",
     ),
     "M8": Kind(
         "gradients of the view agree", 0.2, "cosine", gradient_agreement,
         "a step on one view is a step on another",
-        "gradients of the attacker's views have little in common: EOT needs more draws "
-        "(--protocol eot, more --n-attacked)",
+        "gradients of the attacker's views have little in common: EOT needs more draws: {draws}",
     ),
     "M9": Kind(
-        "no gradient is zero or NaN", 0.0, "%", vanishing,
+        "every gradient can be followed", 0.0, "%", vanishing,
         "every image has a gradient to follow",
-        "gradient attacks stand still on these images, and count them as robust: use --loss "
-        "margin, and replace what is flat by a smooth stand-in (BPDA)",
+        "gradient attacks stand still or wander on these images, and count them as robust: "
+        "{loss}attack the logits, and replace what is flat by a smooth stand-in (BPDA)",
     ),
     "M10": Kind(
         "some budget fools every image", 100.0, "%", smallest_budget,
@@ -324,14 +352,20 @@ CHECKS: dict[str, Kind] = {
     "M11": Kind(
         "no randomness goes unnoticed", VARIATION, "logits", randomness_seen,
         "what is attacked is what answers",
-        "what is attacked is not what answers: use --protocol eot; randomness that eval mode "
-        "switches off must not ask `training` (F.dropout(x, p, training=True))",
+        "what is attacked is not what answers: {eot}randomness that eval mode switches off must "
+        "not ask `training` (F.dropout(x, p, training=True))",
     ),
     "M12": Kind(
         "the attack solves problems that have a solution", 95.0, "%", binarize,
         "the attack finds points that are known to exist",
         "inside the ball there is a point that fools the binarized model, and the attack does not "
-        "find it: it is too weak to show robustness; give more steps, or another method",
+        "find it: it is too weak to show robustness; give more {effort}, or another method",
+    ),
+    "M13": Kind(
+        "no other loss breaks more", 2.0, "points", other_losses,
+        "the same attack on other losses does no better",
+        "the same attack does better on another loss: attack that one, too ({other_loss}), and "
+        "report the worst case",
     ),
 }  # fmt: skip
 """Name of a check -> what is known of it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from rlskit import seeds
 from rlskit.defenses import defense_of, draws
-from rlskit.errors import RequestError
+from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
+from rlskit.models.outputs import Reading, in_unit_range, kind_of, reading_of
 from rlskit.threat import DrawsView, attackers_view, mean_log_probabilities
 
 CALLS = 5
@@ -58,6 +59,43 @@ class Defended(Protocol):
     def view(self, protocol: str, n_attacked: int, repeat: int = 0) -> nn.Module:
         """Return what an attack is computed on."""
         ...
+
+
+class Boundary(nn.Module):
+    """A module of one's own, which gets images of its own and gives nothing but logits.
+
+    It may write into what it is given, as by `x.sub_(mean)`, may answer with more than logits, in
+    half precision, or with probabilities (`rlskit.models.outputs`).
+    """
+
+    def __init__(self, module: nn.Module, reading: Reading) -> None:
+        super().__init__()
+        self.module = module
+        self.reading = reading
+        self.training = module.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images `[B, C, H, W]` to float32 logits `[B, classes]`."""
+        return self.reading.logits(self.module, images.clone())
+
+
+def at_the_boundary(module: nn.Module, images: Tensor) -> Boundary:
+    """Return a module of one's own behind a `Boundary`, its answers read as they show themselves.
+
+    Raises:
+        RequestError: It answers without a tensor that may hold logits.
+        UntrustedError: Its answers may be probabilities, and nothing tells of what kind.
+    """
+    asked, reading = attacked(module), reading_of(module)
+    with randomness(0, "boundary", images.device), torch.no_grad():
+        kind = kind_of(asked, images.to(reading.dtype, copy=True))
+        answer = reading.logits(asked, images.clone())
+    if not kind and answer.ndim == 2 and in_unit_range(answer):
+        raise UntrustedError(
+            "every answer of the module lies in [0, 1], as a sigmoid's or a softmax's would, and "
+            "attacks need logits; audit it without its last step"
+        )
+    return Boundary(module, replace(reading, outputs=kind))
 
 
 class Calls(nn.Module):
@@ -167,6 +205,29 @@ def attacked(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).eval()
 
 
+@torch.no_grad()
+def influence(module: nn.Module, images: Tensor, seed: int) -> float:
+    """Return by how much an image's logits, scaled as in `variation`, change with its batch-mates.
+
+    The mates are the other images, and then their negatives. 0 where the module is random in a way
+    that a seed does not repeat, which says nothing of mates.
+    """
+    kept = images[: (len(images) + 1) // 2]
+    batches = (torch.cat([kept, mates]) for mates in (kept, kept, 1 - kept))
+    found = []
+    for batch in batches:
+        with randomness(seed, "influence", images.device):
+            found.append(_scaled(module(batch)[: len(kept)]))
+    again, among_others = (float((one - found[0]).abs().max()) for one in found[1:])
+    return among_others if again <= VARIATION else 0.0
+
+
+def _scaled(logits: Tensor) -> Tensor:
+    logits = logits - logits.mean(-1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(logits, dim=-1, keepdim=True)
+    return logits / lengths.clamp_min(1e-12)
+
+
 def is_random(module: nn.Module, images: Tensor, seed: int) -> bool:
     """Say whether a module answers the same images differently each time, beyond rounding."""
     return variation(module, images, seed) > VARIATION
@@ -180,9 +241,7 @@ def variation(module: nn.Module, images: Tensor, seed: int) -> float:
     https://github.com/fra31/auto-attack/blob/master/autoattack/checks.py).
     """
     with randomness(seed, "variation", images.device):
-        logits = torch.stack([module(images) for _ in range(CALLS)])
-    logits = logits - logits.mean(2, keepdim=True)
-    scaled = logits / torch.linalg.vector_norm(logits, dim=2, keepdim=True).clamp_min(1e-12)
+        scaled = _scaled(torch.stack([module(images) for _ in range(CALLS)]))
     return float((scaled.amax(0) - scaled.amin(0)).max())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlskit.audit.defended import attacked
+from rlskit.audit.defended import SHOWN, at_the_boundary, attacked
 from rlskit.data import Data, load, spread
 from rlskit.errors import RequestError
 from rlskit.evaluation import subject_of
@@ -33,12 +33,14 @@ class Material:
         labels: Long `[n]`.
         classes: Number of classes.
         facts: `FACTS` of the result.
+        model: The model, a module of one's own behind its boundary.
     """
 
     images: Tensor
     labels: Tensor
     classes: int
     facts: dict[str, Any]
+    model: BankedModel | nn.Module
 
 
 def material(
@@ -67,7 +69,7 @@ def material(
     images = subject.data.images(range(len(subject.data))).to(model.device)
     return Material(
         images, subject.data.labels.to(model.device), model.card.classes,
-        {name: facts[name] for name in FACTS},
+        {name: facts[name] for name in FACTS}, model,
     )  # fmt: skip
 
 
@@ -82,6 +84,7 @@ def _of_module(
     tensors = itertools.chain(module.parameters(), module.buffers())
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))
     images, labels = images.to(device), labels.to(device)
+    boundary = at_the_boundary(module, images[:SHOWN])
     facts = {
         "checkpoint": {"path": None, "sha256": None},
         "model": {"architecture": type(module).__name__},
@@ -91,7 +94,7 @@ def _of_module(
         "versions": {name: version(name) for name in LIBRARIES},
         "warnings": (),
     }
-    return Material(images, labels, _classes(module, images, labels), facts)
+    return Material(images, labels, _classes(boundary, images, labels), facts, boundary)
 
 
 def _given(

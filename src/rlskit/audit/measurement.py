@@ -14,12 +14,14 @@ class Measurement:
         failed: Whether it is beyond the threshold, and beyond chance.
         detail: The numbers behind it, or why there are none.
         skipped: Whether there was nothing to measure.
+        meaning: What a failure means, where it is not what the check usually says.
     """
 
     value: float | None
     failed: bool
     detail: str
     skipped: bool = False
+    meaning: str = ""
 
     @classmethod
     def skip(cls, reason: str) -> Measurement:

@@ -17,7 +17,7 @@ class Check:
     """One check and its verdict.
 
     Attributes:
-        name: `M1` to `M12`.
+        name: `M1` to `M13`.
         title: What should hold.
         measured: The measurement in `unit`; None where it was not made or is not finite.
         unit: Of the measurement and the threshold: `points` of accuracy, `%`, `images`, `cosine` or

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.attacks import PreparedAttack, prepare
+from rlskit.audit.advice import advice
 from rlskit.audit.case import Case
 from rlskit.audit.checks import CHECKS, Kind
-from rlskit.audit.defended import SHOWN, Defended, attacked, banked, own
+from rlskit.audit.defended import SHOWN, Defended, at_the_boundary, attacked, banked, own
 from rlskit.audit.material import Material, material
 from rlskit.audit.measurement import Measurement
 from rlskit.audit.result import FAIL, PASS, SKIPPED, AuditResult, Check, finite
@@ -58,8 +59,8 @@ def audit_model(
 
     Args:
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
-            logits. The latter is scored in the mode it is in, and attacked in eval mode, as every
-            attack library does; it is not changed.
+            logits, or to what holds them. The latter is scored in the mode it is in, and attacked
+            in eval mode, as every attack library does; neither it nor the images are changed.
         data: A `--data` name, data from `load_data`, or images and labels; by default what the
             model was made for.
         method: The attack under audit, one of `METHODS`.
@@ -88,7 +89,7 @@ def audit_model(
     options = EvalOptions(expect_clean=expect_clean, gated=True)
     found = material(model, data, limit)
     case = Case(
-        _defended(model, found.images[:SHOWN], n_samples, protocol, seed),
+        _defended(found.model, found.images[:SHOWN], n_samples, protocol, seed),
         found.images, found.labels, found.classes, attack, protocol, n_attacked, seed, batch_size,
         queries, points, _network(surrogate, found, seed),
     )  # fmt: skip
@@ -161,6 +162,8 @@ def _network(
     if network is None:
         return None
     try:
+        if network is surrogate:
+            network = at_the_boundary(network, found.images[:SHOWN])
         shape = list(attacked(network)(found.images[:1]).shape)
     except RuntimeError as error:
         raise RequestError(f"the surrogate does not take these images ({error})") from error
@@ -179,7 +182,8 @@ def _check(name: str, kind: Kind, case: Case) -> Check:
     except UntrustedError as error:
         found = Measurement(None, failed=True, detail=str(error))
     verdict = SKIPPED if found.skipped else FAIL if found.failed else PASS
-    meaning = {SKIPPED: "", FAIL: kind.failed, PASS: kind.passed}[verdict]
+    failed = found.meaning or kind.failed.format(**advice(case))
+    meaning = {SKIPPED: "", FAIL: failed, PASS: kind.passed}[verdict]
     value = None if found.value is None else finite(found.value)
     return Check(name, kind.title, value, kind.unit, kind.threshold, verdict, found.detail, meaning)
 

@@ -57,7 +57,13 @@ def attack(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Iterations; of square, queries.")] = None,
     step_size: Annotated[str | None, typer.Option(help="Of pgd and its kin; eps / 10.")] = None,
-    loss: Annotated[str | None, typer.Option(help="What is ascended: ce, margin or dlr.")] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="What is ascended: ce (does not saturate), margin, dlr; or ce-saturating, the "
+            "textbook's, bit-equal to torchattacks."
+        ),
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="Attack towards: random, least-likely, or a class.")
     ] = None,

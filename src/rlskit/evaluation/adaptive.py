@@ -20,9 +20,9 @@ from rlskit.defenses import defense_of, draws
 from rlskit.errors import RequestError
 from rlskit.evaluation.logits import finite_logits
 from rlskit.evaluation.parts import Part, ascents, searches, transfers
-from rlskit.evaluation.threats import Crafted, in_layout
+from rlskit.evaluation.threats import Crafted, Masked, in_layout, masked_sentence
 from rlskit.models.banks import BankedModel
-from rlskit.preflight import preflight
+from rlskit.preflight import masked_gradients, preflight
 from rlskit.threat import Meter, protocol_of
 
 PROTOCOL = "adaptive"
@@ -113,6 +113,14 @@ class Adaptive:
             view = part.view(seed=seed, repeat=0, image=None)
             preflight(model, draw, view, part.attack, images, labels)
 
+    def masked(self, model: BankedModel, images: Tensor, labels: Tensor, seed: int) -> Masked:  # noqa: ARG002
+        """Look for gradients of the margin that cannot be followed at some images."""
+        part = next(part for part in self.parts if part.attack.params.get("loss") == "margin")
+        view = part.view(seed=seed, repeat=0, image=None)
+        at = masked_gradients(view, images, labels, "margin")
+        advice = "only random search is left for them: attack what the model ends in (BPDA)"
+        return Masked(at, masked_sentence(at, "margin", "PGD") + advice if at.any() else "")
+
     def craft(
         self,
         model: BankedModel,
@@ -166,7 +174,7 @@ class Adaptive:
 
         Where draws are many, the lead is in standard errors of a mean of N of them.
         """
-        logits = finite_logits(judges, images)
+        logits = finite_logits(judges, images).double()
         probabilities = logits.softmax(-1)
         rivals = probabilities.mean(0).scatter(1, labels[:, None], -1).argmax(1)
         rows = torch.arange(len(labels), device=labels.device)

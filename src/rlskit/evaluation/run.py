@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.adversarial import write_adversarial
+from rlskit.attacks import ATTACKS
 from rlskit.data import blocks, runs, spread
 from rlskit.defenses import draws
+from rlskit.errors import UntrustedError
 from rlskit.evaluation.adaptive import CLEAN, Adaptive
 from rlskit.evaluation.clean import (
     Knowledge,
@@ -34,8 +36,12 @@ from rlskit.pixels import perturbation_norms, round_to_8bit
 from rlskit.preflight import IMAGES, LOOKED_AT, check_answers
 from rlskit.results import ADVERSARIAL, Journal, Result, summary
 from rlskit.runtime import return_memory
+from rlskit.stats import lower_bound
 from rlskit.threat import mean_log_probabilities
 from rlskit.types import Progress
+
+A_FEW = 0.01
+"""Share of images without a gradient, or without success, that no word is lost about."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +130,11 @@ class Run:
         for repeat in range(self.options.repeats):
             self._finish_repeat(repeat, journal, progress)
         assert journal.rows == len(self.subject.data) * self.options.repeats
-        doubts = self._doubts(journal)  # before anything is written that a reader might believe
+        # Before anything is written that a reader might believe.
+        doubts = self._doubts(journal) + self._masked(journal) + self._failed(journal)
         if self.threat is not None and self.threat.save:
             self._write_adversarial(self.threat, journal)
         per_image = journal.write_per_image(summary.per_image(journal, self.options.repeats))
-        doubts += self._masked()
         return [self._result(journal, n, per_image, doubts) for n in range(len(self.counts))]
 
     def _doubts(self, journal: Journal) -> tuple[str, ...]:
@@ -156,14 +162,51 @@ class Run:
         answers = [journal.column(kind, repeat)[:, -1] for repeat in repeats]
         return knowledge(journal.column("label", 0), answers, self.subject.model.card.classes)
 
-    def _masked(self) -> tuple[str, ...]:
-        """Return a sentence where the attack's gradients vanish, told from a block's images."""
-        if not isinstance(self.threat, Threat):  # some parts of an adaptive one follow the margin
+    def _masked(self, journal: Journal) -> tuple[str, ...]:
+        """Return a sentence where the attack's gradients vanish, told from a block's images.
+
+        Raises:
+            UntrustedError: The margin's do, too, at clearly more than a few that count as robust.
+        """
+        if self.threat is None:
             return ()
         model, data = self.subject.model, self.subject.data
         some = spread(len(data), min(LOOKED_AT, self.options.batch_size, len(data)))
         images, labels = data.images(some).to(model.device), data.labels[some].to(model.device)
-        return self.threat.masked(model, images, labels, self.options.seed)
+        found = self.threat.masked(model, images, labels, self.options.seed)
+        robust = journal.column("robust", 0)[some, -1] == data.labels[some]
+        count = int((found.lost.cpu() & robust).sum())
+        if lower_bound([count / len(some)], len(some)) > A_FEW:
+            raise UntrustedError(
+                f"{found.sentence}. {count} of them do count, and the margin has no gradient "
+                "either: the model masks it, and there is no result"
+            )
+        return (f"{found.sentence}.",) if found.sentence else ()
+
+    def _failed(self, journal: Journal) -> tuple[str, ...]:
+        """Return a sentence where an attack that nothing limits gave images back as they were."""
+        if not isinstance(self.threat, Threat) or not ATTACKS[self.threat.attack.method].unlimited:
+            return ()
+        robust = journal.column("robust", 0)[:, -1] == journal.column("label", 0)
+        left = int((robust & (journal.column("l0", 0) == 0)).sum())
+        if lower_bound([left / len(robust)], len(robust)) <= A_FEW:
+            return ()
+        method = self.threat.attack.method
+        more = (
+            "--search-steps 9" if self.threat.attack.params.get("search_steps") == 1 else "--steps"
+        )
+        return (
+            f"FAILED SEARCHES: {method} gave {left} of {len(robust)} images back as they were. "
+            f"Nothing limits how far it may go, so unless the draws it saw err there, it failed, "
+            f"and its robust accuracy says nothing of the model; give {more}.",
+        )
+
+    @property
+    def _saved_target(self) -> int | None:
+        """The class that saved images were moved to; None where it was no single one."""
+        params = (self.subject.saved or {}).get("attack", {}).get("params")
+        target = params.get("target") if isinstance(params, dict) else None
+        return target if isinstance(target, int) else None
 
     def _finish_repeat(self, repeat: int, journal: Journal, progress: Progress) -> None:
         data, options = self.subject.data, self.options
@@ -218,6 +261,8 @@ class Run:
         scored = "clean" if self.subject.saved is None else "robust"
         block = {"index": torch.arange(indices.start, indices.stop), "label": labels}
         block |= self._scores(scored, defenders, images, wanted)
+        if (target := self._saved_target) is not None:
+            block["target"] = torch.full_like(labels, target)
         cost = [len(images) * len(defenders), 0]  # what draws share counts for each of them
         if self.threat is not None:
             crafted = self.threat.craft(
@@ -249,7 +294,9 @@ class Run:
         Raises:
             UntrustedError: A draw's logits are not finite.
         """
-        logits = finite_logits(defenders, images)
+        logits = finite_logits(
+            defenders, images
+        ).double()  # near logits must not tie as probabilities
         answers = [mean_log_probabilities(logits[:n]).argmax(-1) for n in self.counts]
         right = (logits.argmax(-1) == labels).double()
         single = [right[:n].mean(0) for n in self.counts]
@@ -285,6 +332,9 @@ class Run:
         if self.threat is not None:
             facts |= self.threat.facts()
             facts["warnings"] += self.threat.warnings(self.subject.model)
+        accuracies = summary.accuracies([journal], options.repeats, which)
+        if "withstood" in accuracies:
+            facts["warnings"] += (_targeted(accuracies["withstood"]["n"], len(self.subject.data)),)
         if isinstance(self.threat, Adaptive):
             repeats = range(options.repeats)
             broken_by = torch.cat([journal.column("broken_by", repeat) for repeat in repeats])
@@ -299,9 +349,18 @@ class Run:
             repeats=options.repeats,
             seed=options.seed,
             batch_size=options.batch_size,
-            accuracy=summary.accuracies([journal], options.repeats, which),
+            accuracy=accuracies,
             perturbation=summary.perturbation(journal, options.repeats),
             timing=summary.timing([journal]),
             per_image=per_image,
             per_example=options.per_example,
         )
+
+
+def _targeted(attackable: int, n: int) -> str:
+    """Return what a reader of a targeted attack's numbers must know first."""
+    return (
+        f"TARGETED: {n - attackable} of {n} images are of the target class and were left alone; "
+        "target reached and attack success are of the others, and so is what a gate looks at. "
+        "Robust is the accuracy on all images: an attack without a target leaves less of it."
+    )

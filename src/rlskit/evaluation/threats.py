@@ -49,6 +49,29 @@ class Crafted:
 
 
 @dataclass(frozen=True)
+class Masked:
+    """Where an attack had no gradient to follow.
+
+    Attributes:
+        lost: Of the images that were looked at, those that it had still to move and where not even
+            the margin has a gradient, bool `[n]`: the model masks it.
+        sentence: For people; empty where the attack had a gradient at all of them.
+    """
+
+    lost: Tensor
+    sentence: str
+
+
+def masked_sentence(at: Tensor, loss: str, what: str) -> str:
+    """Return the sentence on masked gradients, which ends where advice may follow."""
+    return (
+        f"MASKED GRADIENTS: at {int(at.sum())} of {len(at)} images looked at, the gradient of the "
+        f"{loss} loss is zero, or less than rounding leaves, although {what} has still to move "
+        "them, so it may leave them where they are and they count as robust; "
+    )
+
+
+@dataclass(frozen=True)
 class Threat:
     """An attack and the view it is computed on.
 
@@ -120,23 +143,38 @@ class Threat:
         """
         preflight(model, draw, self.seen(model, seed=seed, repeat=0), self._attack, images, labels)
 
-    def masked(
-        self, model: BankedModel, images: Tensor, labels: Tensor, seed: int
-    ) -> tuple[str, ...]:
-        """Return a sentence where gradients vanish at some of the images."""
-        targeted = self.attack.params.get("target") is not None  # its loss does not saturate
-        if targeted or ATTACKS[self.attack.method].needs != "gradients":
-            return ()
-        view, loss = self.seen(model, seed=seed, repeat=0), self.attack.loss
-        stuck = masked_gradients(view, images, labels, loss)
-        if not stuck:
-            return ()
-        return (
-            f"MASKED GRADIENTS: at {stuck} of {len(images)} images looked at, the gradient of the "
-            f"{loss} loss is zero although the model is right, so {self.attack.method} may leave "
-            "them where they are and they count as robust; try --loss margin, --method square or "
-            "--protocol adaptive.",
-        )
+    def masked(self, model: BankedModel, images: Tensor, labels: Tensor, seed: int) -> Masked:
+        """Look for gradients that cannot be followed at some images."""
+        if ATTACKS[self.attack.method].needs != "gradients":
+            return Masked(torch.zeros_like(labels, dtype=torch.bool), "")
+
+        def stuck(loss: str) -> Tensor:
+            view = self.seen(model, seed=seed, repeat=0)
+            noise = seeds.generator(seed, "attack", 0)
+            targets = self.attack.targets(view, images, labels, noise)
+            wanted = labels if targets is None else targets
+            return masked_gradients(view, images, wanted, loss, targeted=targets is not None)
+
+        loss, own, lost = self.attack.loss, stuck(self.attack.loss), stuck("margin")
+        if not (at := own | lost).any():
+            return Masked(lost, "")
+        advice = self._instead(margin_helps=bool((own & ~lost).any()))
+        losses = f"{loss} or the margin" if (lost & ~own).any() else loss
+        return Masked(lost, masked_sentence(at, losses, self.attack.method) + advice)
+
+    def _instead(self, *, margin_helps: bool) -> str:
+        """Return what to try where the attack's gradients cannot be followed, and it can."""
+        method, norm = self.attack.method, self.attack.norm
+        in_norm = " --norm l2" if norm == "l2" else ""
+        found = []
+        if margin_helps and self.attack.engine != "rlskit":
+            found.append("--engine rlskit")
+        elif margin_helps and "loss" in ATTACKS[method].defaults:
+            found.append("--loss margin")
+        if margin_helps:
+            found.append(f"--protocol adaptive{in_norm}")
+        found.append(f"--method square{in_norm}, which needs none")
+        return f"try {' or '.join(found)}"
 
     def seen(
         self, model: BankedModel, *, seed: int, repeat: int, image: int | None = None
@@ -173,8 +211,10 @@ class Threat:
         meter = Meter(self.seen(model, seed=seed, repeat=repeat, image=image), self._per_call)
         noise = seeds.generator(seed, "attack", repeat)
         clean = in_layout(images, channels_last=self._folded)
-        changed = self._attack(meter, clean, labels, generator=noise).contiguous()
-        return Crafted(changed, meter.forwards, meter.backwards, {})
+        targets = self._attack.targets(meter, clean, labels, noise)
+        changed = self._attack(meter, clean, labels, generator=noise, targets=targets).contiguous()
+        columns = {} if targets is None else {"target": targets}
+        return Crafted(changed, meter.forwards, meter.backwards, columns)
 
     @property
     def _per_call(self) -> int:

@@ -25,6 +25,7 @@ from rlskit.recipes.stages import MEASURING, Stage, listing, option_text
 SHOWN = {
     "attack": (
         "robust", "robust_gibbs", "robust_8bit", "clean", "clean_gibbs", "attack_success",
+        "target_reached", "withstood",
     ),
     "eval": ("clean", "clean_gibbs", "robust", "robust_gibbs"),
     "diversity": ("kappa", "disagreement", "double_fault", "q_statistic"),

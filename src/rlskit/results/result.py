@@ -9,6 +9,9 @@ from typing import Any
 
 SCHEMA = "rlskit.result/1"
 
+HEADLINES = ("withstood", "robust", "clean")
+"""Accuracies that a gate may decide on, the first that there is."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -29,6 +32,7 @@ class Result:
         versions: Of rlskit, torch and the attack's library.
         accuracy: Name -> `mean`, `std` over repeats, `ci95` over images, `n`, `lower_bound`,
             `ci95_repeats` (Student's t interval over repeats, None for one); all in [0, 1].
+            `n` is the denominator; see `rlskit.results.summary` for those of targeted attacks.
         attack: `method`, `engine` and `params` in both pixel scales; None without an attack.
         n_attacked: Draws in the attacker's view; None without an attack.
         perturbation: l0, l1, l2, linf -> `median` and `max`, in [0, 1] units.
@@ -75,8 +79,11 @@ class Result:
 
     @property
     def headline(self) -> dict[str, Any]:
-        """The accuracy that a gate decides on: robust where there is one, else clean."""
-        return self.accuracy.get("robust", self.accuracy.get("clean", {}))
+        """The accuracy that a gate decides on: robust where there is one, else clean.
+
+        Of a targeted attack it is that on the images that could be attacked at all.
+        """
+        return next((self.accuracy[name] for name in HEADLINES if name in self.accuracy), {})
 
 
 def dump(results: list[Result]) -> str:

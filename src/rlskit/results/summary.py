@@ -2,7 +2,8 @@
 
 A block has the columns `index` and `label`, for each kind of images in `KINDS` the predicted class
 `[B, counts]` under the kind's name and the share of single draws that are right under
-`KIND_gibbs`, the norms of the perturbation, and what the block cost. Counts: the Ns that were
+`KIND_gibbs`, the norms of the perturbation, of a targeted attack the `target`, and what the block
+cost. Counts: the Ns that were
 scored, ascending; `which` picks one of them.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlskit.errors import UntrustedError
 from rlskit.results.journal import Journal
 from rlskit.stats import accuracy
 
@@ -32,6 +34,11 @@ def accuracies(journals: Sequence[Journal], repeats: int, which: int) -> dict[st
 
     `attack_success` is the share of the correctly classified images that the attack turned; its
     denominator is the least over repeats, and it is missing where a repeat got no image right.
+
+    A targeted attack leaves the images of the target class alone, so they withstood nothing:
+    `attack_success`, `target_reached` (the answer became the target) and `withstood` (it is still
+    the label) are shares of the others; of the last two, whatever the clean answer was. `robust`
+    is the accuracy on all images.
 
     Args:
         journals: Of one evaluation; or of several attacks on the same images, views and draws, for
@@ -51,6 +58,8 @@ def accuracies(journals: Sequence[Journal], repeats: int, which: int) -> dict[st
             found[gibbs] = _accuracy(single)
     if {"clean", "robust"} <= set(kinds):
         found |= _attack_success(journals, repeats, which)
+    if all("target" in one.names for one in journals):
+        found |= _of_the_attackable(journals, repeats, which)
     return found
 
 
@@ -78,7 +87,9 @@ def per_image(journal: Journal, repeats: int) -> dict[str, list[Any]]:
     """Return the columns of the per-image table; classes and shares are those of the largest N."""
     scores = [name for kind in KINDS for name in (kind, f"{kind}_gibbs")]
     names = [
-        name for name in ("index", "label", *scores, *NORMS, "broken_by") if name in journal.names
+        name
+        for name in ("index", "label", "target", *scores, *NORMS, "broken_by")
+        if name in journal.names
     ]
     columns: dict[str, list[Any]] = {name: [] for name in ("repeat", *names)}
     for repeat in range(repeats):
@@ -101,13 +112,50 @@ def _attack_success(
 ) -> dict[str, dict[str, Any]]:
     shares, denominators = [], []
     for repeat in range(repeats):
-        correct = _right(journals, "clean", repeat, which)
+        correct = _right(journals, "clean", repeat, which) & _attackable(journals, repeat)
         turned = correct & ~_right(journals, "robust", repeat, which)
         denominators.append(int(correct.sum()))
         shares.append(int(turned.sum()) / max(denominators[-1], 1))
     if not min(denominators):
         return {}
     return {"attack_success": accuracy(shares, min(denominators)).to_json()}
+
+
+def _of_the_attackable(
+    journals: Sequence[Journal], repeats: int, which: int
+) -> dict[str, dict[str, Any]]:
+    """Return which share of the images that are not of the target class did what."""
+    reached, withstood = [], []
+    for repeat in range(repeats):
+        rows = _attackable(journals, repeat)
+        reached.append(_reached(journals, repeat, which)[rows].double())
+        withstood.append(_right(journals, "robust", repeat, which)[rows].double())
+    if not min(map(len, reached)):
+        raise UntrustedError(
+            "all images are of the target class, so there was nothing to attack; give another "
+            "--target, or images of other classes"
+        )
+    return {"target_reached": _accuracy(reached), "withstood": _accuracy(withstood)}
+
+
+def _attackable(journals: Sequence[Journal], repeat: int) -> Tensor:
+    """Return which images some of the attacks could move: not those of its target class."""
+    labels = journals[0].column("label", repeat)
+    free = [
+        one.column("target", repeat) != labels
+        if "target" in one.names
+        else torch.ones_like(labels, dtype=torch.bool)
+        for one in journals
+    ]
+    return torch.stack(free).any(0)
+
+
+def _reached(journals: Sequence[Journal], repeat: int, which: int) -> Tensor:
+    """Return which images some targeted attack moved to its target."""
+    reached = [
+        one.column("robust", repeat)[:, which] == one.column("target", repeat) for one in journals
+    ]
+    return torch.stack(reached).any(0)
 
 
 def _right(journals: Sequence[Journal], kind: str, repeat: int, which: int) -> Tensor:

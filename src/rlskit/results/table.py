@@ -19,6 +19,8 @@ _NAMES = {
     "robust_gibbs": "robust, one draw",
     "robust_8bit": "robust, saved with 8 bits",
     "attack_success": "attack success on the correct",
+    "target_reached": "target reached, other classes",
+    "withstood": "still right, other classes",
 }
 
 

@@ -1,7 +1,8 @@
 """Adversarial training: every step is taken on images that PGD found (Madry et al. 2018).
 
 The inner attacker ascends the loss of the mean prediction of K draws, fresh ones at every step, as
-the outer step does; of members that are trained separately, each has an attacker of its own.
+the outer step does; of members that are trained separately, each has an attacker of its own. Its
+loss is the log odds, which have the direction of the cross-entropy and do not saturate.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from rlskit.attacks.losses import log_odds
 from rlskit.defenses import training_logits
 from rlskit.models.banks import BankedModel
 from rlskit.threat import mean_log_probabilities
@@ -48,7 +49,7 @@ def pgd_images(
             changed.requires_grad_()
             plans = group()
             logits = torch.stack([training_logits(model, changed, plan) for plan in plans]).float()
-            loss = F.nll_loss(mean_log_probabilities(logits), labels, reduction="sum")
+            loss = log_odds(mean_log_probabilities(logits), labels).sum()
             (gradient,) = torch.autograd.grad(loss, changed)
         changed = changed.detach() + step_size * gradient.sign()
         changed = torch.clamp(changed, images - eps, images + eps).clamp(0, 1)
