@@ -205,8 +205,10 @@ def test_robust_accuracy_is_that_of_the_plain_network(
     assert plain.accuracy["robust"]["mean"] < 0.7
     for kind in ("clean", "robust"):
         assert found.accuracy[kind]["mean"] == pytest.approx(
-            plain.accuracy[kind]["mean"], abs=0.011 if name != "bf16" else 0.031
+            plain.accuracy[kind]["mean"],
+            abs=0.031 if name in ("bf16", "hundred", "softmax") else 0.011,
         )
+    # A hundred times the logits have another cross-entropy, whose steps differ a little.
     expected = {"softmax": "probabilities", "sigmoid": "sigmoid"}.get(name, "logits")
     assert found.model["outputs"] == expected
 
