@@ -3,6 +3,9 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import zipfile
+from dataclasses import replace
+from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from rlskit.conversion import convert
 from rlskit.data import (
     AUGMENTATIONS,
     DATASETS,
@@ -25,6 +29,7 @@ from rlskit.data import (
     default_data_dir,
     describe,
     load,
+    read_classes,
     runs,
 )
 from rlskit.data.arrays import ArrayImages
@@ -33,6 +38,7 @@ from rlskit.data.fit import fit
 from rlskit.data.named import load_digits
 from rlskit.data.sources import measure
 from rlskit.errors import RequestError, RunError
+from rlskit.models.published import library_classes
 from rlskit.pixels import Pixels
 from rlskit.seeds import generator
 from rlskit.torchvision_ops import declare_missing_operators
@@ -408,9 +414,10 @@ def test_a_corrupt_image_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_an_enormous_image_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pgm"
-    path.write_bytes(b"P5 100000 100000 255\n")
-    with pytest.raises(RequestError, match=r"x\.pgm is no readable image .*limit"):
-        decode(path)
+    for size in (b"100000 100000", b"8000 7000"):
+        path.write_bytes(b"P5 " + size + b" 255\n")
+        with pytest.raises(RequestError, match=r"x\.pgm is no readable image .*limit"):
+            decode(path)
 
 
 # Folders
@@ -530,12 +537,22 @@ def test_a_smaller_image_is_the_mean_of_what_it_covers() -> None:
 
 
 def test_the_centre_is_cut_out() -> None:
-    ramp = torch.arange(6.0).expand(1, 1, 2, 6) / 5
-    assert torch.equal(fit(ramp, (1, 2, 2)), ramp[..., 2:4])
-    assert torch.equal(fit(ramp.mT, (1, 2, 2)), ramp.mT[..., 2:4, :])
+    ramp = torch.arange(6.0).expand(1, 1, 4, 6) / 5
+    assert torch.equal(fit(ramp, (1, 4, 4)), ramp[..., 1:5])
+    assert torch.equal(fit(ramp.mT, (1, 4, 4)), ramp.mT[..., 1:5, :])
 
 
-@pytest.mark.parametrize("size", [(9, 13), (40, 31), (20, 20), (16, 64)])
+def test_half_of_an_image_is_never_cut_off() -> None:
+    """The ends of a narrow image are still there when it becomes a square, in either direction."""
+    for h, w in ((4, 8), (2, 128), (16, 64)):
+        ends = torch.zeros(1, 1, h, w)
+        ends[..., 0], ends[..., -1] = 0.25, 1.0
+        square = fit(ends, (1, h, h))
+        assert square.amax((0, 1, 2))[[0, -1]].min() > 0
+        assert torch.equal(fit(ends.mT, (1, h, h)), square.mT)
+
+
+@pytest.mark.parametrize("size", [(9, 13), (40, 31), (20, 20), (16, 31)])
 def test_resizing_is_that_of_torchvision(size: tuple[int, int]) -> None:
     declare_missing_operators()
     from torchvision.transforms.v2 import functional as peer
@@ -634,8 +651,8 @@ def test_blocks_left_early_leave_no_threads() -> None:
 def test_a_corrupt_image_stops_the_reading_in_one_sentence(
     num_workers: int, tmp_path: Path
 ) -> None:
-    (photos(tmp_path) / "dog" / "1.png").write_bytes(b"")
-    data = load(f"folder:{tmp_path}").adapted(pixels(3, 4, 4), 2)
+    data = load(f"folder:{photos(tmp_path)}").adapted(pixels(3, 4, 4), 2)
+    (tmp_path / "dog" / "1.png").write_bytes(b"")  # after it was checked
     reading = blocks(data, 2, num_workers)
     assert next(reading)[0] == range(2)
     with pytest.raises(RequestError, match=r"dog/1.png is no readable image") as error:
@@ -698,3 +715,187 @@ def test_crop_flip_is_a_padded_crop_and_a_flip_of_each_image() -> None:
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         next(batches(load("digits"), generator=generator(0, "test"), **options))
+
+
+# Odd files
+
+
+def test_every_file_that_is_no_image_is_named_before_anything_runs(tmp_path: Path) -> None:
+    spec = f"folder:{photos(tmp_path)}"
+    whole = load(spec)
+    (tmp_path / "cat" / "7.png").write_bytes(b"torn")
+    os.mkfifo(tmp_path / "cat" / "8.png")
+    (tmp_path / "dog" / "8.jpg").symlink_to("/dev/zero")
+    (tmp_path / "dog" / "9.jpg").symlink_to("nowhere")
+    with pytest.raises(RequestError) as error:
+        load(spec)
+    message = refusal(error)
+    assert message.startswith(f"4 of 10 images of {spec} cannot be read: ")
+    for name in ("7.png is no readable", "8.png is no reg", "8.jpg is no reg", "9.jpg is a link"):
+        assert name in message
+    assert message.endswith("or leave them out with --skip-bad")
+    some = load(spec, skip_bad=True)
+    assert (some.skipped, len(some), some.sha256) == (4, 6, whole.sha256)
+    with pytest.raises(RequestError, match="4 of 10 images"):
+        describe(spec)
+    again = describe(f"folder:{photos(tmp_path.parent / 'again')}")
+    assert describe(spec, skip_bad=True) == replace(again, name=spec)
+
+
+def test_a_truncated_jpeg_is_found_at_an_eighth_of_its_size(tmp_path: Path) -> None:
+    path = save_image(photos(tmp_path) / "cat" / "0.jpg", noise(200, 160, 3))
+    assert len(load(f"folder:{tmp_path}")) == 7
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(RequestError, match=r"1 of 7 images .*cat/0.jpg is no readable image"):
+        load(f"folder:{tmp_path}")
+
+
+def test_links_that_lead_back_are_refused(tmp_path: Path) -> None:
+    photos(tmp_path)
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "cat" / "up").symlink_to(tmp_path)
+    assert load(f"folder:{tmp_path}").class_names == ("cat", "dog")
+    (tmp_path / "all").symlink_to(tmp_path)
+    with pytest.raises(RequestError, match="all is a link to a folder that it lies in"):
+        load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("label", [2**32 - 1, 10**9, 2**63 - 1])
+def test_a_label_that_is_no_class_costs_nothing(label: int, tmp_path: Path) -> None:
+    spec = save_npz(tmp_path, x_test=noise(3, 4, 4), y_test=np.array([0, 1, label]))
+    with pytest.raises(RequestError, match=f"y_test of {spec} has the label {label} at index 2"):
+        load(spec)
+    with pytest.raises(RequestError, match="positive whole number, at most 1000000"):
+        load(save_npz(tmp_path, x_test=noise(2, 4, 4), y_test=[0, 1], classes=label))
+
+
+def test_arrays_that_claim_or_unpack_to_too_much(tmp_path: Path) -> None:
+    np.savez_compressed(
+        tmp_path / "data.npz", x_test=np.zeros((270_000, 32, 32), np.uint8), y_test=[0]
+    )
+    with pytest.raises(RequestError, match=r"would unpack from 2[0-9,]+ to 276,480,\d+ bytes"):
+        load(f"npz:{tmp_path / 'data.npz'}")
+    claim = BytesIO()
+    about = {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**6)}
+    np.lib.format.write_array_header_1_0(claim, about)
+    save_npz(tmp_path, y_test=[0])
+    with zipfile.ZipFile(tmp_path / "data.npz", "a") as archive:
+        archive.writestr("x_test.npy", claim.getvalue())
+    with pytest.raises(RequestError, match=r"x_test claims the shape \[1000000, 1000000\]"):
+        load(f"npz:{tmp_path / 'data.npz'}")
+
+
+@pytest.mark.parametrize(
+    ("high", "advice"),
+    [(16.0, "the largest value"), (1.0000001, "rounding: clip"), (255.0, "by 255"), (900.0, "la")],
+)
+def test_the_advice_depends_on_the_range(high: float, advice: str, tmp_path: Path) -> None:
+    spec = save_npz(tmp_path, x_test=np.full((2, 4, 4), high, np.float32), y_test=[0, 1])
+    with pytest.raises(RequestError, match=rf"spans \[{high:.8g}.*{advice}") as error:
+        load(spec)
+    assert ("255" in str(error.value).rpartition(";")[2]) == (high == 255)
+
+
+def test_a_bare_path_is_answered_with_its_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(Path("photos"))
+    Path("data.npz").touch()
+    for spec, meant in (
+        ("./photos", "folder:./photos"), ("photos", "folder:photos"), ("data.npz", "npz:data.npz"),
+        ("CIFAR10", "cifar10"), ("fashion_mnist", "fashion-mnist"),
+    ):  # fmt: skip
+        with pytest.raises(RequestError, match=rf"did you mean {meant}\?"):
+            load(spec)
+
+
+# Sizes
+
+
+def test_what_is_cut_off_is_said(tmp_path: Path) -> None:
+    def said(*size: int) -> str:
+        spec = save_npz(tmp_path, x_test=noise(2, *size), y_test=[0, 1])
+        return " ".join(load(spec).adapted(pixels(1, 32, 32), 2).alterations)
+
+    assert said(64, 64) == said(32, 36) == ""
+    assert said(32, 48).startswith("CROPPED: 2 of 2 images lose up to 33% of an axis")
+    assert "--image-size H,W of their shape (32,48)" in said(32, 48)
+    assert said(16, 64).startswith("STRETCHED: 2 of 2 images are resized to 32x32")
+    save_image(photos(tmp_path / "f") / "cat" / "9.png", noise(6, 12, 3))
+    mixed = load(f"folder:{tmp_path / 'f'}").adapted(pixels(3, 8, 6), 2)
+    assert mixed.alterations[0].startswith("STRETCHED: 1 of 7 images")
+
+
+@pytest.mark.parametrize(
+    ("size", "enlarged"),
+    [((16, 64), (32, 128)), ((64, 16), (128, 32)), ((8, 8), (32, 32)), ((28, 84), (28, 84)),
+     ((1, 900), (32, 900))],
+)  # fmt: skip
+def test_a_model_is_made_for_the_whole_of_narrow_images(
+    size: tuple[int, int], enlarged: tuple[int, int], tmp_path: Path
+) -> None:
+    images = np.zeros((4, *size), np.float32)
+    images[:, 0, 0] = images[:, -1, -1] = 1.0
+    images[:, size[0] // 2, size[1] // 2] = 0.5
+    spec = save_npz(tmp_path, x_train=images, y_train=range(4))
+    model = convert("test_resnet", defense="none", data=spec)
+    assert model.card.pixels.shape == (1, *enlarged)
+    seen = load(spec, "train").adapted(model.card.pixels, 4).images([0])
+    assert seen[0, 0, 0, 0] == seen[0, 0, -1, -1] == 1
+
+
+# Classes
+
+
+HEAD = ("dog", "cat", "polar_bear")
+
+
+def named(*names: str) -> Data:
+    labels = torch.arange(len(names))
+    source = ArrayImages("x", torch.zeros(len(names), 1, 2, 2, dtype=torch.uint8))
+    return Data("folder:x", "all", names, labels, source)
+
+
+@pytest.mark.parametrize(
+    ("names", "head", "labels"),
+    [
+        (("cat", "dog"), HEAD, [1, 0]),
+        (("Polar Bear", "cat"), HEAD, [2, 1]),
+        (("0", "1", "2"), HEAD, [0, 1, 2]),
+        (("a", "b", "c"), HEAD, [0, 1, 2]),
+        (("0", "1", "10", "2"), tuple(map(str, range(11))), [0, 1, 10, 2]),
+    ],
+    ids=["another order", "another spelling", "numbers", "nothing in common", "sorted as text"],
+)
+def test_classes_are_told_by_name(
+    names: tuple[str, ...], head: tuple[str, ...], labels: list[int]
+) -> None:
+    found = named(*names).adapted(pixels(1, 2, 2), len(head), head)
+    assert (found.labels.tolist(), found.classes) == (labels, len(head))
+
+
+def test_classes_of_imagenet_by_either_name() -> None:
+    head = library_classes(1000)
+    found = named("n02123045", "goldfish").adapted(pixels(1, 2, 2), 1000, head)
+    assert found.labels.tolist() == [281, 1]
+    with pytest.raises(RequestError, match="'crane' is none of its 1000"):  # a bird and a machine
+        named("goldfish", "crane").adapted(pixels(1, 2, 2), 1000, head)
+
+
+def test_classes_that_the_model_lacks_are_named() -> None:
+    with pytest.raises(RequestError, match=r"'eel' is none of its 3 \(dog, cat, polar_bear\)"):
+        named("cat", "dog", "eel").adapted(pixels(1, 2, 2), 3, HEAD)
+    with pytest.raises(RequestError, match="3 classes, but the checkpoint has 4"):
+        named("a", "b", "c").adapted(pixels(1, 2, 2), 4, (*HEAD, "eel"))
+
+
+def test_names_of_classes_are_read_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("dog\r\n cat \npolar_bear\n\n", encoding="utf-8-sig")
+    assert read_classes(tmp_path / "names.txt") == read_classes(HEAD) == HEAD
+    for content, message in (("a\n\nb", "no name"), ("a\nb\na", "'a' comes twice")):
+        (tmp_path / "names.txt").write_text(content)
+        with pytest.raises(RequestError, match=message):
+            read_classes(tmp_path / "names.txt")
+    with pytest.raises(RequestError, match="is no file with a name a line"):
+        read_classes(tmp_path / "missing.txt")

@@ -362,7 +362,7 @@ def other_pixels(model: BankedModel) -> BankedModel:
         ({"view": "mean-logit"}, "attack"),
         ({"save_adversarial": True}, "save"),
         ({"model": "other weights"}, "checkpoint_sha256"),
-        ({"model": "other pixels"}, "definition_sha256"),
+        ({"model": "other pixels"}, "checkpoint_sha256"),
     ],
 )
 def test_blocks_of_another_request_are_refused(
@@ -809,7 +809,9 @@ def test_a_class_must_have_the_number_it_had_in_training() -> None:
     renamed = dataclasses.replace(DATA, class_names=tuple("abcdefghij"))
     assert evaluate(model, renamed)[0].accuracy == evaluate(model, DATA)[0].accuracy
     moved = dataclasses.replace(DATA, class_names=("z", *"012345678"))
-    with pytest.raises(RequestError, match=r"other classes .* '0' is class 1 here and was 0; use"):
+    with pytest.raises(
+        RequestError, match=r"other classes than the model: 'z' is none of its 10 \(0, 1"
+    ):
         evaluate(model, moved)
 
 

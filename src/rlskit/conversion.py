@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit import seeds
-from rlskit.data import describe
+from rlskit.data import describe, read_classes
 from rlskit.defenses import DEFENSES, check_effect
 from rlskit.defenses.defense import bank_zero
 from rlskit.errors import RequestError
@@ -20,10 +22,11 @@ from rlskit.models.banks import BankedModel, Card
 from rlskit.models.building import build, build_on_meta, configure
 from rlskit.models.outputs import check_outputs, kind_of
 from rlskit.models.partition import partition
-from rlskit.models.published import library_pixels
+from rlskit.models.published import library_classes, library_pixels
+from rlskit.models.remedies import Asked, remedy
 from rlskit.models.stem import first_convolution
-from rlskit.models.trace import trace
-from rlskit.models.weights import load_weights, read_weights
+from rlskit.models.trace import Trace, tensor_names, trace
+from rlskit.models.weights import Weights, find_weights, load_weights
 from rlskit.pixels import Pixels
 
 INITS = ("independent", "copy", "jitter")
@@ -31,6 +34,7 @@ JITTER = 0.01
 """Noise of `--init jitter`, relative to each tensor's own standard deviation."""
 
 _SMALLEST_SIDE, _ENLARGED_SIDE = 28, 32  # most stems halve the image five times
+_LONGEST_SIDE = 4096  # that enlarging may lead to
 
 
 def convert(
@@ -46,12 +50,15 @@ def convert(
     data_dir: str | Path | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     small_images: bool = False,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     pretrained: bool = False,
-    weights: str | Path | None = None,
+    weights: str | Path | Sequence[str | Path] | None = None,
+    weights_key: str | None = None,
+    classes: str | Path | Sequence[str] | None = None,
+    skip_bad: bool = False,
     init: str | None = None,
     outputs: str = "",
     output_key: str = "",
@@ -74,13 +81,18 @@ def convert(
         data_dir: Where torchvision's data sets lie.
         num_classes: Instead of the data set's.
         in_chans: Instead of the data set's channels.
-        image_size: Height and width in pixels, instead of the data set's.
+        image_size: Side, or height and width, in pixels, instead of the data set's.
         small_images: 3x3 stem without max-pool; one linear layer as VGG's head.
         mean: Per-channel mean in [0, 1]; by default the library's for pretrained weights, else the
             data set's.
         std: Likewise.
         pretrained: Start every bank from the library's weights.
-        weights: Start every bank from this file.
+        weights: Start every bank from this file; or each from its own of several files, or of the
+            members that one file holds.
+        weights_key: The part of the file to take, such as `state_dict_ema` or `a.b`.
+        classes: The classes' names in the order of the logits, or a file with one a line. Data are
+            matched to them by name, and may lack some. By default the data set's, or the library's.
+        skip_bad: Measure the data set without the images that cannot be read.
         init: `independent` seeds per bank (the default without weights), `copy`, or `jitter`:
             copies with a little noise.
         outputs: What the network answers with, one of `rlskit.models.outputs.OUTPUTS`; by default
@@ -95,18 +107,28 @@ def convert(
     """
     if defense not in DEFENSES:
         raise RequestError(f"--defense {defense!r} is unknown; it is one of {', '.join(DEFENSES)}")
-    _check_counts(num_classes=num_classes, in_chans=in_chans, image_size=image_size)
+    size, files = _checked_size(image_size), _files(weights)
+    _check_counts(num_classes=num_classes, in_chans=in_chans)
+    _check_constants(mean=mean, std=std)
+    _check_banks(banks, defense)
     check_outputs(outputs)
-    banks = _checked_banks(banks, defense)
     if bank_probs and defense != "rls":
         raise RequestError(f"--bank-probs is for --defense rls, not {defense}")
-    init = _checked_init(init, pretrained=pretrained, weights=weights)
+    if weights_key is not None and not files:
+        raise RequestError("--weights-key names a part of --weights FILE; give that, too")
+    init = _checked_init(init, pretrained=pretrained, files=files)
     architecture = resolve(name)
     if pretrained and architecture.source == "own":
         raise RequestError(f"--pretrained: no library has weights of {name}; give --weights FILE")
-    facts = _facts(architecture, data, data_dir, image_size, pretrained=pretrained, weights=weights)
-    pixels = _pixels(facts, architecture, in_chans=in_chans, side=image_size, mean=mean, std=std)
-    wanted = _wanted_classes(num_classes or facts["classes"], name)
+    facts = _facts(
+        architecture, data, data_dir, size, pretrained=pretrained, files=files, skip_bad=skip_bad
+    )
+    pixels = _pixels(facts, architecture, in_chans=in_chans, size=size, mean=mean, std=std)
+    names = read_classes(classes)
+    wanted = _wanted_classes(_agreed(num_classes, len(names)) or facts["classes"], name)
+    asked = Asked(
+        architecture, wanted, pixels.channels, (pixels.height, pixels.width), small_images
+    )
     architecture = configure(
         architecture,
         classes=wanted,
@@ -117,6 +139,8 @@ def convert(
     )
     on_meta = build_on_meta(architecture)  # what is wrong shows before time is spent on weights
     shown = trace(on_meta, pixels.shape, key=output_key, classes=wanted)
+    most = 1 if DEFENSES[defense].plan is bank_zero else banks
+    found = _found_weights(on_meta, files, weights_key, most, shown, asked) if files else None
     card = Card(
         architecture=architecture,
         pixels=pixels,
@@ -125,12 +149,17 @@ def convert(
         bank_probs=bank_probs,
         settings={**DEFENSES[defense].settings, **(settings or {})},
         data=facts["data"],
-        pretrained="library" if pretrained else Path(weights).name if weights else "",
+        pretrained="library" if pretrained else found.source if found else "",
         outputs=outputs,
         output_key=shown.key,
+        assumed=_assumed(facts, pixels, size=size, mean=mean, std=std) if files else (),
+        notes=found.notes if found else (),
     )
+    card.class_names = _named_classes(card, names, facts, given=pretrained or bool(files))
     parts = partition(on_meta, shown, granularity or DEFENSES[defense].granularity, bank_only)
-    networks = _banks(architecture, banks, init, pretrained=pretrained, weights=weights, seed=seed)
+    count = banks or (found.count if found else None) or DEFENSES[defense].banks
+    _check_banks(count, defense)
+    networks = _banks(architecture, count, init, pretrained=pretrained, weights=found, seed=seed)
     model = BankedModel(networks, parts, card)
     check_effect(model)
     card.outputs = outputs or _shown_outputs(model)
@@ -152,18 +181,49 @@ def _check_counts(**options: int | None) -> None:
             raise RequestError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
-def _checked_banks(banks: int | None, defense: str) -> int:
-    banks = DEFENSES[defense].banks if banks is None else banks
-    if banks < 1:
+def _check_banks(banks: int | None, defense: str) -> None:
+    if banks is not None and banks < 1:
         raise RequestError(f"--banks must be at least 1, not {banks}")
-    if DEFENSES[defense].plan is bank_zero and banks != 1:
+    if banks not in (None, 1) and DEFENSES[defense].plan is bank_zero:
         raise RequestError(f"--defense {defense} has 1 bank, not {banks}")
-    return banks
 
 
-def _checked_init(init: str | None, *, pretrained: bool, weights: str | Path | None) -> str:
-    given = pretrained or weights is not None
-    if pretrained and weights is not None:
+def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    both = (size, size) if isinstance(size, int) else tuple(size)
+    if len(both) != 2 or not all(isinstance(side, int) for side in both):
+        raise RequestError(f"--image-size is a side, or height and width as H,W, not {size}")
+    if min(both) < 1:
+        raise RequestError(f"--image-size must be at least 1, not {min(both)}")
+    return both[0], both[1]
+
+
+def _check_constants(**given: tuple[float, ...] | None) -> None:
+    """Require constants of pixels in [0, 1]; those of 0 to 255 would blank every image."""
+    for name, values in given.items():
+        if values is not None and any(not 0 <= v <= 1 for v in values if math.isfinite(v)):
+            scaled = ",".join(f"{value / 255:.4g}" for value in values)
+            hint = f"; divide by 255: --{name} {scaled}" if max(values) > 1 else ""
+            raise RequestError(
+                f"--{name} {','.join(map(str, values))} is not of pixels in [0, 1]{hint}"
+            )
+
+
+def _files(weights: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:
+    """Return the weight files: a text may hold several with commas."""
+    if weights is None:
+        return ()
+    if not isinstance(weights, str | Path):
+        return tuple(file for one in weights for file in _files(one))
+    if Path(weights).exists() or isinstance(weights, Path):
+        return (Path(weights),)
+    return tuple(Path(part.strip()) for part in weights.split(","))
+
+
+def _checked_init(init: str | None, *, pretrained: bool, files: Sequence[Path]) -> str:
+    given = pretrained or bool(files)
+    if pretrained and files:
         raise RequestError("--pretrained and --weights exclude each other")
     if init is None:
         return "copy" if given else "independent"
@@ -178,28 +238,45 @@ def _facts(
     architecture: Architecture,
     data: str | None,
     data_dir: str | Path | None,
-    image_size: int | None,
+    size: tuple[int, int] | None,
     *,
     pretrained: bool,
-    weights: str | Path | None,
+    files: Sequence[Path],
+    skip_bad: bool,
 ) -> dict[str, Any]:
-    """Return classes, channels, height, width, mean, std (None where nothing says) and data."""
-    given = pretrained or weights is not None
-    if data is None and given:
+    """Return classes, channels, height, width, mean, std (None where nothing says).
+
+    Also data and class_names ("" and empty where no data set was named), and who says it all, `by`.
+    """
+    if data is None and (pretrained or files):
+        unnamed = {"data": "", "class_names": ()}
         if architecture.source == "own":
             nothing = dict.fromkeys(("classes", "channels", "height", "width", "mean", "std"))
-            return {**nothing, "data": ""}
-        return {**library_pixels(architecture), "data": ""}
+            return {**nothing, **unnamed, "by": ""}
+        by = f"as {architecture.source} has it for {architecture.name}"
+        return {**library_pixels(architecture), **unnamed, "by": by}
     library = library_pixels(architecture) if pretrained else {}
-    size = (library["height"], library["width"]) if library else None
-    if image_size is not None:
-        size = (image_size, image_size)
-    described = describe(data or "digits", data_dir=data_dir, size=size)
-    pixels = described.pixels
-    facts = {**pixels.to_json(), "data": described.name, **library, "classes": described.classes}
-    if min(pixels.height, pixels.width) < _SMALLEST_SIDE and not library:
-        facts |= {"height": _ENLARGED_SIDE, "width": _ENLARGED_SIDE}
+    if size is None and library:
+        size = (library["height"], library["width"])
+    described = describe(data or "digits", data_dir=data_dir, size=size, skip_bad=skip_bad)
+    facts = {
+        **described.pixels.to_json(), **library, "data": described.name, "classes":
+        described.classes, "class_names": described.class_names, "by": f"as of {described.name}",
+    }  # fmt: skip
+    if size is None:
+        facts["height"], facts["width"] = _enlarged(facts["height"], facts["width"])
     return facts
+
+
+def _enlarged(height: int, width: int) -> tuple[int, int]:
+    """Return a size that most stems can halve five times, of the same shape where that is sane."""
+    if min(height, width) >= _SMALLEST_SIDE:
+        return height, width
+    scale = _ENLARGED_SIDE / min(height, width)
+    sides = [round(side * scale) for side in (height, width)]
+    if max(sides) > _LONGEST_SIDE:  # a signal more than an image: `fit` stretches its short side
+        sides = [max(side, _ENLARGED_SIDE) for side in (height, width)]
+    return sides[0], sides[1]
 
 
 def _pixels(
@@ -207,11 +284,11 @@ def _pixels(
     architecture: Architecture,
     *,
     in_chans: int | None,
-    side: int | None,
+    size: tuple[int, int] | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
 ) -> Pixels:
-    height, width = (side, side) if side is not None else (facts["height"], facts["width"])
+    height, width = size or (facts["height"], facts["width"])
     channels = in_chans or facts["channels"]
     if channels is None:
         found = first_convolution(build_on_meta(architecture))
@@ -241,6 +318,46 @@ def _constant(
     return (sum(known) / len(known),) * channels
 
 
+def _assumed(
+    facts: dict[str, Any],
+    pixels: Pixels,
+    *,
+    size: tuple[int, int] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> tuple[str, ...]:
+    """Say which constants nobody stated for weights that were trained elsewhere."""
+    options = {
+        "--image-size": (size, f"{pixels.height}x{pixels.width} pixels"),
+        "--mean": (mean, f"mean {','.join(f'{value:.4g}' for value in pixels.mean)}"),
+        "--std": (std, f"std {','.join(f'{value:.4g}' for value in pixels.std)}"),
+    }
+    open_ones = {option: text for option, (given, text) in options.items() if given is None}
+    if not open_ones:
+        return ()
+    return (
+        f"ASSUMED: the weights expect {' and '.join(open_ones.values())}, "
+        f"{facts['by']}; if they were trained with others, every number is wrong: state "
+        f"{', '.join(open_ones)}.",
+    )
+
+
+def _agreed(num_classes: int | None, named: int) -> int | None:
+    if named and num_classes not in (None, named):
+        raise RequestError(f"--classes names {named} classes, but --num-classes is {num_classes}")
+    return num_classes or named or None
+
+
+def _named_classes(
+    card: Card, names: tuple[str, ...], facts: dict[str, Any], *, given: bool
+) -> tuple[str, ...]:
+    """Return the names of a model's classes: those given, the data set's, or the library's."""
+    found = names or facts["class_names"]
+    if not found and given and not facts["data"] and card.architecture.source != "own":
+        found = library_classes(card.classes)
+    return found if len(found) == card.classes else ()
+
+
 def _wanted_classes(wanted: int | None, name: str) -> int | None:
     if wanted == 0:
         raise RequestError(
@@ -260,24 +377,45 @@ def _checked_classes(found: int, wanted: int | None, architecture: Architecture)
     return found
 
 
+def _found_weights(
+    network: nn.Module,
+    files: Sequence[Path],
+    key: str | None,
+    banks: int | None,
+    shown: Trace,
+    asked: Asked,
+) -> Weights:
+    """Find the weights of a network; its auxiliary heads, which never answer, may be absent."""
+    auxiliary = [
+        name
+        for name in tensor_names(network)
+        if name.lower().startswith("aux") and name not in shown.uses
+    ]
+    return find_weights(
+        network, files, key=key, banks=banks, optional=auxiliary,
+        remedy=functools.partial(remedy, asked),
+    )  # fmt: skip
+
+
 def _banks(
     architecture: Architecture,
     count: int,
     init: str,
     *,
     pretrained: bool,
-    weights: str | Path | None,
+    weights: Weights | None,
     seed: int,
 ) -> list[nn.Module]:
-    first = _seeded(architecture, seed, 0, pretrained=pretrained)
+    networks = [_seeded(architecture, seed, 0, pretrained=pretrained)]
     if weights is not None:
-        load_weights(first, read_weights(weights), str(weights))
-    networks = [first]
+        load_weights(networks[0], weights.members[0])
     for bank in range(1, count):
         if init == "independent":
             networks.append(_seeded(architecture, seed, bank))
         else:
-            networks.append(copy.deepcopy(first))
+            networks.append(copy.deepcopy(networks[0]))
+    for network, member in zip(networks, weights.members if weights else (), strict=False):
+        load_weights(network, member)
     if init == "jitter":
         for bank, network in enumerate(networks):
             _jitter(network, seeds.generator(seed, "jitter", bank))

@@ -26,6 +26,7 @@ from rlskit.cli.options import (
     QuietOption,
     RepeatsOption,
     SeedOption,
+    SkipBadOption,
     SplitOption,
     WorkersOption,
 )
@@ -136,6 +137,7 @@ def attack(
     download: DownloadOption = False,
     split: SplitOption = "test",
     limit: LimitOption = None,
+    skip_bad: SkipBadOption = False,
     batch_size: BatchSizeOption = 128,
     num_workers: WorkersOption = 0,
     device: DeviceOption = "auto",
@@ -191,7 +193,12 @@ def attack(
     )  # fmt: skip
     banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
     images = rlskit.load_data(
-        data or banked.card.default_data(), split, data_dir=data_dir, download=download, limit=limit
+        data or banked.card.default_data(),
+        split,
+        data_dir=data_dir,
+        download=download,
+        limit=limit,
+        skip_bad=skip_bad,
     )
     with run_folder(out, "attack") as folder, progress_bar(quiet) as progress:
         common: dict[str, Any] = {

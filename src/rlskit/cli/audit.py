@@ -22,6 +22,7 @@ from rlskit.cli.options import (
     ModelOption,
     QuietOption,
     SeedOption,
+    SkipBadOption,
     SplitOption,
 )
 from rlskit.cli.show import check_json, note, print_table, progress_bar
@@ -58,6 +59,7 @@ def audit(
     download: DownloadOption = False,
     split: SplitOption = "test",
     limit: Annotated[int, typer.Option("--limit", help="Images, spread evenly.")] = 100,
+    skip_bad: SkipBadOption = False,
     batch_size: BatchSizeOption = 128,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
@@ -77,7 +79,12 @@ def audit(
     place = choose_device(device)
     banked = rlskit.load(checkpoint, architecture=model).to(place)
     images = rlskit.load_data(
-        data or banked.card.default_data(), split, data_dir=data_dir, download=download, limit=limit
+        data or banked.card.default_data(),
+        split,
+        data_dir=data_dir,
+        download=download,
+        limit=limit,
+        skip_bad=skip_bad,
     )
     with progress_bar(quiet) as progress:
         found = rlskit.audit_model(

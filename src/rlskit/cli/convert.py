@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from rlskit.cli.options import DataDirOption, ForceOption, QuietOption, SeedOption
+from rlskit.cli.options import (
+    DataDirOption,
+    ForceOption,
+    QuietOption,
+    SeedOption,
+    SkipBadOption,
+)
 from rlskit.cli.show import note
 from rlskit.errors import RequestError
 
@@ -41,7 +47,9 @@ def convert(
     data_dir: DataDirOption = None,
     num_classes: Annotated[int | None, typer.Option(help="Instead of the data set's.")] = None,
     in_chans: Annotated[int | None, typer.Option(help="Instead of the data set's.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side in pixels.")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Side in pixels, or height and width as H,W.")
+    ] = None,
     small_images: Annotated[
         bool,
         typer.Option("--small-images", help="3x3 stem without max-pool; VGG: one linear head."),
@@ -52,8 +60,19 @@ def convert(
         bool, typer.Option("--pretrained", help="Start every bank from the library's weights.")
     ] = False,
     weights: Annotated[
-        Path | None, typer.Option(help="Start every bank from this .safetensors or .pth.")
+        list[str] | None,
+        typer.Option(
+            help="Start every bank from this .safetensors or .pth; given several times, each from "
+            "its own."
+        ),
     ] = None,
+    weights_key: Annotated[
+        str | None, typer.Option(help="The part of the file to take, as state_dict_ema or a.b.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Text file: the classes' names, one a line, in order.")
+    ] = None,
+    skip_bad: SkipBadOption = False,
     init: Annotated[
         str | None, typer.Option(help="independent, copy or jitter (copies with a little noise).")
     ] = None,
@@ -92,12 +111,15 @@ def convert(
         data_dir=data_dir,
         num_classes=num_classes,
         in_chans=in_chans,
-        image_size=image_size,
+        image_size=_size(image_size),
         small_images=small_images,
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
         pretrained=pretrained,
         weights=weights,
+        weights_key=weights_key,
+        classes=classes,
+        skip_bad=skip_bad,
         init=init,
         outputs=outputs,
         output_key=output_key,
@@ -105,6 +127,8 @@ def convert(
     )
     checkpoint.save(model, out, force=force)
     card = model.card
+    for sentence in (*card.assumed, *card.notes):
+        note(sentence, loud=True)
     shape = "x".join(map(str, card.pixels.shape))
     note(
         f"{out}: {card.architecture.label}, defense {card.defense}, {model.num_banks} banks of "
@@ -114,6 +138,18 @@ def convert(
         + ("" if card.trained else "; untrained, so `rlskit train` comes next"),
         quiet=quiet,
     )
+
+
+def _size(text: str | None) -> int | tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        sides = [int(side) for side in text.lower().replace("x", ",").split(",")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2):
+        raise RequestError(f"--image-size {text!r} is neither a side, as 32, nor H,W, as 32,128")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

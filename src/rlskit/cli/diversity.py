@@ -21,6 +21,7 @@ from rlskit.cli.options import (
     ModelOption,
     QuietOption,
     SeedOption,
+    SkipBadOption,
     SplitOption,
     WorkersOption,
 )
@@ -56,6 +57,7 @@ def diversity(
     download: DownloadOption = False,
     split: SplitOption = "test",
     limit: LimitOption = None,
+    skip_bad: SkipBadOption = False,
     batch_size: BatchSizeOption = 128,
     num_workers: WorkersOption = 0,
     device: DeviceOption = "auto",
@@ -85,6 +87,7 @@ def diversity(
             data_dir=data_dir,
             download=download,
             limit=limit,
+            skip_bad=skip_bad,
         )
     common: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "seed": seed}
     common |= _given({"n_samples": n_samples, "repeats": repeats})

@@ -26,6 +26,7 @@ from rlskit.cli.options import (
     QuietOption,
     RepeatsOption,
     SeedOption,
+    SkipBadOption,
     SplitOption,
     WorkersOption,
 )
@@ -58,6 +59,7 @@ def evaluate(
     download: DownloadOption = False,
     split: SplitOption = "test",
     limit: LimitOption = None,
+    skip_bad: SkipBadOption = False,
     batch_size: BatchSizeOption = 128,
     num_workers: WorkersOption = 0,
     device: DeviceOption = "auto",
@@ -93,6 +95,7 @@ def evaluate(
             data_dir=data_dir,
             download=download,
             limit=limit,
+            skip_bad=skip_bad,
         )
     with run_folder(out, "eval") as folder, progress_bar(quiet) as progress:
         results = rlskit.evaluate(

@@ -12,6 +12,8 @@ from rlskit.cli.options import DEFAULT_CHECKPOINT
 from rlskit.cli.show import print_table, say
 from rlskit.text import printable
 
+_SHOWN = 5
+
 
 def inspect(
     checkpoint: Annotated[
@@ -41,13 +43,15 @@ def inspect(
         "shared by all banks": f"{len(about['partition']['shared'])} tensors",
         "pixels": f"{pixels['channels']}x{pixels['height']}x{pixels['width']}, "
         f"mean {pixels['mean']}, std {pixels['std']}",
-        "classes": about["classes"],
+        "classes": f"{about['classes']}{_named(about.get('class_names', ()))}",
         "made for": about["data"] or "–",
         "weights from": about["pretrained"] or "random initialisation",
         "sha256": about["sha256"],
     }  # fmt: skip
     for name, value in facts.items():
         say(f"{name:24}{printable(str(value))}")
+    for sentence in (*about.get("assumed", ()), *about.get("notes", ())):
+        say(f"{'':24}{printable(str(sentence))}")
     for number, record in enumerate(about["training"], 1):
         say(f"{f'training {number}':24}{printable(_summary(record))}")
     if not about["training"]:
@@ -56,6 +60,11 @@ def inspect(
     for index, (layer, size) in enumerate(zip(layers, about["parameters"], strict=True)):
         table.add_row(str(index), str(layer["name"]), f"{size:,}", str(len(layer["tensors"])))
     print_table(table)
+
+
+def _named(names: list[str]) -> str:
+    more = ", ..." if len(names) > _SHOWN else ""
+    return f" ({', '.join(map(str, names[:_SHOWN]))}{more})" if names else ""
 
 
 def _summary(record: dict[str, Any]) -> str:

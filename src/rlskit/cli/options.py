@@ -34,6 +34,9 @@ DownloadOption = Annotated[
 LimitOption = Annotated[
     int | None, typer.Option("--limit", help="Use this many images, spread evenly.")
 ]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and count them.")
+]
 SplitOption = Annotated[str, typer.Option("--split", help="train or test.")]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", help="Images per block.")]
 WorkersOption = Annotated[

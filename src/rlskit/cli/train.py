@@ -19,6 +19,7 @@ from rlskit.cli.options import (
     ModelOption,
     QuietOption,
     SeedOption,
+    SkipBadOption,
     WorkersOption,
 )
 from rlskit.cli.show import note, progress_bar, say
@@ -30,6 +31,7 @@ def train(
     data_dir: DataDirOption = None,
     download: DownloadOption = False,
     limit: LimitOption = None,
+    skip_bad: SkipBadOption = False,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
     group_size: Annotated[int, typer.Option(help="K: sampled models per step.")] = 3,
@@ -90,6 +92,7 @@ def train(
         data_dir=data_dir,
         download=download,
         limit=limit,
+        skip_bad=skip_bad,
     )
     with progress_bar(quiet) as progress:
         result = rlskit.train(

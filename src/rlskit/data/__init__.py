@@ -1,6 +1,7 @@
 """Data: real images in [0, 1] with labels, from arrays, folders and torchvision's data sets."""
 
 from rlskit.data.batches import AUGMENTATIONS, batches, blocks, runs
+from rlskit.data.classes import are_numbers, read_classes
 from rlskit.data.dataset import Data, spread
 from rlskit.data.memory import MEMORY, from_memory, memory_images
 from rlskit.data.named import DATASETS, DataFacts, default_data_dir
@@ -13,6 +14,7 @@ __all__ = [
     "SPECS",
     "Data",
     "DataFacts",
+    "are_numbers",
     "batches",
     "blocks",
     "default_data_dir",
@@ -20,6 +22,7 @@ __all__ = [
     "from_memory",
     "load",
     "memory_images",
+    "read_classes",
     "runs",
     "spread",
 ]

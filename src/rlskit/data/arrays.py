@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import hashlib
 
     from torch import Tensor
+
+_ROUNDING = 1e-3
 
 SPLITS = ("train", "test")
 
@@ -67,6 +70,15 @@ class ArrayImages:
         """
         check_channels(self.name, self.pixels.shape[1], shape[0])
         return dataclasses.replace(self, target=shape)
+
+    def sizes(self) -> Counter[tuple[int, int]]:
+        """Return how many images are stored with each height and width."""
+        _, _, height, width = self.pixels.shape
+        return Counter({(height, width): len(self)})
+
+    def unreadable(self) -> dict[int, str]:
+        """Return nothing: what is in memory has been read."""
+        return {}
 
     def feed(self, digest: hashlib._Hash) -> None:
         """Add the type, the shape and the bytes of the stored pixels to `digest`."""
@@ -124,5 +136,17 @@ def _check_unit_range(array: np.ndarray[Any, Any], what: str) -> None:
         raise RequestError(f"{what} holds NaN or infinite pixels")
     low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
     if low < 0 or high > 1:
-        hint = "; divide it by 255 or store it as uint8" if low >= 0 and high <= 255 else ""
-        raise RequestError(f"{what} must lie in [0, 1], but spans [{low:.4g}, {high:.4g}]{hint}")
+        raise RequestError(
+            f"{what} must lie in [0, 1], but spans [{low:.8g}, {high:.8g}]; {_advice(low, high)}"
+        )
+
+
+def _advice(low: float, high: float) -> str:
+    """Return what brings pixels of that range into [0, 1], as far as the range tells."""
+    if low >= -_ROUNDING and high <= 1 + _ROUNDING:
+        return "that is rounding: clip it"
+    if low < 0:
+        return "undo its normalisation; the checkpoint has mean and std of its own"
+    if 64 < high <= 255:
+        return "divide it by 255 or store it as uint8"
+    return "divide it by the largest value that a pixel of its kind can have"

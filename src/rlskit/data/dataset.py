@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from rlskit.data.classes import placed
+from rlskit.data.fit import MARGIN, MOST_LOST, lost
 from rlskit.errors import RequestError
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Sequence
 
     from torch import Tensor
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 """Its multiples modulo 1 fill [0, 1] evenly and keep step with no period."""
+
+
+_SHOWN = 5
 
 
 class Source(Protocol):
@@ -53,6 +59,14 @@ class Source(Protocol):
         """Return a source of the same images brought to `shape`; refuse to drop colour."""
         ...
 
+    def sizes(self) -> Counter[tuple[int, int]]:
+        """Return how many images are stored with each height and width."""
+        ...
+
+    def unreadable(self) -> dict[int, str]:
+        """Return the index of each image that cannot be read, with a clause that says why."""
+        ...
+
     def feed(self, digest: hashlib._Hash) -> None:
         """Add the stored bytes of every image, untouched by `fitted`, to `digest`."""
         ...
@@ -68,6 +82,7 @@ class Data:
         class_names: Name of each class, in the order of the labels.
         labels: Long `[n]`, each in 0 .. classes - 1.
         source: Gives the images.
+        skipped: Images that cannot be read and were left out.
 
     Raises:
         RequestError: There is no image, or a label that is no class.
@@ -78,6 +93,7 @@ class Data:
     class_names: tuple[str, ...]
     labels: Tensor
     source: Source
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         assert self.labels.dtype == torch.int64
@@ -133,6 +149,30 @@ class Data:
         kept = torch.as_tensor(indices, dtype=torch.int64)
         return self._replaced(labels=self.labels[kept], source=self.source.subset(kept))
 
+    def checked(self, *, skip_bad: bool = False) -> Data:
+        """Return the data after reading every image once, without those that cannot be read.
+
+        Args:
+            skip_bad: Leave such images out and count them, instead of refusing.
+
+        Raises:
+            RequestError: There are such images, the first of which are named; or only such.
+        """
+        bad = self.source.unreadable()
+        if not bad:
+            return self
+        if not skip_bad:
+            more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+            raise RequestError(
+                f"{len(bad)} of {len(self)} images of {self.name} cannot be read: "
+                f"{'; '.join(list(bad.values())[:_SHOWN])}{more}; repair or remove them, or leave "
+                "them out with --skip-bad"
+            )
+        if len(bad) == len(self):
+            raise RequestError(f"no image of {self.name} can be read: {next(iter(bad.values()))}")
+        kept = self.subset([index for index in range(len(self)) if index not in bad])
+        return kept._replaced(skipped=self.skipped + len(bad))
+
     def limited(self, limit: int | None) -> Data:
         """Return at most `limit` images, spread evenly over the data set's order by `spread`.
 
@@ -147,20 +187,27 @@ class Data:
         """Return the data with every image at that size, its channels unchanged (see `adapted`)."""
         return self._replaced(source=self.source.fitted((self.source.channels, height, width)))
 
-    def adapted(self, pixels: Pixels, classes: int) -> Data:
+    def adapted(self, pixels: Pixels, classes: int, names: Sequence[str] = ()) -> Data:
         """Return the data as a checkpoint expects them.
 
         An image is resized (bilinear, antialiased) until it just covers the checkpoint's height
-        and width, keeping its aspect ratio, and its centre is cut out. Gray becomes three equal
-        channels where three are expected.
+        and width, keeping its aspect ratio, and its centre is cut out (see `rlskit.data.fit`).
+        Gray becomes three equal channels where three are expected. Classes are told by their names
+        where both sides have them: the data may lack some, and number them otherwise.
 
         Args:
             pixels: The size and the channels that the checkpoint's classifier takes.
             classes: Its number of classes.
+            names: Their names, where they are known.
 
         Raises:
-            RequestError: The number of classes differs, or colour would have to be dropped.
+            RequestError: The classes differ, or colour would have to be dropped.
         """
+        source = self.source.fitted(pixels.shape)
+        places = placed(self.class_names, names, self.name)
+        if places is not None:
+            labels = torch.tensor(places)[self.labels]
+            return self._replaced(labels=labels, class_names=tuple(names), source=source)
         if classes != self.classes:
             # Only an npz: file leaves its number of classes to its labels.
             hint = " (the entry `classes` of the file can state it)" * self.name.startswith("npz:")
@@ -168,7 +215,32 @@ class Data:
                 f"{self.name} has {self.classes} classes{hint}, but the checkpoint has {classes}; "
                 "use data of the same classes"
             )
-        return self._replaced(source=self.source.fitted(pixels.shape))
+        return self._replaced(source=source)
+
+    @cached_property
+    def alterations(self) -> tuple[str, ...]:
+        """Sentences that say how many images are cropped by more than `MARGIN`, or stretched."""
+        _, height, width = self.shape
+        sizes = self.source.sizes()
+        share = {size: lost(*size, height, width) for size in sizes}
+        cut = [size for size in sizes if MARGIN < share[size] < MOST_LOST]
+        stretched = [size for size in sizes if share[size] >= MOST_LOST]
+        found = []
+        if cut:
+            most = max(cut, key=lambda size: share[size])
+            found.append(
+                f"CROPPED: {sum(sizes[size] for size in cut)} of {len(self)} images lose up to "
+                f"{share[most]:.0%} of an axis to become {height}x{width}; convert with "
+                f"--image-size H,W of their shape ({most[0]},{most[1]}) to keep it."
+            )
+        if stretched:
+            most = max(stretched, key=lambda size: share[size])
+            found.append(
+                f"STRETCHED: {sum(sizes[size] for size in stretched)} of {len(self)} images are "
+                f"resized to {height}x{width} without keeping their shape; convert with "
+                f"--image-size H,W of it ({most[0]},{most[1]}) to keep it."
+            )
+        return tuple(found)
 
     def _replaced(self, **fields: Any) -> Data:
         return dataclasses.replace(self, **fields)

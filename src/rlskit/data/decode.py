@@ -44,6 +44,9 @@ FORMATS = {
 }
 """Ending of a file's name (in any case) -> Pillow's name of the format."""
 
+MOST_PIXELS = 50_000_000
+"""Of one image; decoded as float32 in colour, more would take over a gigabyte."""
+
 _GRAY_MODES = {"1", "L", "LA", "La"}
 _COLOUR_MODES = {"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr"}
 _SIXTEEN_BIT_MODES = {"I;16", "I;16L", "I;16B", "I;16N"}
@@ -57,16 +60,30 @@ def decode(path: Path) -> Tensor:
     """
     with _opened(path) as image:
         if _is_16_bit_gray(image):
-            array = np.array(image).astype(np.float32) / 65535
-        elif image.mode in _GRAY_MODES:
-            array = np.array(image.convert("L"), dtype=np.float32) / 255
+            return torch.from_numpy(np.array(image).astype(np.float32)[None] / 65535)
+        if image.mode in _GRAY_MODES:
+            array = np.array(image.convert("L"))[..., None]
         else:
             if "transparency" in image.info:  # of a palette; Pillow warns unless told what to do
                 image = image.convert("RGBA")
-            array = np.array(image.convert("RGB"), dtype=np.float32) / 255
-    if array.ndim == 2:
-        array = array[..., None]
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+            array = np.array(image.convert("RGB"))
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))).float().div_(255)
+
+
+def fault(path: Path) -> str | None:
+    """Return why an image cannot be read, or None; it is decoded, a JPEG at an eighth of its size.
+
+    Any file that has its name is safe to look at: nothing is read of a pipe or a device.
+    """
+    if not path.is_file():
+        return f"{path} is {'no regular file' if path.exists() else 'a link to nothing'}"
+    try:
+        with _opened(path) as image:
+            image.draft(image.mode, (image.width // 8, image.height // 8))
+            image.load()
+    except RequestError as error:
+        return str(error).rpartition("; ")[0]
+    return None
 
 
 def header(path: Path) -> tuple[int, int, int]:
@@ -86,6 +103,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         # Only these decoders: a renamed file must not reach, say, the one that runs Ghostscript.
         with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"its {image.width}x{image.height} pixels are beyond the limit")
             if image.mode not in _GRAY_MODES | _COLOUR_MODES and not _is_16_bit_gray(image):
                 raise RequestError(
                     f"{path} stores pixels as {image.mode}, whose range is not known; "

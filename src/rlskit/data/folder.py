@@ -1,7 +1,8 @@
 """Images in folders, one folder per class: `folder:PATH`.
 
 PATH holds the class folders of each split in `train`, `test` or `val`, or it is flat and holds the
-class folders itself. Names that start with a dot and files that are no images are passed over.
+class folders itself. Names that start with a dot and files that are no images are passed over;
+what is called like an image and is none is refused, or left out and counted (`Data.checked`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +21,12 @@ import torch
 from torch import Tensor
 
 from rlskit.data.dataset import Data
-from rlskit.data.decode import FORMATS, decode, header
+from rlskit.data.decode import FORMATS, decode, fault, header
 from rlskit.data.faults import MissingSplitError
 from rlskit.data.fit import check_channels, fit
 from rlskit.errors import RequestError
+
+_READERS = 4  # threads, each of which may hold an image
 
 SPLITS = ("train", "test", "val")
 
@@ -91,6 +97,19 @@ class FolderImages:
                 check_channels(f"{self.name} ({path})", channels, shape[0])
         return dataclasses.replace(self, target=shape)
 
+    def sizes(self) -> Counter[tuple[int, int]]:
+        """Return how many images are stored with each height and width."""
+        return Counter((height, width) for _, height, width in self._headers)
+
+    def unreadable(self) -> dict[int, str]:
+        """Return the index of each image that cannot be read, with a clause that says why.
+
+        Every image is decoded once.
+        """
+        with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+            faults: Iterable[str | None] = pool.map(fault, self.paths)
+            return {index: said for index, said in enumerate(faults) if said is not None}
+
     def feed(self, digest: hashlib._Hash) -> None:
         """Add the digest of each file's bytes to `digest`."""
         for path in self.paths:
@@ -149,7 +168,14 @@ def _split_roots(root: Path, name: str) -> dict[str, Path]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    try:
+        found = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise RequestError(f"{root} cannot be read ({error.strerror})") from error
+    for folder in found:
+        if folder.is_symlink() and root.resolve().is_relative_to(folder.resolve()):
+            raise RequestError(f"{folder} is a link to a folder that it lies in; remove it")
+    return found
 
 
 def _image_files(folder: Path) -> list[Path]:

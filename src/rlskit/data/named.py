@@ -28,22 +28,28 @@ class DataFacts:
         classes: Number of classes.
         pixels: Channels, height and width of its images, and the mean and standard deviation of
             each channel over the training images, in [0, 1].
+        class_names: Name of each class in the order of the labels, where they are known.
     """
 
     name: str
     classes: int
     pixels: Pixels
+    class_names: tuple[str, ...] = ()
 
 
 _CIFAR10 = Pixels(3, 32, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _CIFAR100 = Pixels(3, 32, 32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 _SVHN = Pixels(3, 32, 32, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
 
+_CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+
 DATASETS = {
-    "digits": DataFacts("digits", 10, Pixels(1, 8, 8, (0.3054,), (0.3761,))),
+    "digits": DataFacts("digits", 10, Pixels(1, 8, 8, (0.3054,), (0.3761,)), tuple("0123456789")),
     "mnist": DataFacts("mnist", 10, Pixels(1, 28, 28, (0.1307,), (0.3081,))),
     "fashion-mnist": DataFacts("fashion-mnist", 10, Pixels(1, 28, 28, (0.2860,), (0.3530,))),
-    "cifar10": DataFacts("cifar10", 10, _CIFAR10),
+    "cifar10": DataFacts("cifar10", 10, _CIFAR10, _CIFAR10_CLASSES),
     "cifar100": DataFacts("cifar100", 100, _CIFAR100),
     "svhn": DataFacts("svhn", 10, _SVHN),
 }

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from rlskit.data.arrays import SPLITS, ArrayImages, as_pixels, check_split
+from rlskit.data.classes import MOST_CLASSES
 from rlskit.data.dataset import Data
 from rlskit.data.faults import MissingSplitError
 from rlskit.errors import RequestError, reason
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_ALWAYS_ALLOWED, _EXPANSION = 2**28, 20
+"""Bytes that an archive may unpack to in any case, and times its size beyond that."""
 
 
 def load_npz(path: str, split: str) -> Data:
@@ -58,10 +63,25 @@ def _count_classes(
     """Return the entry `classes`, or else the largest label of any split and one more."""
     stated = arrays.get("classes")
     if stated is None:
+        for split, one in labels.items():
+            _check_plausible(one, f"y_{split} of {name}")
         return max(1, 1 + max(int(y.max()) if len(y) else 0 for y in labels.values()))
-    if stated.dtype.kind not in "iu" or stated.size != 1 or stated.item() < 1:
-        raise RequestError(f"the entry classes of {name} must be one positive whole number")
+    whole = stated.dtype.kind in "iu" and stated.size == 1
+    if not whole or not 1 <= stated.item() <= MOST_CLASSES:
+        raise RequestError(
+            f"the entry classes of {name} must be one positive whole number, at most {MOST_CLASSES}"
+        )
     return int(stated.item())
+
+
+def _check_plausible(labels: Tensor, what: str) -> None:
+    odd = (labels >= MOST_CLASSES).nonzero().flatten()
+    if len(odd):
+        index = int(odd[0])
+        raise RequestError(
+            f"{what} has the label {int(labels[index])} at index {index}, which cannot be the "
+            f"number of a class; at most {MOST_CLASSES} are read"
+        )
 
 
 def _read_npz(path: str, split: str) -> dict[str, np.ndarray[Any, Any]]:
@@ -79,14 +99,42 @@ def _read_npz(path: str, split: str) -> dict[str, np.ndarray[Any, Any]]:
                     f"it holds {', '.join(sorted(have)) or 'nothing'}"
                 )
             # Labels of both splits: together they tell the number of classes.
-            wanted = {*pair, *(f"y_{s}" for s in SPLITS), "classes"}
-            return {key: archive[key] for key in have if key in wanted}
+            wanted = {*pair, *(f"y_{s}" for s in SPLITS), "classes"} & set(have)
+            _check_sizes(archive, sorted(wanted), file.stat().st_size)
+            return {key: archive[key] for key in sorted(wanted)}
     except (MemoryError, MissingSplitError):
         raise
     except Exception as error:  # a damaged archive fails in zipfile, zlib, struct, ast or numpy
         raise RequestError(
             f"npz:{path} is no readable .npz file of plain arrays ({reason(error)})"
         ) from error
+
+
+def _check_sizes(archive: np.lib.npyio.NpzFile, keys: list[str], stored: int) -> None:
+    """Require arrays that are as large as they claim, and no more than compression explains."""
+    assert archive.zip is not None
+    members = {Path(m.filename).name.removesuffix(".npy"): m for m in archive.zip.infolist()}
+    total = sum(members[key].file_size for key in keys)
+    if total > _ALWAYS_ALLOWED and total > _EXPANSION * stored:
+        raise ValueError(
+            f"it would unpack from {stored:,} to {total:,} bytes; np.savez stores more"
+        )
+    for key in keys:
+        with archive.zip.open(members[key]) as file:
+            shape, dtype = _header(file)
+        if math.prod(shape) * dtype.itemsize > members[key].file_size:
+            raise ValueError(f"{key} claims the shape {list(shape)}, but is smaller")
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the shape and the dtype of a .npy file."""
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(file)
+    shape, _, dtype = read[version](file)
+    return shape, dtype
 
 
 def _as_archive(loaded: Any) -> np.lib.npyio.NpzFile:

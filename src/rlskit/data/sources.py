@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,9 @@ def load(
     data_dir: str | Path | None = None,
     download: bool = False,
     limit: int | None = None,
+    skip_bad: bool = False,
 ) -> Data:
-    """Return one split of a data set.
+    """Return one split of a data set, after every file of a folder was read once.
 
     Args:
         spec: `digits`, a data set of torchvision by its key in `DATASETS`, `folder:PATH` (see
@@ -49,22 +51,39 @@ def load(
         data_dir: Where torchvision's data sets are; None for `default_data_dir()`.
         download: Fetch one of torchvision's that is not there.
         limit: Keep at most this many images, spread evenly (`Data.limited`).
+        skip_bad: Leave out images that cannot be read, and count them as `Data.skipped`.
 
     Raises:
         RequestError: `spec` is unknown, or its data are missing, unreadable or not as expected.
         RunError: The download failed.
     """
+    data = _load(spec, split, data_dir=data_dir, download=download)
+    return data.limited(limit).checked(skip_bad=skip_bad)
+
+
+def _load(spec: str, split: str, *, data_dir: str | Path | None, download: bool) -> Data:
     kind, _, path = spec.partition(":")
     if kind in ("folder", "npz") and path:
-        data = (load_folder if kind == "folder" else load_npz)(path, split)
-    elif spec == "digits":
-        data = load_digits(split)
-    elif spec in DATASETS:
+        return (load_folder if kind == "folder" else load_npz)(path, split)
+    if spec == "digits":
+        return load_digits(split)
+    if spec in DATASETS:
         where = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
-        data = load_torchvision(spec, split, where, download=download)
-    else:
-        raise RequestError(f"--data {spec!r} is unknown; it is one of {', '.join(SPECS)}")
-    return data.limited(limit)
+        return load_torchvision(spec, split, where, download=download)
+    raise RequestError(f"--data {spec!r} is unknown; {_meant(spec)}")
+
+
+def _meant(spec: str) -> str:
+    """Return what an unknown `--data` may have been meant to be."""
+    place = Path(spec).expanduser()
+    if spec and place.is_dir():
+        return f"did you mean folder:{spec}?"
+    if spec and place.exists():
+        kind = place.suffix == ".npz"
+        return f"did you mean npz:{spec}?" if kind else "a file of images must be npz:PATH.npz"
+    near = get_close_matches(spec.lower().replace("_", "-"), DATASETS, n=1, cutoff=0.8)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}it is one of {', '.join(SPECS)}"
 
 
 def describe(
@@ -73,6 +92,7 @@ def describe(
     data_dir: str | Path | None = None,
     download: bool = False,
     size: tuple[int, int] | None = None,
+    skip_bad: bool = False,
 ) -> DataFacts:
     """Return the classes, image size and normalisation constants of a data set.
 
@@ -85,6 +105,7 @@ def describe(
         download: As in `load`.
         size: Height and width that the images are to be brought to; None for their own. A folder
             of images of different sizes needs it.
+        skip_bad: As in `load`.
 
     Raises:
         RequestError: As `load`; or the images of a folder differ in size and `size` is None.
@@ -94,10 +115,12 @@ def describe(
         height, width = size or facts.pixels.shape[1:]
         return replace(facts, pixels=replace(facts.pixels, height=height, width=width))
     try:
-        data = load(spec, "train", data_dir=data_dir, download=download)
+        data = _load(spec, "train", data_dir=data_dir, download=download)
     except MissingSplitError:
-        data = load(spec, "test", data_dir=data_dir, download=download)
-    return DataFacts(spec, data.classes, measure(data.resized(*size) if size else data))
+        data = _load(spec, "test", data_dir=data_dir, download=download)
+    some = data.limited(MEASURED).checked(skip_bad=skip_bad)
+    pixels = measure(some.resized(*size) if size else some)
+    return DataFacts(spec, data.classes, pixels, data.class_names)
 
 
 def measure(data: Data) -> Pixels:

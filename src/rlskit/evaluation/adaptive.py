@@ -238,7 +238,7 @@ def prepare_adaptive(
     assert single.eps is not None
     settings = {
         "steps": steps, "restarts": restarts, "queries": queries,
-        "twin": None if twin is None else checkpoint.fingerprint(checkpoint.stored_tensors(twin)),
+        "twin": None if twin is None else checkpoint.digest_of(twin),
     }  # fmt: skip
     return Adaptive(
         tuple(parts), norm, single.eps, several, {"eps": stated, "pixel_range": pixel_range},

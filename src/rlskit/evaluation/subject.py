@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +9,8 @@ from typing import Any
 
 from rlskit import checkpoint
 from rlskit.adversarial import read_adversarial
-from rlskit.data import MEMORY, Data, load
-from rlskit.errors import RequestError, RlskitError
+from rlskit.data import MEMORY, Data, are_numbers, load
+from rlskit.errors import RlskitError
 from rlskit.models.banks import BankedModel
 from rlskit.preflight import check_weights
 
@@ -27,7 +25,7 @@ class Subject:
     Attributes:
         model: The model, on the device it runs on.
         data: The images as the model takes them.
-        digest: The sha256 of the model's tensors.
+        digest: The model's sha256, of `checkpoint.digest_of`.
         saved: What a file of adversarial images says of itself; None for an ordinary data set.
         clean: The data; of saved adversarial images the clean ones, where they are known by name.
     """
@@ -59,18 +57,11 @@ class Subject:
         }
 
     def identity(self) -> dict[str, Any]:
-        """Return all of `facts` that decides numbers, and what of the model no tensor shows."""
-        card = self.model.card
-        definition = [
-            card.architecture.to_json(), card.pixels.to_json(), self.model.partition.to_json()
-        ]  # fmt: skip
-        text = json.dumps(definition, sort_keys=True)
+        """Return all of `facts` that decides numbers, and the model's digest."""
         facts = {k: v for k, v in self.facts().items() if k not in ("checkpoint", "warnings")}
-        return {
-            **facts,
-            "checkpoint_sha256": self.digest,
-            "definition_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        }
+        # What was left out is not in the numbers: the run goes on when it is repaired or removed.
+        facts["data"] = {k: v for k, v in facts["data"].items() if k != "skipped"}
+        return {**facts, "checkpoint_sha256": self.digest}
 
     def data_json(self) -> dict[str, Any]:
         """Return the JSON object that stands as `data` in a result.
@@ -82,7 +73,8 @@ class Subject:
         if self.saved is not None:
             own = {"n": len(data), "adversarial_sha256": data.sha256}
             return {**self.saved["data"], **own}
-        return {"name": data.name, "split": data.split, "n": len(data), "sha256": data.sha256}
+        facts = {"name": data.name, "split": data.split, "n": len(data), "sha256": data.sha256}
+        return {**facts, "skipped": data.skipped} if data.skipped else facts
 
     def _model_json(self) -> dict[str, Any]:
         model = self.model
@@ -102,13 +94,44 @@ class Subject:
         card, data, found = self.model.card, self.data_json(), [*self.model.warnings]
         if not card.trained:
             found.append("UNTRAINED MODEL: its weights are random and these numbers mean nothing.")
-        elif card.data and card.data != data["name"] and MEMORY not in (card.data, data["name"]):
+        elif card.data and not self._has_moved():
             found.append(f"The model was made for {card.data}, but this is {data['name']}.")
+        elif not card.data and self._is_named_otherwise():
+            found.append(
+                f"The classes of {data['name']} ({', '.join(self.data.class_names[:3])}, ...) are "
+                f"called otherwise than the model's ({', '.join(card.names[:3])}, ...): their "
+                "order is taken to be the same."
+            )
+        found += [*card.assumed, *self.data.alterations]
+        if skipped := self.data.skipped:
+            verb = "counts" if skipped == 1 else "count"
+            what = f"{skipped} image{'s'[: skipped != 1]}"
+            found.append(f"SKIPPED: {what} could not be read and {verb} in no number.")
         if any(_trained_on(record, data) for record in card.training):
             found.append("TRAINING IMAGES: the model was trained on the images it is scored on.")
         if self.saved is not None and not self.made_here:
             found.append("These images were made against another checkpoint: a transfer test.")
         return tuple(found)
+
+    def _is_named_otherwise(self) -> bool:
+        own, head = self.data.class_names, self.model.card.names
+        return bool(head) and own != head and not are_numbers(own) and not are_numbers(head)
+
+    def _has_moved(self) -> bool:
+        """Whether the data are those that the model was made for, under another path.
+
+        Folders are told by the names of their classes; where those are numbers, and of files, the
+        last part of the path must be the same.
+        """
+        card, data, name = self.model.card, self.data, self.data_json()["name"]
+        if card.data == name or MEMORY in (card.data, name):
+            return True
+        if data.class_names == card.names and not are_numbers(card.names):
+            return True
+        (kind, before), (other, after) = (
+            one.partition(":")[::2] for one in (card.data, name)
+        )
+        return bool(before) and kind == other and Path(before).name == Path(after).name
 
 
 def _trained_on(record: dict[str, Any], data: dict[str, Any]) -> bool:
@@ -133,15 +156,15 @@ def subject_of(
         UntrustedError: The weights are not finite.
     """
     check_weights(model)
-    digest = checkpoint.fingerprint(checkpoint.stored_tensors(model))
+    digest = checkpoint.digest_of(model)
     if adversarial is not None:
         file = read_adversarial(adversarial, model.card)
         clean = _clean_images(file.about["data"], model, data)
         return Subject(model, file.data, digest, file.about, clean)
     if not isinstance(data, Data):
         data = load(data or model.card.default_data(), "test")
-    _require_order_of_classes(model, data)
-    data = data.adapted(model.card.pixels, model.card.classes)
+    card = model.card
+    data = data.adapted(card.pixels, card.classes, card.names)
     return Subject(model, data, digest, clean=data)
 
 
@@ -160,26 +183,8 @@ def _clean_images(
     try:
         if not isinstance(data, Data):
             data = load(about["name"], about["split"], limit=about["n"])
-        if data.sha256 != about["sha256"]:
-            return None
-        return data.adapted(model.card.pixels, model.card.classes)
+        card = model.card
+        data = data.adapted(card.pixels, card.classes, card.names)
+        return data if data.sha256 == about["sha256"] else None
     except RlskitError:
         return None
-
-
-def _require_order_of_classes(model: BankedModel, data: Data) -> None:
-    """Require that a class whose name the training data had, too, has the same number here.
-
-    Raises:
-        RequestError: It has another, as where a folder lacks a class or has one more.
-    """
-    record = model.card.training[-1] if model.card.training else {}
-    if MEMORY in (data.name, record.get("data")):  # whose classes have numbers only
-        return
-    numbers = {str(name): number for number, name in enumerate(record.get("class_names", []))}
-    for number, name in enumerate(data.class_names):
-        if numbers.get(name, number) != number:
-            raise RequestError(
-                f"{data.name} has other classes than the model was trained on: {name!r} is class "
-                f"{number} here and was {numbers[name]}; use data of the same classes"
-            )

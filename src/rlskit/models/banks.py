@@ -41,6 +41,10 @@ class Card:
         outputs: What the network answers with, one of `rlskit.models.outputs.OUTPUTS`; "" where
             nobody said and nothing showed.
         output_key: Of the tensor that holds the classes, where it answers with several.
+        class_names: Name of each class in the order of the logits; empty where nothing says.
+        assumed: What `convert` took for granted of weights that were trained elsewhere, a sentence
+            each; a wrong assumption makes every number wrong.
+        notes: What else must be known of where the weights came from, a sentence each.
     """
 
     architecture: Architecture
@@ -54,6 +58,18 @@ class Card:
     pretrained: str = ""
     outputs: str = ""
     output_key: str = ""
+    class_names: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes' names: those recorded, or those of the last training in an older file."""
+        found = self.class_names or (
+            self.training[-1].get("class_names", ()) if self.training else ()
+        )
+        names = tuple(map(str, found))
+        return names if len(names) == self.classes else ()
 
     @property
     def trained(self) -> bool:

@@ -44,6 +44,16 @@ def library_pixels(architecture: Architecture) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def library_classes(classes: int) -> tuple[str, ...]:
+    """Return the WordNet names of ImageNet's 1000 classes in the libraries' order; else nothing."""
+    if classes != _IMAGENET["classes"]:
+        return ()
+    declare_missing_operators()
+    from timm.data import ImageNetInfo
+
+    return tuple(ImageNetInfo().label_names())
+
+
 def load_torchvision_weights(network: nn.Module, name: str) -> None:
     """Copy torchvision's weights into one of its networks; another number of classes keeps its own.
 

@@ -128,7 +128,8 @@ def _files(options: Mapping[str, str | bool]) -> Iterator[Path]:
     """Yield the files among an option's `FILE`, `FILE.py:factory` and `npz:FILE`."""
     for text in options.values():
         if isinstance(text, str):
-            named = {text, text.rpartition(":")[0], text.partition(":")[2]} - {""}
+            several = text.split(",")  # as in --weights A,B
+            named = {text, text.rpartition(":")[0], text.partition(":")[2], *several} - {""}
             yield from (Path(name) for name in sorted(named) if Path(name).is_file())
 
 

@@ -69,7 +69,8 @@ def train(
     files = Files(Path(out) if out is not None else None, model=banked.path, force=force)
     if not isinstance(data, Data):
         data = load(data or banked.card.default_data(), "train")
-    data = data.adapted(banked.card.pixels, banked.card.classes)
+    card = banked.card
+    data = data.adapted(card.pixels, card.classes, card.names)
     result = Run(banked, options, data, files).go(progress)
     if banked is not model:
         give_back(banked, model)

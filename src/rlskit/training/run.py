@@ -218,7 +218,8 @@ class Run:
             "holdout_accuracy": last.holdout_accuracy,
             "options": asdict(self.options),
         }
-        model.card.data = whole.name
+        model.card.data, model.card.class_names = whole.name, whole.class_names
+        model.card.assumed = ()  # by now the weights know these constants
         model.card.training = [*self.before, record]
         # The file that it was loaded from holds other weights.
         model.path = None if self.files.last is None else str(self.files.last)
