@@ -16,8 +16,8 @@ from rlskit.cli import run as command
 from rlskit.errors import RequestError
 from rlskit.evaluation.adaptive import CLEAN, Adaptive, prepare_adaptive
 from rlskit.evaluation.parts import Part
-from rlskit.evaluation.threats import in_layout
 from rlskit.models.banks import BankedModel
+from rlskit.models.layout import in_layout, layout_of
 from rlskit.results import broken_by
 
 DATA = small_models.digits(30)
@@ -171,7 +171,7 @@ def test_pgd_goes_on_from_the_worst_version_so_far(undefended: BankedModel) -> N
     )
     noise = seeds.generator(0, "unused")
     view = seen(seed=0, repeat=0, image=None)
-    expected = whole(view, in_layout(IMAGES, channels_last=True), LABELS, generator=noise)
+    expected = whole(view, in_layout(IMAGES, layout_of(undefended)), LABELS, generator=noise)
     further = crafted.columns["broken_by"] == 1
     assert further.sum() >= 3
     assert torch.equal(crafted.images[further], expected[further].contiguous())

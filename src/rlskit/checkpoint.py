@@ -8,7 +8,6 @@ refused with the reason; nothing in it is ever executed or used as a path.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -28,9 +27,12 @@ from rlskit.files import fingerprint as fingerprint
 from rlskit.models.architecture import MEMORY, Architecture, resolve, unsaveable
 from rlskit.models.banks import BankedModel, Card
 from rlskit.models.building import build, build_on_meta
+from rlskit.models.copying import duplicate
 from rlskit.models.outputs import check_outputs
+from rlskit.models.own import heard
 from rlskit.models.partition import Partition
 from rlskit.models.trace import tensor_names, trace
+from rlskit.models.trial import check_kept_answers, check_rebuilt, kept_answers
 from rlskit.models.weightfile import format_of
 from rlskit.pixels import Pixels
 
@@ -64,6 +66,7 @@ def save(model: BankedModel, path: str | Path, *, force: bool = False) -> str:
         "assumed": card.assumed,
         "notes": card.notes,
         "training": card.training,
+        **({"answers": kept_answers(model)} if card.architecture.source == "own" else {}),
         "versions": {"rlskit": __version__, "torch": torch.__version__},
         "sha256_of": DIGESTED,
         "sha256": CHECKSUM,
@@ -110,13 +113,14 @@ def load(path: str | Path, *, architecture: str | None = None) -> BankedModel:
             )
         _check_fit(card, partition, num_banks, tensors)
         with torch.random.fork_rng(devices=[]):
-            network = build(card.architecture)
+            network = build(card.architecture, card.pixels.shape)
         model = BankedModel(_copies(network, num_banks), partition, card)
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from error
     with torch.no_grad():
         for name, tensor in stored_tensors(model).items():
             tensor.copy_(tensors[name])
+    _check_own(model, metadata, Path(path))
     model.path = str(path)
     return model
 
@@ -247,6 +251,7 @@ def _parsed(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Card,
         num_banks = int(metadata["banks"])
         sizes = [int(size) for size in metadata["parameters"]]
         dict(metadata["versions"])
+        [float(answer) for answer in metadata.get("answers", ())]
     except RequestError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -321,7 +326,7 @@ def _check_fit(
     card: Card, partition: Partition, num_banks: int, tensors: dict[str, Tensor]
 ) -> None:
     """Compare everything with one network on meta, before memory and time are spent on M."""
-    meta = build_on_meta(card.architecture)
+    meta = build_on_meta(card.architecture, card.pixels.shape)
     partition.check_covers(meta)
     own: dict[int, tuple[str, Tensor]] = {}
     shared = set(partition.shared)
@@ -340,13 +345,27 @@ def _check_fit(
         if m == 0 or name not in shared
     }
     _check_shapes(wanted, tensors, label)
-    classes = trace(meta, card.pixels.shape, key=card.output_key).output[1]
+    with heard():
+        classes = trace(meta, card.pixels.shape, key=card.output_key).output[1]
     if classes != card.classes:
         raise RequestError(f"it says {card.classes} classes, but {label} has {classes}")
 
 
+def _check_own(model: BankedModel, metadata: dict[str, Any], path: Path) -> None:
+    """Require that one's own code still builds the network that was saved."""
+    if model.card.architecture.source != "own":
+        return
+    try:
+        if "answers" in metadata:
+            check_kept_answers(model, metadata["answers"])
+        else:  # written before there were any
+            check_rebuilt(model.card, model.partition)
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from error
+
+
 def _copies(network: torch.nn.Module, count: int) -> list[torch.nn.Module]:
-    return [network, *(copy.deepcopy(network) for _ in range(count - 1))]
+    return [network, *(duplicate(network) for _ in range(count - 1))]
 
 
 def _check_shapes(

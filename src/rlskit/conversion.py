@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,29 @@ from rlskit.errors import RequestError
 from rlskit.models.architecture import Architecture, resolve
 from rlskit.models.banks import BankedModel, Card
 from rlskit.models.building import build, build_on_meta, configure
+from rlskit.models.copying import duplicate
 from rlskit.models.outputs import check_outputs, kind_of
+from rlskit.models.own import heard
 from rlskit.models.partition import partition
-from rlskit.models.published import library_classes, library_pixels
+from rlskit.models.published import WITH_AUXILIARY_HEADS, library_classes, library_pixels
 from rlskit.models.remedies import Asked, remedy
 from rlskit.models.stem import first_convolution
 from rlskit.models.trace import Trace, tensor_names, trace
+from rlskit.models.trial import try_own
 from rlskit.models.weights import Weights, find_weights, load_weights
 from rlskit.pixels import Pixels
+
+LIBRARY = "library"
+"""A card's `pretrained` where timm's or torchvision's weights were taken."""
+
+FACTORY = "factory"
+"""A card's `pretrained` where the factory of one's own network brings the weights."""
+
+_ASSUMED_TRANSFORM = (
+    "ASSUMED: {file} was trained from torchvision's own weights of {name}, whose images are "
+    "normalised once more (transform_input=True); if it was trained from scratch its numbers are "
+    "wrong: give --no-transform-input. --transform-input confirms it."
+)
 
 INITS = ("independent", "copy", "jitter")
 JITTER = 0.01
@@ -59,6 +74,7 @@ def convert(
     weights_key: str | None = None,
     classes: str | Path | Sequence[str] | None = None,
     skip_bad: bool = False,
+    transform_input: bool | None = None,
     init: str | None = None,
     outputs: str = "",
     output_key: str = "",
@@ -93,6 +109,8 @@ def convert(
         classes: The classes' names in the order of the logits, or a file with one a line. Data are
             matched to them by name, and may lack some. By default the data set's, or the library's.
         skip_bad: Measure the data set without the images that cannot be read.
+        transform_input: For torchvision's GoogLeNet and Inception: whether images are normalised
+            once more, as its own weights want it; by default if weights are given.
         init: `independent` seeds per bank (the default without weights), `copy`, or `jitter`:
             copies with a little noise.
         outputs: What the network answers with, one of `rlskit.models.outputs.OUTPUTS`; by default
@@ -129,18 +147,23 @@ def convert(
     asked = Asked(
         architecture, wanted, pixels.channels, (pixels.height, pixels.width), small_images
     )
+    given = pretrained or bool(files)
+    transforms = _transforms(transform_input, architecture, pixels, given=given)
     architecture = configure(
         architecture,
         classes=wanted,
         channels=pixels.channels,
         image_size=(pixels.height, pixels.width),
         small_images=small_images,
-        pretrained=pretrained,
+        transform_input=transforms,
     )
-    on_meta = build_on_meta(architecture)  # what is wrong shows before time is spent on weights
-    shown = trace(on_meta, pixels.shape, key=output_key, classes=wanted)
+    # What is wrong shows before time is spent on weights.
+    on_meta = build_on_meta(architecture, pixels.shape)
+    with heard():
+        shown = trace(on_meta, pixels.shape, key=output_key, classes=wanted)
     most = 1 if DEFENSES[defense].plan is bank_zero else banks
     found = _found_weights(on_meta, files, weights_key, most, shown, asked) if files else None
+    assumed = _assumed(facts, pixels, size=size, mean=mean, std=std)
     card = Card(
         architecture=architecture,
         pixels=pixels,
@@ -149,17 +172,23 @@ def convert(
         bank_probs=bank_probs,
         settings={**DEFENSES[defense].settings, **(settings or {})},
         data=facts["data"],
-        pretrained="library" if pretrained else found.source if found else "",
+        pretrained=LIBRARY if pretrained else found.source if found else "",
         outputs=outputs,
         output_key=shown.key,
-        assumed=_assumed(facts, pixels, size=size, mean=mean, std=std) if files else (),
+        assumed=assumed if files else (),
         notes=found.notes if found else (),
     )
     card.class_names = _named_classes(card, names, facts, given=pretrained or bool(files))
     parts = partition(on_meta, shown, granularity or DEFENSES[defense].granularity, bank_only)
     count = banks or (found.count if found else None) or DEFENSES[defense].banks
     _check_banks(count, defense)
-    networks = _banks(architecture, count, init, pretrained=pretrained, weights=found, seed=seed)
+    if architecture.source == "own" and try_own(card, parts) and not files:
+        _check_channels(architecture)
+        card.pretrained, card.assumed = FACTORY, assumed
+    if found and transforms and transform_input is None:
+        told = _ASSUMED_TRANSFORM.format(name=architecture.name, file=found.source)
+        card.assumed = (*card.assumed, told)
+    networks = _banks(card, count, init, weights=found, seed=seed)
     model = BankedModel(networks, parts, card)
     check_effect(model)
     card.outputs = outputs or _shown_outputs(model)
@@ -171,8 +200,31 @@ def _shown_outputs(model: BankedModel) -> str:
     draw = model.sampled(torch.zeros(model.num_layers, dtype=torch.long))
     images = torch.rand(2, *model.card.pixels.shape, generator=torch.Generator().manual_seed(0))
     inputs = draw.normalize(images).to(draw.reading.dtype)
-    with torch.random.fork_rng(devices=[]):
+    with heard(), torch.random.fork_rng(devices=[]):
         return kind_of(draw.network, inputs, draw.reading.key)
+
+
+def _transforms(
+    asked: bool | None, architecture: Architecture, pixels: Pixels, *, given: bool
+) -> bool:
+    """Return whether torchvision's network is to normalise its images once more."""
+    can = architecture.source == "torchvision" and architecture.name in WITH_AUXILIARY_HEADS
+    if asked is not None and not can:
+        known = " and ".join(WITH_AUXILIARY_HEADS)
+        raise RequestError(f"--transform-input is for torchvision's {known}, not for this model")
+    if asked and pixels.channels != 3:
+        raise RequestError(f"--transform-input is for 3 channels, not {pixels.channels}")
+    return can and pixels.channels == 3 and (given if asked is None else asked)
+
+
+def _check_channels(architecture: Architecture) -> None:
+    """Require that the weights which a factory brings are used as they are."""
+    found = first_convolution(build_on_meta(replace(architecture, in_chans=None)))
+    if found is not None and architecture.in_chans not in (None, found[1].in_channels):
+        raise RequestError(
+            f"{architecture.name} brings weights for images of {found[1].in_channels} channels, "
+            f"not {architecture.in_chans}; give --in-chans {found[1].in_channels}, or --data"
+        )
 
 
 def _check_counts(**options: int | None) -> None:
@@ -398,22 +450,16 @@ def _found_weights(
 
 
 def _banks(
-    architecture: Architecture,
-    count: int,
-    init: str,
-    *,
-    pretrained: bool,
-    weights: Weights | None,
-    seed: int,
+    card: Card, count: int, init: str, *, weights: Weights | None, seed: int
 ) -> list[nn.Module]:
-    networks = [_seeded(architecture, seed, 0, pretrained=pretrained)]
+    networks = [_seeded(card, seed, 0)]
     if weights is not None:
         load_weights(networks[0], weights.members[0])
     for bank in range(1, count):
         if init == "independent":
-            networks.append(_seeded(architecture, seed, bank))
+            networks.append(_seeded(card, seed, bank))
         else:
-            networks.append(copy.deepcopy(networks[0]))
+            networks.append(duplicate(networks[0]))
     for network, member in zip(networks, weights.members if weights else (), strict=False):
         load_weights(network, member)
     if init == "jitter":
@@ -422,12 +468,11 @@ def _banks(
     return networks
 
 
-def _seeded(
-    architecture: Architecture, seed: int, bank: int, *, pretrained: bool = False
-) -> nn.Module:
+def _seeded(card: Card, seed: int, bank: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seeds.derive(seed, "init", bank))  # no GPU's
-        return build(architecture, pretrained=pretrained)
+        library = card.pretrained == LIBRARY
+        return build(card.architecture, card.pixels.shape, pretrained=library)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from rlskit.defenses import classifier_of, draws
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces, compile_draw, ready_for_attack
+from rlskit.models.layout import layout_of
 
 PROTOCOLS = ("transfer", "multi", "eot")
 VIEWS = ("mean-prob", "mean-logit")
@@ -145,7 +146,7 @@ def attackers_view(
         if folded:  # in place
             ready_for_attack(model, [classifier_of(draw) for draw in found])
         found = [compile_draw(draw) for draw in found] if compiled else found
-        return [InPieces(draw) for draw in found] if folded else found
+        return [InPieces(draw, layout_of(model)) for draw in found] if folded else found
 
     if protocol == "eot":
         return FreshDraws(lambda call: members_of("eot", call * n_attacked), view)

@@ -35,6 +35,7 @@ from rlskit.evaluation import (
 from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces, ready_for_attack
+from rlskit.models.layout import in_layout, layout_of
 from rlskit.preflight import IMAGES, preflight
 from rlskit.results import Result
 from rlskit.stats import accuracy, spread
@@ -160,6 +161,7 @@ def block_of(
     labels: Tensor,
     *,
     seed: int,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> Block:
     """Return what one block tells of T draws.
 
@@ -172,18 +174,19 @@ def block_of(
         images: `[B, C, H, W]` in [0, 1].
         labels: Long `[B]`.
         seed: Of the attack's randomness.
+        layout: Of the attacked convolutions.
 
     Raises:
         UntrustedError: Logits or gradients are not finite.
     """
     scored = list(scored)
-    layout = images.contiguous(memory_format=torch.channels_last)  # as the attacked convolutions
-    slopes = torch.stack([_gradient(draw, layout, labels) for draw in attacked])
+    laid_out = in_layout(images, layout)
+    slopes = torch.stack([_gradient(draw, laid_out, labels) for draw in attacked])
     with torch.no_grad():
         right = finite_logits(scored, images).argmax(-1) == labels
     kept = right.all(0)
     rows = [
-        _fooled(scored, draw, attack, layout[kept], labels[kept], seed)
+        _fooled(scored, draw, attack, laid_out[kept], labels[kept], seed)
         for draw in (attacked if kept.any() else ())
     ]
     empty = torch.zeros(len(scored), len(scored), 0, dtype=torch.bool)
@@ -243,7 +246,7 @@ def _draws(model: BankedModel, count: int, seed: int, repeat: int) -> list[nn.Mo
 def _ready(model: BankedModel, found: list[nn.Module]) -> list[Meter]:
     """Return draws as an attack sees them, counted; they are changed in place."""
     ready_for_attack(model, [classifier_of(draw) for draw in found])
-    return [Meter(InPieces(draw), 1) for draw in found]
+    return [Meter(InPieces(draw, layout_of(model)), 1) for draw in found]
 
 
 def _preflight(subject: Subject, attack: PreparedAttack, seed: int) -> None:
@@ -272,7 +275,9 @@ def _measure(
     found = []
     for indices, images, labels in blocks(data, options.batch_size, options.num_workers):
         images, labels = images.to(model.device), labels.to(model.device)
-        found.append(block_of(scored, attacked, attack, images, labels, seed=seed))
+        found.append(
+            block_of(scored, attacked, attack, images, labels, seed=seed, layout=layout_of(model))
+        )
         cost.forwards += count * (len(images) + found[-1].fooled[0].numel())
         done = repeat * len(data) + indices.stop
         progress("measuring transfer", done, options.repeats * len(data))

@@ -65,7 +65,8 @@ class Features(nn.Module):
             self.network(images)
         finally:
             hook.remove()
-        return torch.cat([seen.flatten(1) for seen in self._seen])  # a piece each
+        seen = torch.cat([seen.flatten(1) for seen in self._seen])  # a piece each
+        return seen[: len(images)]  # a lone last image may have been shown twice
 
     def _note(self, module: nn.Module, inputs: tuple[Tensor]) -> None:  # noqa: ARG002
         self._seen.append(inputs[0])

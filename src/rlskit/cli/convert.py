@@ -73,6 +73,13 @@ def convert(
         Path | None, typer.Option(help="Text file: the classes' names, one a line, in order.")
     ] = None,
     skip_bad: SkipBadOption = False,
+    transform_input: Annotated[
+        bool | None,
+        typer.Option(
+            "--transform-input/--no-transform-input",
+            help="Whether torchvision's GoogLeNet or Inception normalises once more (as its own).",
+        ),
+    ] = None,
     init: Annotated[
         str | None, typer.Option(help="independent, copy or jitter (copies with a little noise).")
     ] = None,
@@ -120,6 +127,7 @@ def convert(
         weights_key=weights_key,
         classes=classes,
         skip_bad=skip_bad,
+        transform_input=transform_input,
         init=init,
         outputs=outputs,
         output_key=output_key,

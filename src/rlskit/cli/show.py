@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
 
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
-        yield no_progress
+        with redirect_stdout(sys.stderr):  # what a model's own code prints is no result
+            yield no_progress
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -35,7 +37,7 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[facts]}"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Bars(*columns, console=console) as bars:
+    with redirect_stdout(sys.stderr), Bars(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
 
         def show(step: str, done: int, total: int, **facts: float) -> None:

@@ -20,8 +20,9 @@ from rlskit.defenses import defense_of, draws
 from rlskit.errors import RequestError
 from rlskit.evaluation.logits import finite_logits
 from rlskit.evaluation.parts import Part, ascents, searches, transfers
-from rlskit.evaluation.threats import Crafted, Masked, in_layout, masked_sentence
+from rlskit.evaluation.threats import Crafted, Masked, masked_sentence
 from rlskit.models.banks import BankedModel
+from rlskit.models.layout import in_layout, layout_of
 from rlskit.preflight import masked_gradients, preflight
 from rlskit.threat import Meter, protocol_of
 
@@ -140,14 +141,15 @@ class Adaptive:
         chosen, origin = images.clone(), torch.full_like(labels, CLEAN)
         lead, sure = self._judged(judges, images, labels)
         forwards, backwards = len(images) * len(judges), 0
+        layout = layout_of(model)
         for index, part in enumerate(self.parts):
             rows = self._open(part, lead, sure).nonzero().squeeze(1)
             if not len(rows):
                 continue
             meter = Meter(part.view(seed=seed, repeat=repeat, image=image), part.n_attacked)
             noise = seeds.generator(seed, "adaptive", repeat, index)
-            clean = in_layout(images[rows], channels_last=True)
-            further = {"start": in_layout(chosen[rows], channels_last=True)} if part.goes_on else {}
+            clean = in_layout(images[rows], layout)
+            further = {"start": in_layout(chosen[rows], layout)} if part.goes_on else {}
             changed = part.attack(meter, clean, labels[rows], generator=noise, **further)
             changed = changed.contiguous()
             found, surely = self._judged(judges, changed, labels[rows])

@@ -14,6 +14,7 @@ from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces, ready_for_attack
+from rlskit.models.layout import layout_of
 from rlskit.threat import DrawsView, attackers_view
 
 ARC_DRAWS = 12
@@ -115,7 +116,7 @@ def _bank_view(model: BankedModel, bank: int) -> Views:
 
     def view(**_: Any) -> nn.Module:
         draw = model.sampled(torch.full((model.num_layers,), bank))
-        return InPieces(ready_for_attack(model, [draw])[0])
+        return InPieces(ready_for_attack(model, [draw])[0], layout_of(model))
 
     return view
 

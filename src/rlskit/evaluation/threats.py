@@ -14,6 +14,7 @@ from rlskit.attacks import ATTACKS, PreparedAttack
 from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
+from rlskit.models.layout import in_layout, layout_of
 from rlskit.preflight import masked_gradients, preflight
 from rlskit.threat import Meter, attackers_view
 
@@ -210,7 +211,7 @@ class Threat:
         """
         meter = Meter(self.seen(model, seed=seed, repeat=repeat, image=image), self._per_call)
         noise = seeds.generator(seed, "attack", repeat)
-        clean = in_layout(images, channels_last=self._folded)
+        clean = in_layout(images, layout_of(model)) if self._folded else images.contiguous()
         targets = self._attack.targets(meter, clean, labels, noise)
         changed = self._attack(meter, clean, labels, generator=noise, targets=targets).contiguous()
         columns = {} if targets is None else {"target": targets}
@@ -233,9 +234,3 @@ class Threat:
     def _folded(self) -> bool:
         """Whether the draws in the view are made ready for many gradients."""
         return self.attack.engine == "rlskit"
-
-
-def in_layout(images: Tensor, *, channels_last: bool) -> Tensor:
-    """Return images laid out as the convolutions that are attacked; scoring keeps the ordinary."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return images.contiguous(memory_format=layout)

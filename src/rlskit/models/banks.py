@@ -6,9 +6,10 @@ Shapes: B images, C channels, H x W pixels, L layers, M banks.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,10 @@ from torch.func import functional_call
 
 from rlskit.errors import RequestError
 from rlskit.models.architecture import Architecture
+from rlskit.models.catalogue import LIBRARIES
+from rlskit.models.copying import duplicate
 from rlskit.models.outputs import LOGITS, Reading, reading_of
+from rlskit.models.own import heard
 from rlskit.models.partition import Partition
 from rlskit.models.trace import tensor_names
 from rlskit.pixels import Pixels
@@ -161,6 +165,7 @@ class BankedModel(nn.Module):
         self.path: str | None = None  # of the checkpoint it was loaded from, for the record
         self.warnings: tuple[str, ...] = ()  # what a reader of its numbers must know
         self.foldable: tuple[tuple[str, str], ...] | None = None  # once `folding` has looked
+        self.layouts: dict[bool, torch.memory_format] = {}  # in training or not: as `layout` found
         self._share(partition.shared)
         self._names = [tuple(tensor_names(network)) for network in networks]
         if any(names != self._names[0] for names in self._names):
@@ -184,7 +189,8 @@ class BankedModel(nn.Module):
     @property
     def reading(self) -> Reading:
         """How the networks' answers are read."""
-        return reading_of(self.banks[0], self.card.output_key, self.card.outputs)
+        found = reading_of(self.banks[0], self.card.output_key, self.card.outputs)
+        return replace(found, lone_twice=self.lone_twice)
 
     @property
     def device(self) -> torch.device:
@@ -237,8 +243,29 @@ class BankedModel(nn.Module):
             shared = chosen[name].detach()
             is_parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(shared, requires_grad=False) if is_parameter else shared
-        network, normalize = copy.deepcopy(self.banks[0], memo), copy.deepcopy(self.normalize)
+        network, normalize = duplicate(self.banks[0], memo), copy.deepcopy(self.normalize)
         return Classifier(network, normalize, self.reading)
+
+    @functools.cached_property
+    def lone_twice(self) -> bool:
+        """Whether a `squeeze()` of the network drops the batch axis of a lone image with others."""
+        if self.card.architecture.source in LIBRARIES:
+            return False  # timm and torchvision flatten
+        rng = torch.Generator().manual_seed(0)
+        images = torch.rand(2, *self.card.pixels.shape, generator=rng).to(self.device)
+        network = duplicate(self.banks[0])
+        network.eval()
+        reading = reading_of(network, self.card.output_key, self.card.outputs)
+
+        def answers(count: int) -> bool:
+            try:
+                return reading.logits(network, self.normalize(images[:count])).ndim == 2
+            except Exception:  # whatever one's own code raises without a batch axis
+                return False
+
+        devices = [self.device] if self.device.type == "cuda" else []
+        with heard(), torch.no_grad(), torch.random.fork_rng(devices=devices):
+            return not answers(1) and answers(2)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BankedModel:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

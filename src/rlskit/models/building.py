@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from rlskit.errors import RequestError, RlskitError, RunError, reason
@@ -16,7 +17,12 @@ from rlskit.models.architecture import Architecture
 from rlskit.models.published import WITH_AUXILIARY_HEADS, load_torchvision_weights
 from rlskit.models.small_images import adapt_to_small_images
 from rlskit.models.stem import set_input_channels
+from rlskit.models.trace import unusable
 from rlskit.torchvision_ops import declare_missing_operators
+
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_COMPILED = "_orig_mod"
+"""The attribute of `torch.compile`'s module that holds the network."""
 
 
 def configure(
@@ -26,7 +32,7 @@ def configure(
     channels: int | None,
     image_size: tuple[int, int] | None,
     small_images: bool = False,
-    pretrained: bool = False,
+    transform_input: bool = False,
 ) -> Architecture:
     """Complete an architecture for a task; what the library has an argument for goes there.
 
@@ -36,7 +42,8 @@ def configure(
         channels: Number of image channels, or None for the library's own.
         image_size: Height and width, or None for the library's own.
         small_images: Change stem and head for small images.
-        pretrained: The network will get the library's weights.
+        transform_input: The images are to be normalised once more, as torchvision's own weights of
+            GoogLeNet and Inception want them.
 
     Raises:
         RequestError: The network cannot be built so.
@@ -47,17 +54,23 @@ def configure(
             accepted[name] = value
     if architecture.source == "torchvision" and architecture.name in WITH_AUXILIARY_HEADS:
         accepted["init_weights"] = True  # torchvision warns unless it is told
-        if pretrained and channels in (None, 3):
+        if transform_input:
             accepted["transform_input"] = True
     in_chans = channels if channels and "in_chans" not in accepted else None
     return replace(architecture, kwargs=accepted, in_chans=in_chans, small_images=small_images)
 
 
-def build(architecture: Architecture, *, pretrained: bool = False) -> nn.Module:
+def build(
+    architecture: Architecture,
+    image_shape: tuple[int, int, int] | None = None,
+    *,
+    pretrained: bool = False,
+) -> nn.Module:
     """Build one network; its random initialisation uses the global generator.
 
     Args:
         architecture: As `configure` completed it.
+        image_shape: `(C, H, W)`, which lazy layers take their shapes from.
         pretrained: Load the library's weights (timm, torchvision).
 
     Raises:
@@ -65,31 +78,38 @@ def build(architecture: Architecture, *, pretrained: bool = False) -> nn.Module:
         RunError: The weights cannot be downloaded.
     """
     network = _factory(architecture, pretrained)
+    if architecture.source == "own":
+        network = _plain(network, architecture.name)
     if architecture.in_chans is not None:
         set_input_channels(network, architecture.in_chans)
     if architecture.small_images:
         adapt_to_small_images(network)
+    if image_shape is not None and any(map(is_lazy, network.parameters())):
+        _materialise(network, image_shape)
     return network
 
 
-def build_on_meta(architecture: Architecture) -> nn.Module:
-    """Build one network without memory or arithmetic for its weights.
+def build_on_meta(
+    architecture: Architecture, image_shape: tuple[int, int, int] | None = None
+) -> nn.Module:
+    """Build one network without memory or arithmetic for its weights; one's own with real ones.
 
     Some factories read values off small tensors that they make (torchvision's RegNets), which only
-    parameters on meta allow; one's own code may need real tensors altogether.
+    parameters on meta allow. One's own code may look at any value, or load a file.
+
+    Args:
+        architecture: As `configure` completed it.
+        image_shape: `(C, H, W)`, which lazy layers take their shapes from.
 
     Raises:
         RequestError: The network cannot be built so.
     """
-    modes: list[contextlib.AbstractContextManager[object]]
-    modes = [torch.device("meta"), _EmptyOnMeta()]
-    if architecture.source == "own":
-        modes.append(contextlib.nullcontext())
     with torch.random.fork_rng(devices=[]):
-        for mode in modes[:-1]:
-            with contextlib.suppress(RequestError), mode:
-                return build(architecture)
-        with modes[-1]:
+        if architecture.source == "own":
+            return build(architecture, image_shape)
+        with contextlib.suppress(RequestError), torch.device("meta"):
+            return build(architecture)
+        with _EmptyOnMeta():
             return build(architecture)
 
 
@@ -142,6 +162,11 @@ def _factory(architecture: Architecture, pretrained: bool) -> nn.Module:
     except (RlskitError, MemoryError):
         raise
     except OSError as error:
+        if architecture.source == "own":
+            raise RequestError(
+                f"{name} cannot be built: its factory wants a file that cannot be read "
+                f"({_with_file(error)})"
+            ) from error
         if not pretrained:
             raise
         raise RunError(
@@ -160,7 +185,8 @@ def _factory(architecture: Architecture, pretrained: bool) -> nn.Module:
 def _called(architecture: Architecture, pretrained: bool) -> Any:
     name, kwargs = architecture.name, dict(architecture.kwargs)
     if architecture.source == "own":
-        return own.factory(name, architecture.digest)(**kwargs)
+        with own.heard():
+            return own.factory(name, architecture.digest)(**kwargs)
     if architecture.source == "timm":
         import timm
 
@@ -171,3 +197,53 @@ def _called(architecture: Architecture, pretrained: bool) -> Any:
     if pretrained:
         load_torchvision_weights(network, name)
     return network
+
+
+def _with_file(error: OSError) -> str:
+    return f"{error.strerror}: {error.filename}" if error.filename else reason(error)
+
+
+def _plain(network: nn.Module, name: str) -> nn.Module:
+    """Return one's own network without wrappers that compute nothing themselves.
+
+    Raises:
+        RequestError: It is compiled, exported or scripted: other tensors cannot be put into it.
+    """
+    scripted = any(isinstance(m, torch.jit.ScriptModule) for m in network.modules())
+    if scripted or _is_exported(network):
+        kind = "TorchScript module" if scripted else "module of torch.export"
+        raise RequestError(
+            f"{name} gives a {kind}, in which no weights can be exchanged and which cannot be "
+            "trained; give the network's Python code, and its weights with --weights"
+        )
+    return _unwrapped(network)
+
+
+def _is_exported(network: nn.Module) -> bool:
+    try:
+        network.eval()
+    except NotImplementedError:  # what torch.export puts in the place of eval and train
+        return True
+    return False
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    """Take off what only says where or how a network runs; inside, code may name such a wrapper."""
+    while isinstance(network, _PARALLEL) or hasattr(network, _COMPILED):
+        inner = "module" if isinstance(network, _PARALLEL) else _COMPILED
+        network = cast(nn.Module, getattr(network, inner))
+    for module in network.modules():
+        for name, child in module._modules.items():
+            module._modules[name] = getattr(child, _COMPILED, child)
+    return network
+
+
+def _materialise(network: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Let lazy layers find their shapes, in a pass of two black images."""
+    device = next(network.parameters()).device
+    try:
+        with torch.no_grad(), own.heard():
+            network.eval()
+            network(torch.zeros(2, *image_shape, device=device))
+    except Exception as error:  # whatever a forward pass raises on images of the wrong size
+        raise unusable(network, image_shape, error) from error

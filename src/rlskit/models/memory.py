@@ -7,7 +7,6 @@ that measuring leaves the module as it was, and training trains it.
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import inspect
 from dataclasses import replace
@@ -23,6 +22,7 @@ from rlskit.errors import RequestError, RlskitError, reason
 from rlskit.files import tensor_bytes
 from rlskit.models.architecture import MEMORY, Architecture
 from rlskit.models.banks import BankedModel, Card
+from rlskit.models.copying import duplicate
 from rlskit.models.outputs import check_outputs, key_of, kind_of
 from rlskit.models.partition import Layer, Partition
 from rlskit.models.trace import tensor_names
@@ -118,20 +118,9 @@ def _second_body(module: nn.Module) -> nn.Module:
     Raises:
         RequestError: Something in it cannot be copied, or the copy has tensors of its own.
     """
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        for value in vars(part).values():
-            if isinstance(value, Tensor):  # what a pass left there may be the result of others
-                memo[id(value)] = value.detach().clone()
     tensors = tensor_names(module)
-    memo |= {id(tensor): tensor for tensor in tensors.values()}
-    try:
-        body = copy.deepcopy(module, memo)
-    except Exception as error:  # of whatever the module holds
-        raise RequestError(
-            f"{type(module).__name__} cannot be copied ({reason(error)}), which shields it from "
-            "what is done to it; keep what cannot be out of its attributes"
-        ) from error
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors.values()}
+    body = duplicate(module, memo)
     found = tensor_names(body)
     if found.keys() != tensors.keys() or any(found[name] is not tensors[name] for name in tensors):
         raise RequestError(

@@ -42,11 +42,13 @@ class Reading:
             "" for the only one.
         outputs: One of `OUTPUTS`; "" where nobody said, which is read as logits.
         dtype: Of the images that the network takes.
+        lone_twice: Whether a lone image is to be shown twice: a `squeeze()` would drop its axis.
     """
 
     key: str = ""
     outputs: str = ""
     dtype: torch.dtype = torch.float32
+    lone_twice: bool = False
 
     def logits(self, network: Network, inputs: Tensor) -> Tensor:
         """Return the network's logits for normalised images, float32 `[B, K]`.
@@ -60,6 +62,13 @@ class Reading:
             RequestError: There is no such tensor.
         """
         inputs = inputs.to(self.dtype)
+        if inputs.shape[1] == 1:  # the strides of one channel may be those of channels last as well
+            inputs = inputs.contiguous().flatten().view(inputs.shape)
+        if self.lone_twice and len(inputs) == 1:
+            return self._read(network, torch.cat([inputs, inputs]))[:1]
+        return self._read(network, inputs)
+
+    def _read(self, network: Network, inputs: Tensor) -> Tensor:
         if self.outputs not in _SQUASHES:
             return _numbers(tensor_at(network(inputs), self.key)).float()
         watch = _Watch()

@@ -8,6 +8,7 @@ machine, or after the file has changed, the factory must be named once more (`--
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -24,6 +25,7 @@ from torch import nn
 
 from rlskit.errors import RequestError
 from rlskit.files import parse_json, write_text
+from rlskit.torchvision_ops import declare_missing_operators
 
 _introduced: dict[str, str] = {}  # "digest:factory" -> the spec to load, of this process
 
@@ -74,12 +76,18 @@ def takes(name: str, digest: str, argument: str) -> bool:
     return argument in parameters
 
 
+def heard() -> contextlib.AbstractContextManager[object]:
+    """Let what one's own code prints go to stderr: stdout is for results."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
 def _load(spec: str) -> Callable[..., nn.Module]:
     place, _, factory_name = spec.rpartition(":")
+    declare_missing_operators()  # it may import torchvision
     try:
-        module = (
-            _file_module(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        )
+        with heard():
+            is_file = place.endswith(".py")
+            module = _file_module(Path(place)) if is_file else importlib.import_module(place)
     except Exception as error:
         raise RequestError(
             f"{place} cannot be imported ({type(error).__name__}: {error})"

@@ -102,6 +102,10 @@ def partition(
         raise RequestError(
             f"--granularity {granularity!r} is unknown; it is one of {', '.join(GRANULARITIES)}"
         )
+    if not tensor_names(network):
+        raise RequestError(
+            f"{type(network).__name__} has no weights, so there is nothing to sample"
+        )
     layers = _layers(network, trace)
     if granularity == "model":
         layers = [Layer("model", tuple(tensor_names(network)))]

@@ -8,9 +8,12 @@ from rlskit.errors import RequestError
 
 
 def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d] | None:
-    """Return the path and module of the first registered convolution, or None."""
+    """Return the path and module of the first registered convolution, or None.
+
+    A lazy one that has not seen images reads whatever comes.
+    """
     for path, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and module.in_channels:
             return path, module
     return None
 

@@ -7,7 +7,6 @@ device: no arithmetic, no memory.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from rlskit.errors import RequestError, reason
+from rlskit.models.copying import duplicate
 from rlskit.models.outputs import HeadlessError, key_of, reading_of, tensor_at
 
 _MAPS = {"conv1d", "conv2d", "conv3d", "linear", "bilinear"} | {
@@ -78,7 +78,8 @@ def trace(
 ) -> Trace:
     """Observe one forward pass in eval mode on two meta images of `image_shape` `(C, H, W)`.
 
-    Networks that cannot run on the meta device (they look at values) run on their own device.
+    Networks that cannot run on the meta device (they look at values) run on their own device, on
+    random images.
 
     Args:
         network: The network; it is not changed.
@@ -93,8 +94,8 @@ def trace(
     """
     tensors = [*network.parameters(), *network.buffers()]
     is_on_meta = bool(tensors) and all(tensor.is_meta for tensor in tensors)
-    on_meta = network if is_on_meta else meta_copy(network)
     try:
+        on_meta = network if is_on_meta else meta_copy(network)
         with torch.device("meta"):
             return _observe(on_meta, torch.empty(2, *image_shape, device="meta"), key, classes)
     except RequestError:
@@ -102,15 +103,15 @@ def trace(
     except Exception as error:  # whatever a forward pass raises on images of the wrong size
         device = next((t.device for t in network.parameters()), torch.device("cpu"))
         if device.type == "meta":
-            raise _unusable(network, image_shape, error) from error
+            raise unusable(network, image_shape, error) from error
+    images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))
     try:
         with torch.random.fork_rng(devices=[]):
-            images = torch.zeros(2, *image_shape, device=device)
-            return _observe(copy.deepcopy(network), images, key, classes)
+            return _observe(duplicate(network), images.to(device), key, classes)
     except RequestError:
         raise
     except Exception as error:
-        raise _unusable(network, image_shape, error) from error
+        raise unusable(network, image_shape, error) from error
 
 
 def meta_copy(network: nn.Module) -> nn.Module:
@@ -125,14 +126,16 @@ def meta_copy(network: nn.Module) -> nn.Module:
                 )
             elif isinstance(tensor, Tensor):
                 memo[id(tensor)] = torch.empty_like(tensor, device="meta")
-    return copy.deepcopy(network, memo)
+    return duplicate(network, memo)
 
 
-def _unusable(network: nn.Module, shape: tuple[int, int, int], error: Exception) -> RequestError:
+def unusable(network: nn.Module, shape: tuple[int, int, int], error: Exception) -> RequestError:
+    """Return what to say of a network whose forward pass failed on images of `shape` (C, H, W)."""
     channels, height, width = shape
     return RequestError(
         f"{type(network).__name__} cannot process images of {channels}x{height}x{width} "
-        f"({reason(error)}); choose another --image-size or --in-chans, and no --small-images"
+        f"({reason(error)}); if it is made for others, choose another --image-size or --in-chans, "
+        "and no --small-images"
     )
 
 

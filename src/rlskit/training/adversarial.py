@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rlskit.attacks.guard import require_path
 from rlskit.attacks.losses import log_odds
 from rlskit.defenses import training_logits
 from rlskit.models.banks import BankedModel
@@ -49,6 +50,7 @@ def pgd_images(
             changed.requires_grad_()
             plans = group()
             logits = torch.stack([training_logits(model, changed, plan) for plan in plans]).float()
+            require_path(logits)
             loss = log_odds(mean_log_probabilities(logits), labels).sum()
             (gradient,) = torch.autograd.grad(loss, changed)
         changed = changed.detach() + step_size * gradient.sign()

@@ -17,6 +17,7 @@ from rlskit.data import Data, batches, blocks, runs
 from rlskit.defenses import defense_of, draws, training_logits
 from rlskit.errors import RequestError, RunError
 from rlskit.models.banks import BankedModel
+from rlskit.models.layout import layout_of, to_layout
 from rlskit.threat import mean_log_probabilities
 from rlskit.training.adversarial import pgd_images
 from rlskit.training.batch_norm import has_batch_norm, reestimate_batch_norm
@@ -52,6 +53,11 @@ class Run:
         if options.batch_size == 1 and has_batch_norm(model):
             raise RequestError("--batch-size 1 is too small: BatchNorm needs at least 2 images")
         self.steps_per_epoch = _steps_per_epoch(len(self.data), options.batch_size)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise RequestError(
+                f"{model.card.architecture.label} freezes all its weights (requires_grad is "
+                "False), so there is nothing to train"
+            )
         self.optimizer = torch.optim.SGD(
             model.parameters(),
             lr=options.lr,
@@ -66,13 +72,13 @@ class Run:
         """Train all epochs; the model is left in eval mode, the global random state as it was."""
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         # Convolutions train faster so: ResNets by a quarter on a CPU, by half together with --amp.
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        to_layout(self.model, layout_of(self.model, training=True))
         try:
             with torch.random.fork_rng(devices=devices):
                 for epoch in range(self.options.epochs):
                     self._epoch(epoch, progress)
         finally:
-            self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            to_layout(self.model, torch.contiguous_format)
             self.model.eval()
         return TrainingResult(
             epochs=tuple(self.records),
@@ -147,6 +153,7 @@ class Run:
         loss = self.objective(logits, labels)
         value = loss.item() / (len(group) if self.defense.separate else 1)
         if math.isfinite(value):
+            _require_path(loss)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.scheduler.step()
@@ -226,6 +233,19 @@ class Run:
 
     def _failure(self, what: str, epoch: int) -> RunError:
         return RunError(f"{what}; {self.files.kept(epoch)}; a smaller --lr may help")
+
+
+def _require_path(loss: Tensor) -> None:
+    """Require a loss that the weights can be trained by.
+
+    Raises:
+        RequestError: It is cut off from them.
+    """
+    if not loss.requires_grad:
+        raise RequestError(
+            "the network's logits do not depend differentiably on its weights (its forward pass "
+            "runs under torch.no_grad, or detaches them), so it cannot be trained"
+        )
 
 
 def objective(model: BankedModel, options: TrainOptions) -> Callable[[Tensor, Tensor], Tensor]:
