@@ -128,9 +128,7 @@ class Subject:
             return True
         if data.class_names == card.names and not are_numbers(card.names):
             return True
-        (kind, before), (other, after) = (
-            one.partition(":")[::2] for one in (card.data, name)
-        )
+        (kind, before), (other, after) = (one.partition(":")[::2] for one in (card.data, name))
         return bool(before) and kind == other and Path(before).name == Path(after).name
 
 
