@@ -13,6 +13,7 @@ from PIL import Image
 import small_models
 from rlskit import attack, evaluate, load_data, train
 from rlskit.errors import RequestError
+from rlskit.evaluation import subject_of
 from rlskit.models.banks import BankedModel
 
 NAMES = tuple(f"class {letter}" for letter in "abcdefghij")
@@ -127,8 +128,7 @@ def test_cropping_and_assumptions_are_said_with_every_result(
     images = np.zeros((20, 8, 12), np.float32)
     np.savez(tmp_path / "d.npz", x_test=images, y_test=np.arange(20) % 10)
     own = made_for(model, assumed=("ASSUMED: this.",))
-    (result,) = evaluate(own, f"npz:{tmp_path / 'd.npz'}")
-    assert result.warnings[1:] == (
+    assert subject_of(own, f"npz:{tmp_path / 'd.npz'}").facts()["warnings"][1:] == (
         "ASSUMED: this.",
         "CROPPED: 20 of 20 images lose up to 33% of an axis to become 8x8; convert with "
         "--image-size H,W of their shape (8,12) to keep it.",

@@ -351,7 +351,7 @@ def test_a_run_goes_on_with_the_same_module_only(module: nn.Sequential, tmp_path
     with pytest.raises(RequestError, match=r"holds another run \(checkpoint_sha256"):
         interrupted(other)
     parts = list(module)
-    with pytest.raises(RequestError, match=r"holds another run \(definition_sha256 differ"):
+    with pytest.raises(RequestError, match=r"holds another run \(checkpoint_sha256 differ"):
         interrupted(nn.Sequential(*parts[:4], nn.MaxPool2d(2), *parts[5:]))
     parts[4] = nn.AvgPool2d(2, ceil_mode=True)  # which pools these images just as well
     assert interrupted(nn.Sequential(*parts)).accuracy == whole.accuracy
@@ -366,7 +366,7 @@ def test_what_no_tensor_shows_is_part_of_the_request(module: nn.Sequential, tmp_
 
     started(lambda images: images)
     started(lambda images: images * 1.0)
-    with pytest.raises(RequestError, match=r"holds another run \(definition_sha256 differ"):
+    with pytest.raises(RequestError, match=r"holds another run \(checkpoint_sha256 differ"):
         started(lambda images: images * 0.9)
 
 

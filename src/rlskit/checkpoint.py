@@ -319,7 +319,10 @@ def _outputs(metadata: dict[str, Any]) -> dict[str, str]:
 
 def _record(fields: dict[str, Any]) -> dict[str, Any]:
     """Return a training record whose names of classes, which are compared, are names."""
-    return {**fields, "class_names": list(map(str, fields.get("class_names", [])))}
+    names = (
+        {"class_names": list(map(str, fields["class_names"]))} if "class_names" in fields else {}
+    )
+    return {**fields, **names}
 
 
 def _check_fit(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlskit import seeds
-from rlskit.data import Data, batches, blocks, runs
+from rlskit.data import MEMORY, Data, batches, blocks, runs
 from rlskit.defenses import defense_of, draws, training_logits
 from rlskit.errors import RequestError, RunError
 from rlskit.models.banks import BankedModel
@@ -225,7 +225,9 @@ class Run:
             "holdout_accuracy": last.holdout_accuracy,
             "options": asdict(self.options),
         }
-        model.card.data, model.card.class_names = whole.name, whole.class_names
+        model.card.data = whole.name
+        if whole.name != MEMORY:  # whose classes have numbers only
+            model.card.class_names = whole.class_names
         model.card.assumed = ()  # by now the weights know these constants
         model.card.training = [*self.before, record]
         # The file that it was loaded from holds other weights.
