@@ -34,7 +34,13 @@ from rlskit.models.trace import tensor_names, unusable
 
 _IMAGES = 2
 _ROUNDING = 1e-4
-"""Change of a logit, as a fraction of the largest, that is still rounding: here and elsewhere."""
+"""Change of a logit, as a fraction of the largest, that is still rounding on one machine."""
+
+_ELSEWHERE = 0.01
+"""What it may be at least where another machine, or a GPU, computed the logits."""
+
+_HALF = 8
+"""Units in the last place of a network in half precision that its logits may be off by."""
 
 _KEPT = 64
 """At most so many logits stand in a checkpoint, to be compared when it is loaded."""
@@ -104,7 +110,10 @@ def check_kept_answers(model: BankedModel, kept: list[float]) -> None:
         RequestError: It does not.
     """
     found = kept_answers(model)
-    if kept and not (len(found) == len(kept) and _alike(torch.tensor(found), torch.tensor(kept))):
+    tolerance = max(_ELSEWHERE, 4 * _rounding(model))
+    if kept and not (
+        len(found) == len(kept) and _alike(torch.tensor(found), torch.tensor(kept), tolerance)
+    ):
         raise RequestError(
             f"{model.card.architecture.name} builds another network than the one that was saved: "
             "the same weights give other answers; a file that it imports has changed, or it keeps "
@@ -149,8 +158,9 @@ def _check_draws(model: BankedModel) -> None:
         RequestError: One does not.
     """
     name, images = model.card.architecture.name, _images(model)
+    rounding = _rounding(model)
     expected = [_answer(bank, model) for bank in model.banks]
-    if not _alike(expected[0], _answer(model.banks[0], model)):
+    if not _alike(expected[0], _answer(model.banks[0], model), rounding):
         return
     for bank, wanted in enumerate(expected):
         plan = torch.full((model.num_layers,), bank)
@@ -161,7 +171,7 @@ def _check_draws(model: BankedModel) -> None:
                 f"{name} works, but not with other tensors in its place ({reason(error)}); "
                 f"{_REACHES}"
             ) from error
-        if not all(_alike(one, wanted) for one in found):
+        if not all(_alike(one, wanted, rounding) for one in found):
             raise RequestError(
                 f"{name} answers otherwise once other tensors are in the place of its own; "
                 f"{_REACHES}"
@@ -183,8 +193,9 @@ def _check_rebuilt(model: BankedModel) -> None:
     with torch.no_grad():
         for name, tensor in others.items():
             tensor.copy_(tensors[name])
-    wanted = _answer(network, model)
-    if _alike(_answer(again, model), wanted) or not _alike(_answer(network, model), wanted):
+    rounding, wanted = _rounding(model), _answer(network, model)
+    noisy = not _alike(_answer(network, model), wanted, rounding)
+    if noisy or _alike(_answer(again, model), wanted, rounding):
         return
     names = unregistered(network, again)
     what = f"in {', '.join(names[:5])}" if names else "outside its parameters and buffers"
@@ -204,14 +215,15 @@ def _images(model: BankedModel) -> Tensor:
     return torch.rand(_IMAGES, *model.card.pixels.shape, generator=rng).to(model.device)
 
 
-def _alike(found: Tensor, wanted: Tensor) -> bool:
-    largest = wanted.abs().max().float()
-    rounding = _ROUNDING if wanted.dtype in (torch.float32, torch.float64) else 0.02
-    return bool(
-        found.shape == wanted.shape
-        and torch.allclose(
-            found.float(), wanted.float(), rtol=0, atol=float(rounding * largest), equal_nan=True
-        )
+def _rounding(model: BankedModel) -> float:
+    """Return the change of a logit, as a fraction of the largest, that is still rounding."""
+    return max(_ROUNDING, _HALF * torch.finfo(model.reading.dtype).eps)
+
+
+def _alike(found: Tensor, wanted: Tensor, rounding: float) -> bool:
+    atol = rounding * float(wanted.abs().max())
+    return found.shape == wanted.shape and torch.allclose(
+        found, wanted, rtol=0, atol=atol, equal_nan=True
     )
 
 
