@@ -343,7 +343,7 @@ class ReadsValues(nn.Module):
         self.body = nn.Linear(12, 5)
 
     def forward(self, images: Tensor) -> Tensor:
-        assert images.sum().item() < 1
+        assert images.sum().item() <= images.numel()
         logits: Tensor = self.body(images.flatten(1))
         return logits
 
