@@ -91,7 +91,8 @@ def outcomes(
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished attack on a few digits."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    rlskit.attack(small_models.model(), small_models.digits(12), method="fgsm", eps=0.1, out=folder)
+    model = small_models.model(trained=False)
+    rlskit.attack(model, small_models.digits(12), method="fgsm", eps=0.1, out=folder)
     return folder
 
 

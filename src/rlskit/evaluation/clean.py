@@ -25,6 +25,10 @@ from rlskit.stats import clearly_more_than, guessed_share
 from rlskit.threat import mean_log_probabilities
 
 
+LEAST = 20
+"""Fewer images do not show that a model guesses: one that is right on three in ten may miss most."""
+
+
 @dataclass(frozen=True)
 class Knowledge:
     """What a model gets right of some images, and what guessing would.
@@ -33,7 +37,7 @@ class Knowledge:
         right: How many images it is right on; a mean over repeats.
         n: How many there are.
         guessing: The share that guessing gets, in [0, 1].
-        can_show: Whether so many images could tell the best of models from guessing.
+        can_show: Whether so many images could show that it guesses.
     """
 
     right: float
@@ -79,7 +83,7 @@ def knowledge(labels: Tensor, answers: Sequence[Tensor], classes: int) -> Knowle
     n, true = len(labels), labels.numpy()
     right = sum(int((one == labels).sum()) for one in answers) / len(answers)
     guessing = max(guessed_share(true, one.numpy(), classes) for one in answers)
-    can_show = clearly_more_than(n, n, guessed_share(true, true, classes))
+    can_show = n >= LEAST and clearly_more_than(n, n, guessed_share(true, true, classes))
     return Knowledge(right, n, guessing, can_show)
 
 

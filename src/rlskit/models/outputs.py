@@ -62,8 +62,9 @@ class Reading:
             RequestError: There is no such tensor.
         """
         inputs = inputs.to(self.dtype)
-        if inputs.shape[1] == 1:  # the strides of one channel may be those of channels last as well
-            inputs = inputs.contiguous().flatten().view(inputs.shape)
+        if inputs.size(1) == 1:  # the strides of one channel may be those of channels last as well
+            # Sizes one by one: what draws share is not understood through a whole shape.
+            inputs = inputs.contiguous().flatten().view(-1, 1, inputs.size(2), inputs.size(3))
         if self.lone_twice and len(inputs) == 1:
             return self._read(network, torch.cat([inputs, inputs]))[:1]
         return self._read(network, inputs)
