@@ -65,8 +65,8 @@ HONEST: dict[str, Callable[[], AuditResult]] = {
     "noise of one's own under EOT": lambda: audit(
         Noise(undefended(), 0.2), 60, n_attacked=5, **QUICKER
     ),
-    "a converted random network under EOT": lambda: audit(
-        trained(factory="restless"), 60, n_attacked=4, **QUICKER
+    "a converted random network under EOT": lambda: audit(  # ten steps are too few for its noise
+        trained(factory="restless"), 60, n_attacked=4, protocol="eot"
     ),
 }
 
