@@ -8,8 +8,8 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)  ## the main job on embedded digits: convert, train, attack, eval, diversity
 	$(BIN)/python recipes/demo.py
 
-test: $(INSTALLED)  ## all tests, one thread on each core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+test: $(INSTALLED)  ## all tests, on all cores
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(INSTALLED)  ## formatting, ruff and mypy
 	$(BIN)/ruff format --check .
