@@ -24,9 +24,8 @@ from rlskit.preflight import LOOKED_AT
 from rlskit.stats import clearly_more_than, guessed_share
 from rlskit.threat import mean_log_probabilities
 
-
 LEAST = 20
-"""Fewer images do not show that a model guesses: one that is right on three in ten may miss most."""
+"""Fewer images do not show that a model guesses: one right on three in ten may miss most of them."""
 
 
 @dataclass(frozen=True)
