@@ -25,7 +25,7 @@ from rlskit.stats import clearly_more_than, guessed_share
 from rlskit.threat import mean_log_probabilities
 
 LEAST = 20
-"""Fewer images do not show that a model guesses: one right on three in ten may miss most of them."""
+"""Fewer images do not show that a model guesses: one right on three in ten may miss most."""
 
 
 @dataclass(frozen=True)
