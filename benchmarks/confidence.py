@@ -1,11 +1,11 @@
 r"""Does confidence, or a squashed answer, make a network look robust? It should change no number.
 
     python benchmarks/confidence.py --methods pgd,deepfool                 # two minutes, one thread
-    python benchmarks/confidence.py --methods adaptive,cw --limit 24       # ten minutes
+    python benchmarks/confidence.py --methods adaptive,cw --limit 12 --eps 0.5/255    # ten minutes
 
 Prints the robust accuracy of the published ResNet-20 as it is, with its logits times 10, 100 and
-1000, and behind a softmax or sigmoid, or why there is none, under rlskit's own defaults (and an eps
-of 1/255). Needs shared/.
+1000, and behind a softmax or sigmoid, or why there is none, under rlskit's own defaults, and the eps
+given. Needs shared/.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class Variant(nn.Module):
         return self.last(self.network(images))
 
 
-def robust(variant: str, method: str, data: tuple[Tensor, Tensor]) -> str:
+def robust(variant: str, method: str, eps: str, data: tuple[Tensor, Tensor]) -> str:
     """Return the robust accuracy in percent, or the sentence in its place."""
     module = Variant(VARIANTS[variant])
-    options: dict[str, Any] = {} if method in ("cw", "deepfool") else {"eps": "1/255"}
+    options: dict[str, Any] = {} if method in ("cw", "deepfool") else {"eps": eps}
     try:
         if method == "adaptive":
             result = rlskit.attack_adaptively(module, data, **options)
@@ -69,13 +69,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--methods", default="pgd,deepfool")
+    parser.add_argument("--eps", default="1/255")
     parser.add_argument("--limit", type=int, default=100)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = lossless_images(arguments.limit)
     for method in arguments.methods.split(","):
         for variant in VARIANTS:
-            print(f"{method:10} {variant:32} {robust(variant, method, data)}", flush=True)
+            found = robust(variant, method, arguments.eps, data)
+            print(f"{method:10} {variant:32} {found}", flush=True)
 
 
 if __name__ == "__main__":
