@@ -4,8 +4,8 @@ r"""Does confidence, or a squashed answer, make a network look robust? It should
     python benchmarks/confidence.py --methods adaptive,cw --limit 12 --eps 0.5/255    # ten minutes
 
 Prints the robust accuracy of the published ResNet-20 as it is, with its logits times 10, 100 and
-1000, and behind a softmax or sigmoid, or why there is none, under rlskit's own defaults, and the eps
-given. Needs shared/.
+1000, and behind a softmax or sigmoid, or why there is none, under rlskit's own defaults and the
+budget given. Needs shared/.
 """
 
 from __future__ import annotations
