@@ -431,7 +431,7 @@ class Distracting(nn.Module):
     """The first pixel decides by its whole way, 63 others by how far they are from gray."""
 
     def forward(self, images: Tensor) -> Tensor:
-        first, others = images.flatten(1).split([1, 63], 1)
+        first, others = torch.split(images.flatten(1), [1, 63], 1)
         lead = first - 0.5 + 0.1 * (others - 0.5).abs().sum(1, keepdim=True)
         return torch.cat([lead, -lead], 1)
 
