@@ -15,10 +15,16 @@ from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
 from rlskit.threat.view import attackers_view
 
+OWN = Path(__file__).with_name("random_networks.py")
 
-@pytest.fixture(scope="module", params=sorted(DEFENSES))
+CASES = [(name, "test_resnet") for name in sorted(DEFENSES) if name != "stochastic"]
+CASES += [("stochastic", f"{OWN}:{factory}") for factory in ("noise", "paths", "resize")]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case[0] + case[1][-7:])
 def model(request: pytest.FixtureRequest) -> BankedModel:
-    return convert("test_resnet", defense=request.param, image_size=16, num_classes=5)
+    defense, network = request.param
+    return convert(network, defense=defense, image_size=16, num_classes=5)
 
 
 @pytest.fixture

@@ -73,6 +73,8 @@ class Features(nn.Module):
 
     @torch.no_grad()
     def _last_linear(self, images: Tensor) -> nn.Module | None:
+        if not all(getattr(part, "is_observable", True) for part in self.network.modules()):
+            return None
         called: list[nn.Module] = []
         hooks = [
             part.register_forward_pre_hook(lambda part, _: called.append(part))

@@ -28,6 +28,7 @@ from rlskit.models.own import heard
 from rlskit.models.partition import partition
 from rlskit.models.published import WITH_AUXILIARY_HEADS, library_classes, library_pixels
 from rlskit.models.stem import first_convolution
+from rlskit.models.streams import kept, sources_of
 from rlskit.models.trace import Trace, tensor_names, trace
 from rlskit.models.trial import try_own
 from rlskit.pixels import Pixels
@@ -200,7 +201,7 @@ def _shown_outputs(model: BankedModel) -> str:
     draw = model.sampled(torch.zeros(model.num_layers, dtype=torch.long))
     images = torch.rand(2, *model.card.pixels.shape, generator=torch.Generator().manual_seed(0))
     inputs = draw.normalize(images).to(draw.reading.dtype)
-    with heard(), torch.random.fork_rng(devices=[]):
+    with heard(), kept(sources_of(draw)):
         return kind_of(draw.network, inputs, draw.reading.key)
 
 
@@ -469,7 +470,7 @@ def _banks(
 
 
 def _seeded(card: Card, seed: int, bank: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
+    with kept(sources_of()):
         torch.default_generator.manual_seed(seeds.derive(seed, "init", bank))  # no GPU's
         library = card.pretrained == LIBRARY
         return build(card.architecture, card.pixels.shape, pretrained=library)

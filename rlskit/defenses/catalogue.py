@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlskit.defenses import adp, dropout, ensemble, rls, rse, sap
+from rlskit.defenses import adp, dropout, ensemble, rls, rse, sap, stochastic
 from rlskit.defenses.defense import Defense
 
 DEFENSES: dict[str, Defense] = {
@@ -34,6 +34,11 @@ DEFENSES: dict[str, Defense] = {
         "activations pruned at random after each ReLU, after training",
         samples=lambda _: sap.SAMPLES, perturb=sap.perturb, post_hoc=True, settings=sap.SETTINGS,
         check=sap.check,
+    ),
+    "stochastic": Defense(
+        "a network with randomness of its own, under one stream of random numbers",
+        samples=lambda _: stochastic.SAMPLES, draw=stochastic.draw,
+        in_training=stochastic.reproducible,
     ),
 }  # fmt: skip
 """Name of a defense -> what is known about it."""

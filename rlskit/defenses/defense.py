@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.defenses.variates import Variates
-from rlskit.models.banks import BankedModel
+from rlskit.models.banks import BankedModel, Classifier
 
 Settings = Mapping[str, float]
 """A defense's own numbers by name, such as RSE's sigmas."""
@@ -43,6 +43,9 @@ class Defense:
         group: (model, group size K, generator) -> the plans of one training step, long `[K, L]`.
         perturb: model -> what is done to its networks while they run; None for nothing.
         post_hoc: Whether `perturb` waits until the network is trained.
+        draw: (model, sampled model, seed) -> the draw, where it is more than the sampled model and
+            what `perturb` does to it.
+        in_training: network -> a context for its forward passes in training; None for nothing.
         loss: (logits `[K, B, classes]`, labels `[B]`, settings) -> the scalar that a training step
             minimises; None for the group's loss, or the members' own where `separate`.
         separate: Whether the group's members are trained each on its own loss.
@@ -59,9 +62,16 @@ class Defense:
     group: Callable[[BankedModel, int, torch.Generator], Tensor] = bank_zero_alone
     perturb: Callable[[BankedModel], Perturb] | None = None
     post_hoc: bool = False
+    draw: Callable[[BankedModel, Classifier, int], nn.Module] | None = None
+    in_training: Callable[[nn.Module], AbstractContextManager[None]] | None = None
     loss: Callable[[Tensor, Tensor, Settings], Tensor] | None = None
     separate: bool = False
     settings: Settings = field(default_factory=dict)
     check: Callable[[BankedModel], None] = lambda _: None
     banks: int = 1
     granularity: str = "model"
+
+    @property
+    def acts(self) -> bool:
+        """Whether it does something to a network while that runs."""
+        return self.perturb is not None or self.draw is not None

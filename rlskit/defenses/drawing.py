@@ -15,6 +15,9 @@ from rlskit.defenses.variates import Fresh
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 
+_TRIED = 16
+"""Draws of a network with randomness of its own that are compared with each other."""
+
 
 def defense_of(model: BankedModel) -> Defense:
     """Return the defense that a model was converted for.
@@ -44,15 +47,43 @@ def check_effect(model: BankedModel) -> None:
         RequestError: It finds nothing, and would be none.
     """
     defense = defense_of(model)
-    if defense.perturb is None:
+    if not defense.acts:
         return
+    if defense.draw is not None:
+        _check_randomness(model)
+        return
+    images = torch.zeros(1, *model.card.pixels.shape, device=model.device)
     (draw,) = draws(model, 1, seed=0, purpose="effect")
     assert isinstance(draw, PerturbedDraw)
-    draw(torch.zeros(1, *model.card.pixels.shape, device=model.device))
+    draw(images)
     if not draw.variates.asked:
         raise RequestError(
             f"--defense {model.card.defense} finds nothing to act on in "
             f"{model.card.architecture.label} by {model.partition.granularity}: {defense.summary}"
+        )
+
+
+def _check_randomness(model: BankedModel) -> None:
+    """Require that draws differ from each other, and each not from itself.
+
+    Raises:
+        RequestError: They do not, or one does.
+    """
+    name = model.card.architecture.name
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(1, *model.card.pixels.shape, generator=generator).to(model.device)
+    found = draws(model, _TRIED, seed=0, purpose="effect")
+    answers = [draw(images) for draw in found]
+    if not all(torch.equal(one, draw(images)) for one, draw in zip(answers, found, strict=True)):
+        raise RequestError(
+            f"{name} draws random numbers where no seed reaches, so no draw of it can be held: it "
+            "has torch's, Python's and NumPy's global generators, and those that are attributes "
+            "of its modules"
+        )
+    if all(torch.equal(answers[0], other) for other in answers[1:]):
+        raise RequestError(
+            f"--defense stochastic finds no randomness in {name} in eval mode; convert it with "
+            "--defense none"
         )
 
 
@@ -89,9 +120,12 @@ def draws(
 def _draw(model: BankedModel, seed: int, purpose: str, *indices: int) -> nn.Module:
     defense = defense_of(model)
     classifier = model.sampled(defense.plan(model, seed, purpose, *indices))
+    own = seeds.derive(seed, purpose, *indices)
+    if defense.draw is not None:
+        return defense.draw(model, classifier, own)
     if defense.perturb is None:
         return classifier
-    return PerturbedDraw(classifier, defense.perturb(model), seeds.derive(seed, purpose, *indices))
+    return PerturbedDraw(classifier, defense.perturb(model), own)
 
 
 def classifier_of(draw: nn.Module) -> nn.Module:
@@ -116,6 +150,8 @@ def training_logits(model: BankedModel, images: Tensor, plan: Tensor) -> Tensor:
 
 def _noise(model: BankedModel) -> AbstractContextManager[None]:
     defense = defense_of(model)
+    if defense.in_training is not None:
+        return defense.in_training(model.banks[0])
     if defense.perturb is None or defense.post_hoc:
         return nullcontext()
     return defense.perturb(model)(model.banks[0], Fresh())

@@ -36,7 +36,7 @@ def check_request(
             f"--compile cannot serve {threat.attack.method}, which differentiates one forward pass "
             "several times; leave it out"
         )
-    if threat.compiled and defense_of(model).perturb is not None:
+    if threat.compiled and defense_of(model).acts:
         raise RequestError(
             f"--compile cannot serve --defense {model.card.defense}, which acts on a network while "
             "it runs; leave it out"

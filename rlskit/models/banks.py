@@ -24,6 +24,7 @@ from rlskit.models.listing import LIBRARIES
 from rlskit.models.outputs import LOGITS, Reading, reading_of
 from rlskit.models.own import heard
 from rlskit.models.partition import Partition
+from rlskit.models.streams import kept, sources_of
 from rlskit.models.trace import tensor_names
 from rlskit.pixels import Pixels
 
@@ -166,6 +167,7 @@ class BankedModel(nn.Module):
         self.warnings: tuple[str, ...] = ()  # what a reader of its numbers must know
         self.foldable: tuple[tuple[str, str], ...] | None = None  # once `folding` has looked
         self.layouts: dict[bool, torch.memory_format] = {}  # in training or not: as `layout` found
+        self.batching: dict[str, bool] = {}  # as `defenses.stochastic` found
         self._share(partition.shared)
         self._names = [tuple(tensor_names(network)) for network in networks]
         if any(names != self._names[0] for names in self._names):
@@ -263,8 +265,7 @@ class BankedModel(nn.Module):
             except Exception:  # whatever one's own code raises without a batch axis
                 return False
 
-        devices = [self.device] if self.device.type == "cuda" else []
-        with heard(), torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with heard(), torch.no_grad(), kept(sources_of(self.banks[0])):
             return not answers(1) and answers(2)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BankedModel:

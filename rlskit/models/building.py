@@ -17,6 +17,7 @@ from rlskit.models.architecture import Architecture
 from rlskit.models.published import WITH_AUXILIARY_HEADS, load_torchvision_weights
 from rlskit.models.small_images import adapt_to_small_images
 from rlskit.models.stem import set_input_channels
+from rlskit.models.streams import kept, sources_of
 from rlskit.models.trace import unusable
 from rlskit.runtime.torchvision_ops import declare_missing_operators
 
@@ -104,7 +105,7 @@ def build_on_meta(
     Raises:
         RequestError: The network cannot be built so.
     """
-    with torch.random.fork_rng(devices=[]):
+    with kept(sources_of()):
         if architecture.source == "own":
             return build(architecture, image_shape)
         with contextlib.suppress(RequestError), torch.device("meta"):

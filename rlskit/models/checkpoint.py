@@ -29,6 +29,7 @@ from rlskit.models.copying import duplicate
 from rlskit.models.outputs import check_outputs
 from rlskit.models.own import heard
 from rlskit.models.partition import Partition
+from rlskit.models.streams import kept, sources_of
 from rlskit.models.trace import tensor_names, trace
 from rlskit.models.trial import check_kept_answers, check_rebuilt, kept_answers
 from rlskit.models.weightfile import format_of
@@ -112,7 +113,7 @@ def load(path: str | Path, *, architecture: str | None = None) -> BankedModel:
                 card.architecture, source=named.source, name=named.name, digest=named.digest
             )
         _check_fit(card, partition, num_banks, tensors)
-        with torch.random.fork_rng(devices=[]):
+        with kept(sources_of()):
             network = build(card.architecture, card.pixels.shape)
         model = BankedModel(_copies(network, num_banks), partition, card)
     except RequestError as error:

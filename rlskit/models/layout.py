@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlskit.models.banks import BankedModel, Classifier
 from rlskit.models.copying import duplicate
+from rlskit.models.streams import kept, sources_of, streamed
 
 _AGREEMENT = 0.01
 """Change of the logits, and of their gradient, as a fraction of their norm: above any rounding."""
@@ -42,8 +43,7 @@ def to_layout(module: nn.Module, layout: torch.memory_format) -> None:
 
 
 def _tried(model: BankedModel, training: bool) -> torch.memory_format:
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    with kept(sources_of(model.banks[0])), torch.enable_grad():
         try:
             works = _agrees(model) and not (training and not _trains(model))
         except Exception:  # whatever a forward or backward pass raises on another layout
@@ -65,9 +65,9 @@ def _agrees(model: BankedModel) -> bool:
 def _logits_and_gradient(
     draw: Classifier, model: BankedModel, layout: torch.memory_format
 ) -> tuple[Tensor, Tensor]:
-    torch.manual_seed(0)  # of a network with noise of its own
     images = _images(model, layout).requires_grad_()
-    logits = draw(images)
+    with streamed(sources_of(draw), 0):  # of a network with noise of its own
+        logits = draw(images)
     weights = torch.linspace(1, 2, logits.numel(), device=logits.device).view_as(logits)
     gradient = torch.zeros_like(images)
     if logits.requires_grad:

@@ -78,8 +78,9 @@ def draw_logits(draws: Sequence[nn.Module], images: Tensor) -> Tensor:
     """Return the draws' logits `[N, B, classes]`, bit for bit those of calling each by itself.
 
     Draws of one model share what they compute alike, when no gradients are recorded. Draws with
-    hooks, which would see it, are called plainly; so are those with an `nn.MultiheadAttention`,
-    which asks torch whether it is observed and then takes a way with other rounding.
+    hooks, which would see it, are called plainly; so are those whose `is_observable` says no, and
+    those with an `nn.MultiheadAttention`, which asks torch whether it is observed and then takes a
+    way with other rounding.
 
     Args:
         draws: At least one; images to logits.
@@ -108,7 +109,7 @@ def _may_share(draws: Sequence[nn.Module], images: Tensor) -> bool:
 
 
 def _is_observable(draw: nn.Module) -> bool:
-    return not any(
+    return getattr(draw, "is_observable", True) and not any(
         module._forward_hooks
         or module._forward_pre_hooks
         or isinstance(module, nn.MultiheadAttention)

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from rlskit.errors import RequestError, reason
 from rlskit.models.copying import duplicate
 from rlskit.models.outputs import HeadlessError, key_of, reading_of, tensor_at
+from rlskit.models.streams import kept, sources_of
 
 _MAPS = {"conv1d", "conv2d", "conv3d", "linear", "bilinear"} | {
     f"conv_transpose{n}d" for n in (1, 2, 3)
@@ -106,7 +107,7 @@ def trace(
             raise unusable(network, image_shape, error) from error
     images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.random.fork_rng(devices=[]):
+        with kept(sources_of(network)):
             return _observe(duplicate(network), images.to(device), key, classes)
     except RequestError:
         raise

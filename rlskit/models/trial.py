@@ -30,6 +30,7 @@ from rlskit.models.banks import BankedModel, Card
 from rlskit.models.building import build
 from rlskit.models.difference import unregistered
 from rlskit.models.partition import Partition
+from rlskit.models.streams import kept, sources_of
 from rlskit.models.trace import tensor_names, unusable
 
 _IMAGES = 2
@@ -68,7 +69,7 @@ def try_own(card: Card, parts: Partition) -> bool:
         first, second = (_built(architecture, shape, bank) for bank in range(2))
     brings = bool(read) and _are_equal(tensor_names(first), tensor_names(second))
     model = BankedModel([first, second], parts, replace(card, bank_probs=()))
-    with own.heard(), torch.random.fork_rng(devices=[]):
+    with own.heard(), kept(sources_of(model)):
         try:
             _stir(model)
             _check_rebuilt(model)
@@ -88,7 +89,7 @@ def check_rebuilt(card: Card, parts: Partition) -> None:
     """
     network = _built(card.architecture, card.pixels.shape, 0)
     model = BankedModel([network], parts, replace(card, bank_probs=()))
-    with own.heard(), torch.random.fork_rng(devices=[]):
+    with own.heard(), kept(sources_of(model)):
         _stir(model)
         _check_rebuilt(model)
 
@@ -97,7 +98,7 @@ def kept_answers(model: BankedModel) -> list[float]:
     """Return some logits of bank 0, to be kept beside the tensors; none where they are noise."""
     draw = model.sampled(torch.zeros(model.num_layers, dtype=torch.long))
     images = _images(model)
-    with own.heard(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with own.heard(), torch.no_grad(), kept(sources_of(model)):
         first, second = draw(images), draw(images)
     answers: list[float] = first.flatten()[:_KEPT].tolist()
     return answers if torch.equal(first, second) and first.isfinite().all() else []
@@ -122,7 +123,7 @@ def check_kept_answers(model: BankedModel, kept: list[float]) -> None:
 
 
 def _built(architecture: Architecture, shape: tuple[int, int, int], bank: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
+    with kept(sources_of()):
         torch.default_generator.manual_seed(seeds.derive(0, "trial", bank))
         network = build(architecture, shape)
     network.eval()

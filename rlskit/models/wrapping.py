@@ -24,6 +24,7 @@ from rlskit.models.banks import BankedModel, Card
 from rlskit.models.copying import duplicate
 from rlskit.models.outputs import check_outputs, key_of, kind_of
 from rlskit.models.partition import Layer, Partition
+from rlskit.models.streams import sources_of, streamed
 from rlskit.models.trace import tensor_names
 from rlskit.pixels import Pixels
 from rlskit.storage.files import tensor_bytes
@@ -40,8 +41,9 @@ def wrap(
     classes: int | None = None,
     outputs: str = "",
     output_key: str = "",
+    defense: str = "none",
 ) -> BankedModel:
-    """Return a module in memory as an undefended model, which every function of rlskit takes.
+    """Return a module in memory as a model of one bank, which every function of rlskit takes.
 
     It shares the module's tensors. It answers in eval mode, whatever mode the module is in, and is
     on the module's device: move the module, not the model. No file can hold it.
@@ -55,6 +57,7 @@ def wrap(
         outputs: What it answers with, one of `rlskit.models.outputs.OUTPUTS`; by default what its
             last step or its answers show.
         output_key: Which of several tensors holds the classes; by default the first that may.
+        defense: `stochastic` for a module whose forward pass draws random numbers.
 
     Raises:
         RequestError: It is no such module, or cannot be copied around its tensors.
@@ -70,7 +73,7 @@ def wrap(
     architecture = Architecture(MEMORY, type(inner).__name__)
     check_outputs(outputs)
     card = Card(
-        architecture, pixels, classes or 0, defense="none", pretrained=MEMORY, outputs=outputs,
+        architecture, pixels, classes or 0, defense=defense, pretrained=MEMORY, outputs=outputs,
         output_key=output_key,
     )  # fmt: skip
     layer = Layer("model", tuple(tensor_names(inner)))
@@ -140,8 +143,7 @@ def _introduce(model: BankedModel, classes: int | None) -> None:
     card, device = model.card, model.device
     images = torch.rand(2, *card.pixels.shape, generator=torch.Generator().manual_seed(0))
     images, plan = images.to(device), torch.zeros(1, dtype=torch.long)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)  # of a network with noise of its own
+    with streamed(sources_of(model.banks[0]), 0):  # of a network with noise of its own
         try:
             network, inputs = model.sampled(plan).network, images.to(model.reading.dtype)
             card.output_key = card.output_key or key_of(network(inputs), 2, classes)

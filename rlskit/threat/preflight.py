@@ -78,7 +78,7 @@ def check_answers(draw: nn.Module, images: Tensor, classes: int, outputs: str = 
     if not torch.equal(first, second):
         raise UntrustedError(
             "the model claims no randomness but answers the same images differently each time; "
-            "switch its noise off in eval mode, or measure it with rlskit.audit_model under eot"
+            "convert it with `defense` stochastic, or switch its noise off in eval mode"
         )
     with torch.no_grad():
         alone = draw(images[:1])

@@ -1,0 +1,103 @@
+"""The sources of random numbers that a network's forward pass may use, seeded and given back."""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from rlskit import seeds
+
+
+class Source(NamedTuple):
+    """A generator of random numbers: how its state is got and put, and how a seed starts it."""
+
+    get: Callable[[], Any]
+    put: Callable[[Any], object]
+    start: Callable[[int], object]
+
+
+def sources_of(network: nn.Module | None = None) -> tuple[Source, ...]:
+    """Return every source that a network's forward pass may use, or the global ones without one.
+
+    Beside the global ones, those are the generators that are attributes of the network's modules,
+    of their classes, and of the files that these are in. On a GPU its generator gives other numbers
+    than the CPU's.
+    """
+    return (_torch(torch.default_generator), *others_of(network), *_gpus_of(network))
+
+
+def others_of(network: nn.Module | None = None) -> tuple[Source, ...]:
+    """Return the sources among `sources_of` that are not torch's own global ones."""
+    modules = [] if network is None else list(network.modules())
+    # In an order that is the same in every process, as the place decides the stream.
+    kinds = dict.fromkeys(kind for one in dict.fromkeys(map(type, modules)) for kind in one.__mro__)
+    classes = [kind for kind in kinds if not kind.__module__.startswith("torch.")]
+    files = dict.fromkeys(kind.__module__ for kind in classes if kind.__module__ in sys.modules)
+    places: list[Mapping[str, object]] = [*map(vars, modules), *map(vars, classes)]
+    places += [vars(sys.modules[file]) for file in files]
+    found = {id(value): _source(value) for place in places for value in list(place.values())}
+    own = [source for source in found.values() if source is not None]
+    return (_python(random), _numpy(np.random), *own)
+
+
+@contextmanager
+def streamed(sources: Sequence[Source], seed: int) -> Iterator[None]:
+    """Let sources give the numbers that a seed decides, each its own; put them back after."""
+    with kept(sources):
+        for place, source in enumerate(sources):
+            source.start(seeds.derive(seed, "variates", place))
+        yield
+
+
+@contextmanager
+def kept(sources: Sequence[Source]) -> Iterator[None]:
+    """Put sources back as they were."""
+    states = [source.get() for source in sources]
+    try:
+        yield
+    finally:
+        for source, state in zip(sources, states, strict=True):
+            source.put(state)
+
+
+def _gpus_of(network: nn.Module | None) -> tuple[Source, ...]:
+    parameters = () if network is None else network.parameters()
+    indices = sorted({p.device.index or 0 for p in parameters if p.is_cuda})
+    return tuple(_torch(torch.cuda.default_generators[index]) for index in indices)
+
+
+def _source(value: object) -> Source | None:
+    """Return the source that an attribute is, if it is one."""
+    if isinstance(value, torch.Generator):
+        return _torch(value)
+    if isinstance(value, random.Random):
+        return _python(value)
+    if isinstance(value, np.random.RandomState):
+        return _numpy(value)
+    if isinstance(value, np.random.Generator):
+        bits: Any = value.bit_generator
+        put = functools.partial(setattr, bits, "state")
+        return Source(lambda: bits.state, put, lambda seed: put(type(bits)(seed).state))
+    return None
+
+
+def _torch(generator: torch.Generator) -> Source:
+    return Source(generator.get_state, generator.set_state, generator.manual_seed)
+
+
+def _python(generator: Any) -> Source:
+    return Source(generator.getstate, generator.setstate, generator.seed)
+
+
+def _numpy(generator: Any) -> Source:
+    return Source(
+        generator.get_state, generator.set_state, lambda seed: generator.seed(seed % 2**32)
+    )
