@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import rlskit
-from random_networks import SIGMA, Noise, Paths
+from random_networks import SIGMA, Noise
 from rlskit.defenses import DEFENSES, Defense, draws
 from rlskit.defenses.variates import Variates
 from rlskit.errors import RequestError, UntrustedError
@@ -145,4 +145,3 @@ def test_training_repeats_itself_and_leaves_randomness_as_it_was() -> None:
         assert random.getstate() == state
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*weights)
-    assert isinstance(model.banks[0], Paths)
