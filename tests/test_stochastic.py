@@ -16,10 +16,12 @@ from torch import Tensor, nn
 import rlskit
 from random_networks import SIGMA, Noise
 from rlskit.defenses import DEFENSES, Defense, draws
+from rlskit.defenses.answers import finite_logits, mean_log_probabilities
 from rlskit.defenses.variates import Variates
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
 from rlskit.models.streams import sources_of, streamed
+from rlskit.threat.view import attackers_view
 
 NETWORKS = Path(__file__).with_name("random_networks.py")
 
@@ -145,3 +147,32 @@ def test_training_repeats_itself_and_leaves_randomness_as_it_was() -> None:
         assert random.getstate() == state
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*weights)
+
+
+def test_known_attacks_the_draws_that_answer() -> None:
+    model = converted("noise")
+    view = attackers_view(model, "known", 4, seed=3, repeat=2)
+    images = torch.rand(5, 1, 16, 16)
+    defenders = draws(model, 4, seed=3, purpose="defender", repeat=2)
+    answer = mean_log_probabilities(finite_logits(defenders, images))
+    torch.testing.assert_close(view(images), answer, rtol=0, atol=1e-5)
+    labels = torch.arange(5)
+    result = rlskit.attack(model, (images, labels), eps=0.1, protocol="known", n_samples=4)
+    assert (result.protocol, result.n_attacked) == ("known", 4)
+    assert not any("OPTIMISTIC" in warning for warning in result.warnings)
+    with pytest.raises(RequestError, match="shows the attacker the 4 draws that answer, not 3"):
+        rlskit.attack(model, (images, labels), protocol="known", n_samples=4, n_attacked=3)
+
+
+@pytest.mark.parametrize("defense", ["ensemble", "none"])
+def test_known_is_the_white_box_where_draws_are_few(defense: str) -> None:
+    model = rlskit.convert(
+        "test_resnet", defense=defense, image_size=16, num_classes=5, outputs="logits"
+    )
+    images, labels = torch.rand(8, 1, 16, 16), torch.arange(8) % 5
+    members = DEFENSES[defense].samples(model)
+    known, multi = (
+        rlskit.attack(model, (images, labels), eps=0.02, protocol=protocol, n_attacked=members)
+        for protocol in ("known", "multi" if members > 1 else "transfer")
+    )
+    assert known.accuracy["robust"] == multi.accuracy["robust"]

@@ -24,7 +24,7 @@ from rlskit.evaluation.eval_options import EvalOptions
 from rlskit.models.banks import BankedModel
 from rlskit.progress import Progress, no_progress
 from rlskit.stats import accuracy
-from rlskit.threat.view import protocol_of
+from rlskit.threat.view import draws_seen, protocol_of
 
 METHODS = ("pgd", "bim", "mifgsm", "eotpgd", "apgd-ce", "apgd-dlr")
 """The attacks that can be audited: in linf, along gradients, under any protocol and loss."""
@@ -65,7 +65,7 @@ def audit_model(
             model was made for.
         method: The attack under audit, one of `METHODS`.
         n_attacked: Draws in its view; of an own module under `eot`, calls.
-        protocol: `transfer`, `multi` or `eot`; by default the first two, by `n_attacked`.
+        protocol: `transfer`, `multi`, `eot` or `known`; by default the first two, by `n_attacked`.
         n_samples: N, the draws (calls of an own random module: 20) that answer together.
         limit: Most images, spread evenly; None for all.
         queries: Of the square attack (M2), per image.
@@ -88,10 +88,11 @@ def audit_model(
     _check_counts(n_samples=n_samples, queries=queries, points=points, batch_size=batch_size)
     options = EvalOptions(expect_clean=expect_clean, gated=True)
     found = material(model, data, limit)
+    defended = _defended(found.model, found.images[:SHOWN], n_samples, protocol, seed)
+    n_attacked = draws_seen(protocol, n_attacked, defended.n_samples)
     case = Case(
-        _defended(found.model, found.images[:SHOWN], n_samples, protocol, seed),
-        found.images, found.labels, found.classes, attack, protocol, n_attacked, seed, batch_size,
-        queries, points, _network(surrogate, found, seed),
+        defended, found.images, found.labels, found.classes, attack, protocol, n_attacked, seed,
+        batch_size, queries, points, _network(surrogate, found, seed),
     )  # fmt: skip
     known = knowledge(case.labels.cpu(), [case.answers(case.images).cpu()], case.classes)
     check_knowledge(known, options, trained=True, final=True)

@@ -187,9 +187,9 @@ def own(module: nn.Module, images: Tensor, n_samples: int | None, protocol: str,
     Raises:
         RequestError: The protocol needs fixed draws, which it does not have.
     """
-    if protocol == "multi":
+    if protocol in ("multi", "known"):
         raise RequestError(
-            "protocol multi attacks several fixed draws, and a module of one's own has one; use "
+            f"protocol {protocol} attacks fixed draws, and a module of one's own has one; use "
             "protocol='eot' for a random one"
         )
     if any(part.training for part in module.modules()):

@@ -26,7 +26,7 @@ from rlskit.storage.files import write_text
 from rlskit.storage.locks import only_writer, refuse_busy
 from rlskit.threat.adaptive import Adaptive, prepare_adaptive
 from rlskit.threat.single import Threat
-from rlskit.threat.view import check_view, protocol_of
+from rlskit.threat.view import check_view, draws_seen, protocol_of
 
 
 def attack(
@@ -57,7 +57,7 @@ def attack(
             model was made for.
         method: A key of `rlskit.attacks.ATTACKS`.
         n_attacked: Draws in the attacker's view.
-        protocol: `transfer`, `multi` or `eot`; by default the first two, by `n_attacked`.
+        protocol: `transfer`, `multi`, `eot` or `known`; by default the first two, by `n_attacked`.
         view: How several draws are seen: `mean-prob` (the defender's rule) or `mean-logit`.
         risk: Under `eot`, `gibbs` ascends the mean of the single draws' losses, which is the risk
             of one draw, instead of the loss of their mean prediction.
@@ -129,6 +129,7 @@ def attack_all(
     """
     model, data = taken(model, data)
     protocol = protocol_of(protocol, n_attacked)
+    n_attacked = draws_seen(protocol, n_attacked, options.counts(model)[-1])
     check_view(view)
     if compiled:
         check_compiler()

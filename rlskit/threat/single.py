@@ -121,7 +121,7 @@ class Threat:
     def warnings(self, model: BankedModel) -> tuple[str, ...]:
         """Return a sentence where the attacker could see more than this view of the defense."""
         known = defense_of(model).distinct(model)
-        if self.protocol == "eot" or (known is not None and self.n_attacked >= known):
+        if self.protocol in ("eot", "known") or (known is not None and self.n_attacked >= known):
             return ()
         stated = self.attack.stated
         eps = f"{stated['eps']:.4g}" if "eps" in stated else "EPS"

@@ -1,7 +1,10 @@
 """What the attacker sees: the protocols.
 
 `transfer`: one fixed draw (the paper's Tables 1 to 3). `multi`: n fixed draws, attacked on their
-mean prediction (Table 4). `eot`: n fresh draws at every gradient step.
+mean prediction (Table 4). `eot`: n fresh draws at every gradient step. `known`: the very draws that
+will answer, on their mean prediction (the deterministic white-box attack of Liu et al. 2024,
+https://arxiv.org/abs/2404.14309): what it leaves is robust, and what another leaves beyond that is
+hidden.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces, compile_draw, ready_for_attack
 from rlskit.models.layout import layout_of
 
-PROTOCOLS = ("transfer", "multi", "eot")
+PROTOCOLS = ("transfer", "multi", "eot", "known")
 VIEWS = ("mean-prob", "mean-logit")
 
 
@@ -47,6 +50,22 @@ def protocol_of(protocol: str | None, n_attacked: int) -> str:
     if protocol == "transfer" and n_attacked != 1:
         raise RequestError(f"--protocol transfer attacks 1 draw, not {n_attacked}; use multi")
     return protocol
+
+
+def draws_seen(protocol: str, n_attacked: int, n_samples: int) -> int:
+    """Return how many draws the attacker sees: under `known` those that answer.
+
+    Raises:
+        RequestError: Another number was asked for there.
+    """
+    if protocol != "known":
+        return n_attacked
+    if n_attacked not in (1, n_samples):
+        raise RequestError(
+            f"`protocol` known shows the attacker the {n_samples} draws that answer, not "
+            f"{n_attacked}; leave `n_attacked` out"
+        )
+    return n_samples
 
 
 def check_view(view: str) -> None:
@@ -137,5 +156,5 @@ def attackers_view(
 
     if protocol == "eot":
         return FreshDraws(lambda call: members_of("eot", call * n_attacked), view)
-    members = members_of("attacker", 0)
+    members = members_of("defender" if protocol == "known" else "attacker", 0)
     return members[0] if n_attacked == 1 else DrawsView(members, view)
