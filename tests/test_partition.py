@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlskit.errors import RequestError
-from rlskit.models import GRANULARITIES, Layer, Partition, resolve
+from rlskit.models import Layer, Partition, resolve
 from rlskit.models.architecture import Architecture
 from rlskit.models.building import build_on_meta, configure
 from rlskit.models.listing import library_names
 from rlskit.models.outputs import HeadlessError
-from rlskit.models.partition import partition
+from rlskit.models.partition import NESTED, partition
 from rlskit.models.published import library_pixels
 from rlskit.models.trace import Trace, tensor_names, trace
 from rlskit.runtime.torchvision_ops import declare_missing_operators
@@ -54,7 +54,7 @@ def check_everything(network: nn.Module, shown: Trace) -> None:
     parameters = dict(network.named_parameters())
     used = [name for name in shown.uses if name in parameters]
     sizes = []
-    for granularity in GRANULARITIES:
+    for granularity in NESTED:
         layers = partition(network, shown, granularity).layers
         placed = Counter(name for layer in layers for name in layer.tensors)
         assert placed == Counter(names), granularity
@@ -66,6 +66,8 @@ def check_everything(network: nn.Module, shown: Trace) -> None:
         assert home[used[0]] == 0, f"{granularity}: what comes first is not in layer 0"
         assert len({layer.name for layer in layers}) == len(layers)
         sizes.append(len(layers))
+    if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        partition(network, shown, "norm").check_covers(network)
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > 1
     assert sizes[-1] == 1
@@ -409,3 +411,20 @@ def test_json_and_back() -> None:
     network = Odd()
     parts = partition(network, trace(network, (3, 8, 8)), "layer", "m*")
     assert Partition.from_json(parts.to_json()) == parts
+
+
+def test_norms_are_layers_and_all_else_is_shared() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 4), nn.LayerNorm(4)
+    )
+    parts = partition(network, trace(network, (1, 5, 5)), "norm")
+    assert parts.layers == (
+        Layer(
+            "1", ("1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked")
+        ),
+        Layer("4", ("4.weight", "4.bias")),
+    )
+    assert parts.shared == ("0.weight", "0.bias", "3.weight", "3.bias")
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(25, 4))
+    with pytest.raises(RequestError, match="has no normalisation with weights"):
+        partition(plain, trace(plain, (1, 5, 5)), "norm")

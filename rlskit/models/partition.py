@@ -4,6 +4,8 @@ Every parameter and persistent buffer belongs to exactly one layer, tied tensors
 `layer`: each weight of a convolution, linear map or matrix product starts a layer, in order of
 first use; everything else joins the layer before it. `block`: one residual or transformer block is
 one layer. `stage`: the blocks of one parent module are. `model`: the whole network is, L = 1.
+`norm`: each normalisation is one layer, and all else is shared, as in Random Normalization
+Aggregation (Dong et al. 2022).
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from torch import nn
 from rlskit.errors import RequestError
 from rlskit.models.trace import Trace, tensor_names
 
-GRANULARITIES = ("layer", "block", "stage", "model")
+NESTED = ("layer", "block", "stage", "model")
+"""Granularities whose layers are each merged from those of the one before."""
+
+GRANULARITIES = (*NESTED, "norm")
 
 
 @dataclass(frozen=True)
@@ -111,16 +116,51 @@ def partition(
         layers = [Layer("model", tuple(tensor_names(network)))]
     elif granularity != "layer":
         layers = _merged(layers, network, _Anatomy(network, trace.weights), granularity)
+    shared: tuple[str, ...] = ()
+    if granularity == "norm":
+        layers, shared = _norms(network, trace)
     if bank_only is None:
-        return Partition(granularity, tuple(layers))
+        return Partition(granularity, tuple(layers), shared)
     banked = tuple(layer for layer in layers if fnmatchcase(layer.name, bank_only))
     if not banked:
         known = ", ".join(layer.name for layer in layers[:8])
         raise RequestError(
             f"--bank-only {bank_only!r} matches no layer; the layers are {known}, ..."
         )
-    shared = tuple(name for layer in layers if layer not in banked for name in layer.tensors)
-    return Partition(granularity, banked, shared)
+    rest = tuple(name for layer in layers if layer not in banked for name in layer.tensors)
+    return Partition(granularity, banked, shared + rest)
+
+
+def _norms(network: nn.Module, trace: Trace) -> tuple[list[Layer], tuple[str, ...]]:
+    """Return a layer per normalisation in order of first use, and the names of all else.
+
+    Raises:
+        RequestError: There is no normalisation with weights.
+    """
+    tensors, found, shared = tensor_names(network), dict[str, list[str]](), list[str]()
+    norms = {path for path, module in network.named_modules() if _is_norm(module)}
+    for name in _placed(network, trace):
+        path = name.rpartition(".")[0]
+        (found.setdefault(path, []) if path in norms else shared).append(name)
+    untied = {id(tensors[name]) for name in shared}
+    layers = [
+        Layer(path, tuple(names))
+        for path, names in found.items()
+        if untied.isdisjoint(id(tensors[name]) for name in names)
+    ]
+    if not layers:
+        raise RequestError(
+            f"{type(network).__name__} has no normalisation with weights; choose another "
+            "`granularity` than norm"
+        )
+    banked = {name for layer in layers for name in layer.tensors}
+    return layers, tuple(name for name in _placed(network, trace) if name not in banked)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Say whether a module is a normalisation: by its name, and with a number per channel each."""
+    own = [*module.parameters(recurse=False)]
+    return "norm" in type(module).__name__.lower() and all(tensor.ndim == 1 for tensor in own)
 
 
 def _layers(network: nn.Module, trace: Trace) -> list[Layer]:

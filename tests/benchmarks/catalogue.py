@@ -16,10 +16,10 @@ import time
 
 import torch
 
-from rlskit.models import GRANULARITIES, list_models, resolve
+from rlskit.models import list_models, resolve
 from rlskit.models.building import build_on_meta, configure
 from rlskit.models.outputs import HeadlessError
-from rlskit.models.partition import partition
+from rlskit.models.partition import NESTED, partition
 from rlskit.models.published import library_pixels
 from rlskit.models.trace import tensor_names, trace
 
@@ -43,7 +43,7 @@ def check(name: str) -> int:
     shown = trace(network, shape)
     assert shown.output[1] == CLASSES, f"it answers with {shown.output[1]} classes"
     counts = []
-    for granularity in GRANULARITIES:
+    for granularity in NESTED:
         parts = partition(network, shown, granularity)
         parts.check_covers(network)
         counts.append(len(parts.layers))
