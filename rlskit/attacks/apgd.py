@@ -115,7 +115,7 @@ def apgd_t(
         UntrustedError: Non-finite logits or gradients.
     """
     if target_classes < 1:
-        raise RequestError(f"--target-classes must be at least 1 here, not {target_classes}")
+        raise RequestError(f"`target_classes` must be at least 1 here, not {target_classes}")
 
     def runs(classes: int) -> list[Attempt]:
         return targeted_ascents(
@@ -137,7 +137,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     if logits.shape[1] < 4:
         raise RequestError(
             "the targeted DLR loss of APGD-T needs at least 4 classes, and the model has "
-            f"{logits.shape[1]}; use --method apgd-ce"
+            f"{logits.shape[1]}; use `method='apgd-ce'`"
         )
     highest = logits.topk(4, dim=1).values
     scale = highest[:, 0] - 0.5 * highest[:, 2] - 0.5 * highest[:, 3] + TINY

@@ -51,7 +51,7 @@ def pixle(
         raise RequestError(f"pixle needs square images, not {height} x {width}")
     if largest_patch < smallest_patch:
         raise RequestError(
-            f"--largest-patch {largest_patch} must be at least --smallest-patch {smallest_patch}"
+            f"`largest_patch` {largest_patch} must be at least `smallest_patch` {smallest_patch}"
         )
     patch = (smallest_patch, largest_patch)
     return attack_one_by_one(

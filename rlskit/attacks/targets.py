@@ -35,7 +35,7 @@ def choose_targets(
     classes = logits.shape[1]
     if isinstance(target, int):
         if target >= classes:
-            raise RequestError(f"--target {target} is no class: there are {classes}, from 0")
+            raise RequestError(f"`target` {target} is no class: there are {classes}, from 0")
         return torch.full_like(labels, target)
     if target == "least-likely":
         return logits.scatter(1, labels[:, None], float("inf")).argmin(1)

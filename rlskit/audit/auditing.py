@@ -127,16 +127,16 @@ def _attack(method: str, pixel_range: str, params: Mapping[str, Any]) -> Prepare
     if attack.norm != "linf":
         raise RequestError(f"an audit is of an attack in linf, not in {attack.norm}")
     if attack.params.get("target") is not None:
-        raise RequestError("an audit is of an untargeted attack; leave --target out")
+        raise RequestError("an audit is of an untargeted attack; leave `target` out")
     if not attack.eps:
-        raise RequestError("an audit needs a budget above 0; give --eps 8/255")
+        raise RequestError("an audit needs a budget above 0; give `eps='8/255'`")
     return attack
 
 
 def _check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
-            raise RequestError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+            raise RequestError(f"`{name}` must be at least 1, not {value}")
 
 
 def _defended(

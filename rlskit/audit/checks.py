@@ -296,7 +296,7 @@ CHECKS: dict[str, Kind] = {
         "the attack is not weaker than one step", 1.0, "points", one_step,
         "iterating helps, as it must",
         "one step of FGSM does better: the step size, the number of steps or the gradients are "
-        "wrong; give more --steps{step_size}",
+        "wrong; give more `steps`{step_size}",
     ),
     "M2": Kind(
         "white-box is not weaker than black-box", 0.2, "points", black_box,
@@ -353,7 +353,7 @@ CHECKS: dict[str, Kind] = {
         "no randomness goes unnoticed", VARIATION, "logits", randomness_seen,
         "what is attacked is what answers",
         "what is attacked is not what answers: {eot}randomness that eval mode switches off must "
-        "not ask `training` (F.dropout(x, p, training=True))",
+        "not ask self.training (F.dropout(x, p, training=True))",
     ),
     "M12": Kind(
         "the attack solves problems that have a solution", 95.0, "%", binarize,

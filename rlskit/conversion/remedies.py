@@ -111,11 +111,11 @@ def _difference(asked: Asked, other: Asked) -> str:
     if other.architecture != asked.architecture:
         options.append(other.architecture.label)
     if other.classes != asked.classes:
-        options.append(f"--num-classes {other.classes}")
+        options.append(f"`num_classes={other.classes}`")
     if other.channels != asked.channels:
-        options.append(f"--in-chans {other.channels}")
+        options.append(f"`in_chans={other.channels}`")
     if other.size != asked.size:
-        options.append(f"--image-size {other.size[0]}")
+        options.append(f"`image_size={other.size[0]}`")
     if other.small_images != asked.small_images:
-        options.append("--small-images" if other.small_images else "--small-images left out")
+        options.append("`small_images=True`" if other.small_images else "`small_images` left out")
     return " ".join(options)

@@ -51,7 +51,7 @@ def check_effect(model: BankedModel) -> None:
     draw(torch.zeros(1, *model.card.pixels.shape, device=model.device))
     if not draw.variates.asked:
         raise RequestError(
-            f"--defense {model.card.defense} finds nothing to act on in "
+            f"`defense={model.card.defense!r}` finds nothing to act on in "
             f"{model.card.architecture.label} by {model.partition.granularity}: {defense.summary}"
         )
 

@@ -70,7 +70,7 @@ def measure_diversity(
     """
     if n_samples < 2:
         raise RequestError(
-            f"diversity compares draws: --n-samples must be 2 or more, not {n_samples}"
+            f"diversity compares draws: `n_samples` must be 2 or more, not {n_samples}"
         )
     model, data = taken(model, data)
     count = min(n_samples, defense_of(model).distinct(model) or n_samples)

@@ -128,7 +128,7 @@ def measure_transfer(
     """
     if n_samples < 2:
         raise RequestError(
-            f"transfer is between draws: --n-samples must be 2 or more, not {n_samples}"
+            f"transfer is between draws: `n_samples` must be 2 or more, not {n_samples}"
         )
     model, data = taken(model, data)
     count = min(n_samples, defense_of(model).distinct(model) or n_samples)

@@ -194,9 +194,8 @@ class Run:
         if lower_bound([left / len(robust)], len(robust)) <= A_FEW:
             return ()
         method = self.threat.attack.method
-        more = (
-            "--search-steps 9" if self.threat.attack.params.get("search_steps") == 1 else "--steps"
-        )
+        fixed = self.threat.attack.params.get("search_steps") == 1
+        more = "`search_steps=9`" if fixed else "more `steps`"
         return (
             f"FAILED SEARCHES: {method} gave {left} of {len(robust)} images back as they were. "
             f"Nothing limits how far it may go, so unless the draws it saw err there, it failed, "

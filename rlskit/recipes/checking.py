@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from rlskit.arguments import argument
 from rlskit.attacks import PreparedAttack
 from rlskit.attacks.options import READERS, read
 from rlskit.attacks.requests import prepare_all
@@ -41,7 +42,9 @@ def check_options(stage: Stage) -> None:
     elif stage.command == "diversity":
         for name in _OF_TRANSFER:
             if stage.options.get(name, False) is not False:
-                raise RequestError(f"--{name} is of --transfer, which fills no cell of a table")
+                raise RequestError(
+                    f"{argument(name)} is of `transfer`, which fills no cell of a table"
+                )
     if stage.command == "attack":
         prepared(stage)
         if given.get("protocol") != ADAPTIVE:

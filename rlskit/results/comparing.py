@@ -74,7 +74,7 @@ def _pair(first: Finished, second: Finished, seed: int) -> Pair:
     if not np.array_equal(a.index, b.index) or not np.array_equal(a.label, b.label):
         raise RequestError(
             f"{first.tables[0]} and {second.tables[0]} do not list the same images with the same "
-            "labels; compare runs with the same --data, --split and --limit"
+            "labels; compare runs with the same `data`, `split` and `limit`"
         )
     if a.right.keys() != b.right.keys():
         raise RequestError(
@@ -136,7 +136,7 @@ def _check_same_question(a: Result, b: Result) -> None:
         if a.data.get(name) != b.data.get(name):
             raise RequestError(
                 f"these were measured on different images ({name}: {a.data.get(name)} in A, "
-                f"{b.data.get(name)} in B); compare runs with the same --data, --split and --limit"
+                f"{b.data.get(name)} in B); compare runs with the same `data`, `split` and `limit`"
             )
 
 

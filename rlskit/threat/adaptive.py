@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit import seeds
+from rlskit.arguments import argument
 from rlskit.attacks import prepare
 from rlskit.defenses import defense_of, draws
 from rlskit.defenses.answers import finite_logits
@@ -258,11 +259,12 @@ def adaptive_options(given: dict[str, Any]) -> dict[str, Any]:
     """
     found = {name: value for name, value in given.items() if value is not None}
     if unknown := sorted(found.keys() - set(OPTIONS)):
-        flag = "--" + unknown[0].replace("_", "-")
-        takes = ", ".join("--" + name.replace("_", "-") for name in OPTIONS)
-        raise RequestError(f"{flag} is no option of --protocol adaptive: it takes {takes}")
+        takes = ", ".join(map(argument, OPTIONS))
+        raise RequestError(
+            f"{argument(unknown[0])} is no option of the adaptive protocol: it takes {takes}"
+        )
     if "eps" not in found:
-        raise RequestError("--protocol adaptive needs a budget, such as --eps 8/255")
+        raise RequestError("the adaptive protocol needs a budget, such as `eps='8/255'`")
     return found
 
 

@@ -30,7 +30,7 @@ def check_risk(risk: str) -> None:
         RequestError: It is another.
     """
     if risk not in RISKS:
-        raise RequestError(f"--risk {risk!r} is unknown; it is one of {', '.join(RISKS)}")
+        raise RequestError(f"`risk` {risk!r} is unknown; it is one of {', '.join(RISKS)}")
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,16 @@ class Threat:
             return ()
         stated = self.attack.stated
         eps = f"{stated['eps']:.4g}" if "eps" in stated else "EPS"
-        again = f"rlskit attack {model.path or 'CHECKPOINT'} --protocol adaptive --eps {eps}"
+        again = f"rlskit.load({str(model.path)!r})" if model.path else "model"
+        again += f", eps={eps}"
         if self.attack.norm not in (None, "linf"):
-            again += f" --norm {self.attack.norm}"
+            again += f", norm={self.attack.norm!r}"
         if stated["pixel_range"] != "0:1":
-            again += f" --pixel-range {stated['pixel_range']}"
+            again += f", pixel_range={stated['pixel_range']!r}"
         return (
             f"OPTIMISTIC: the attacker of this {model.card.defense} saw {self.n_attacked} of its "
-            f"draws and could see more; `{again}` gives the honest number.",
+            f"draws and could see more; `rlskit.attack_adaptively({again})` gives the honest "
+            "number.",
         )
 
     def preflight(
@@ -167,15 +169,16 @@ class Threat:
     def _instead(self, *, margin_helps: bool) -> str:
         """Return what to try where the attack's gradients cannot be followed, and it can."""
         method, norm = self.attack.method, self.attack.norm
-        in_norm = " --norm l2" if norm == "l2" else ""
+        in_norm = "norm='l2'" if norm == "l2" else ""
         found = []
         if margin_helps and self.attack.engine != "rlskit":
-            found.append("--engine rlskit")
+            found.append("`engine='rlskit'`")
         elif margin_helps and "loss" in ATTACKS[method].defaults:
-            found.append("--loss margin")
+            found.append("`loss='margin'`")
         if margin_helps:
-            found.append(f"--protocol adaptive{in_norm}")
-        found.append(f"--method square{in_norm}, which needs none")
+            found.append(f"`rlskit.attack_adaptively({in_norm})`")
+        square = ", ".join(filter(None, ("method='square'", in_norm)))
+        found.append(f"`{square}`, which needs none")
         return f"try {' or '.join(found)}"
 
     def seen(

@@ -33,19 +33,20 @@ def protocol_of(protocol: str | None, n_attacked: int) -> str:
         RequestError: Unknown, or `n_attacked` does not fit it.
     """
     if n_attacked < 1:
-        raise RequestError(f"--n-attacked must be at least 1, not {n_attacked}")
+        raise RequestError(f"`n_attacked` must be at least 1, not {n_attacked}")
     if n_attacked > MOST_DRAWS:
         raise RequestError(
-            f"--n-attacked {n_attacked} is beyond reason; it is {MOST_DRAWS} at most"
+            f"`n_attacked` {n_attacked} is beyond reason; it is {MOST_DRAWS} at most"
         )
     if protocol is None:
         return "transfer" if n_attacked == 1 else "multi"
     if protocol not in PROTOCOLS:
         raise RequestError(
-            f"--protocol {protocol!r} is unknown; it is one of {', '.join(PROTOCOLS)} or adaptive"
+            f"`protocol` {protocol!r} is unknown; it is one of {', '.join(PROTOCOLS)}, or use "
+            "`rlskit.attack_adaptively`"
         )
     if protocol == "transfer" and n_attacked != 1:
-        raise RequestError(f"--protocol transfer attacks 1 draw, not {n_attacked}; use multi")
+        raise RequestError(f"`protocol='transfer'` attacks 1 draw, not {n_attacked}; use multi")
     return protocol
 
 
@@ -56,7 +57,7 @@ def check_view(view: str) -> None:
         RequestError: It is another.
     """
     if view not in VIEWS:
-        raise RequestError(f"--view {view!r} is unknown; it is one of {', '.join(VIEWS)}")
+        raise RequestError(f"`view` {view!r} is unknown; it is one of {', '.join(VIEWS)}")
 
 
 class DrawsView(nn.Module):

@@ -51,7 +51,7 @@ class Run:
         self.defense = defense_of(model)
         self.objective = objective(model, options)
         if options.batch_size == 1 and has_batch_norm(model):
-            raise RequestError("--batch-size 1 is too small: BatchNorm needs at least 2 images")
+            raise RequestError("`batch_size=1` is too small: BatchNorm needs at least 2 images")
         self.steps_per_epoch = _steps_per_epoch(len(self.data), options.batch_size)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise RequestError(
@@ -234,7 +234,7 @@ class Run:
         model.path = None if self.files.last is None else str(self.files.last)
 
     def _failure(self, what: str, epoch: int) -> RunError:
-        return RunError(f"{what}; {self.files.kept(epoch)}; a smaller --lr may help")
+        return RunError(f"{what}; {self.files.kept(epoch)}; a smaller `lr` may help")
 
 
 def _require_path(loss: Tensor) -> None:
@@ -262,7 +262,7 @@ def objective(model: BankedModel, options: TrainOptions) -> Callable[[Tensor, Te
         if options.loss != "ce" or options.individual:
             raise RequestError(
                 f"the defense {model.card.defense} has a loss of its own; leave out "
-                "--loss and --individual"
+                "`loss` and `individual`"
             )
         return lambda logits, labels: own(logits, labels, settings)
     if defense.separate:

@@ -66,26 +66,26 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "group_size", "step_epochs"):
             if getattr(self, name) < 1:
-                raise RequestError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
+                raise RequestError(f"`{name}` must be at least 1, not {getattr(self, name)}")
         for name in ("momentum", "weight_decay", "bn_batches", "num_workers"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RequestError(
-                    f"{_flag(name)} must be a number of at least 0, not {getattr(self, name)}"
+                    f"`{name}` must be a number of at least 0, not {getattr(self, name)}"
                 )
         if not (math.isfinite(self.lr) and self.lr > 0):
-            raise RequestError(f"--lr must be a positive number, not {self.lr}")
+            raise RequestError(f"`lr` must be a positive number, not {self.lr}")
         if not 0 <= self.individual <= 1:
-            raise RequestError(f"--individual is a weight in [0, 1], not {self.individual}")
+            raise RequestError(f"`individual` is a weight in [0, 1], not {self.individual}")
         if not 0 <= self.holdout < 1:
-            raise RequestError(f"--holdout is a share in [0, 1), not {self.holdout}")
+            raise RequestError(f"`holdout` is a share in [0, 1), not {self.holdout}")
         if self.adversarial_steps < 1:
             raise RequestError(
-                f"--adversarial-steps must be at least 1, not {self.adversarial_steps}"
+                f"`adversarial_steps` must be at least 1, not {self.adversarial_steps}"
             )
         for name in ("adversarial_eps", "adversarial_step_size"):
             if not 0 < getattr(self, name) <= 1:
                 raise RequestError(
-                    f"{_flag(name)} is a length in (0, 1] such as 8/255, not {getattr(self, name)}"
+                    f"`{name}` is a length in (0, 1] such as 8/255, not {getattr(self, name)}"
                 )
         known = (
             ("loss", LOSSES), ("schedule", SCHEDULES), ("augment", AUGMENTATIONS),
@@ -94,10 +94,5 @@ class TrainOptions:
         for name, values in known:
             if getattr(self, name) not in values:
                 raise RequestError(
-                    f"{_flag(name)} {getattr(self, name)!r} is unknown; "
-                    f"it is one of {', '.join(values)}"
+                    f"`{name}` {getattr(self, name)!r} is unknown; it is one of {', '.join(values)}"
                 )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
