@@ -245,8 +245,8 @@ def test_the_command(
     monkeypatch.chdir(tmp_path)
     checkpoint.save(undefended, "x.safetensors")
     for wrong, message in (
-        (["--eps", "0.1", "--method", "fgsm"], "--method is no option of --protocol adaptive"),
-        ([], "--protocol adaptive needs a budget"),
+        (["--eps", "0.1", "--method", "fgsm"], "--method is no option of the adaptive protocol"),
+        ([], "the adaptive protocol needs a budget, such as --eps 8/255"),
         (["--eps", "0.1", "--view", "mean-logit"], "chooses engine, view and risk itself"),
     ):
         assert command(["attack", "x.safetensors", "--protocol", "adaptive", *wrong]) == 2
@@ -258,9 +258,9 @@ def test_the_command(
 def test_wrong_requests(rls: BankedModel) -> None:
     with pytest.raises(RequestError, match="more than the whole pixel range"):
         prepare_adaptive(rls, eps=8)
-    with pytest.raises(RequestError, match="norm 'l7' is unknown"):
+    with pytest.raises(RequestError, match="`norm` 'l7' is unknown"):
         prepare_adaptive(rls, eps=0.1, norm="l7")
-    with pytest.raises(RequestError, match="--n-attacked must be at least 1, not 0"):
+    with pytest.raises(RequestError, match="`n_attacked` must be at least 1, not 0"):
         prepare_adaptive(rls, eps=0.1, n_attacked=0)
     other = small_models.model(1, "none")
     other.card.classes = 7

@@ -172,9 +172,9 @@ def test_it_buys_robustness_on_digits() -> None:
     ("fields", "message"),
     [
         ({"adversarial": "fgsm"}, "'fgsm' is unknown; it is one of none, pgd"),
-        ({"adversarial_eps": 8.0}, r"--adversarial-eps is a length in \(0, 1\]"),
-        ({"adversarial_step_size": 0.0}, "--adversarial-step-size"),
-        ({"adversarial_steps": 0}, "--adversarial-steps must be at least 1"),
+        ({"adversarial_eps": 8.0}, r"`adversarial_eps` is a length in \(0, 1\]"),
+        ({"adversarial_step_size": 0.0}, "`adversarial_step_size`"),
+        ({"adversarial_steps": 0}, "`adversarial_steps` must be at least 1"),
     ],
 )
 def test_wrong_options(fields: dict[str, Any], message: str) -> None:

@@ -406,7 +406,7 @@ def test_targets_by_hand() -> None:
         drawn[5:6], choose_targets("random", model, images[5:6], labels[5:6], generator())
     )
     assert choose_targets(3, model, images, labels, generator()).tolist() == [3] * 64
-    with pytest.raises(RequestError, match="--target 4 is no class: there are 4, from 0"):
+    with pytest.raises(RequestError, match="`target` 4 is no class: there are 4, from 0"):
         choose_targets(4, model, images, labels, generator())
 
 
@@ -438,7 +438,7 @@ def test_losses_by_hand() -> None:
     assert LOSSES["margin"](logits, torch.tensor([1])).item() == 2
     assert LOSSES["dlr"](logits, torch.tensor([1])).item() == pytest.approx(2 / 3)
     assert LOSSES["dlr"](logits, torch.tensor([0])).item() == pytest.approx(-2 / 3)
-    with pytest.raises(RequestError, match="--loss dlr needs at least 3 classes, not 2"):
+    with pytest.raises(RequestError, match="`loss='dlr'` needs at least 3 classes, not 2"):
         LOSSES["dlr"](logits[:, :2], torch.tensor([0]))
 
 
@@ -874,6 +874,6 @@ class Kept(nn.Module):
 
 
 def test_upstream_ead_needs_ten_steps() -> None:
-    with pytest.raises(RequestError, match="--steps of at least 10 here, not 9"):
+    with pytest.raises(RequestError, match="`steps` of at least 10 here, not 9"):
         run("ead", Linear(2), torch.rand(1, *SHAPE), torch.tensor([0]), engine="torchattacks",
             optimizer=None, steps=9)  # fmt: skip

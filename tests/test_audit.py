@@ -438,9 +438,9 @@ def test_advice_names_only_what_is_there_and_not_given(
     said = " ".join(kind.failed.format(**advice(ours)) for kind in CHECKS.values())
     takes = ATTACKS[method].defaults
     for option in ("step_size", "restarts"):
-        assert (f"--{option.replace('_', '-')}" in said) == (option in takes)
-    assert ("--loss margin" in said) == ("loss" in takes and loss == "ce")
-    assert ("--protocol eot" in said) == (protocol != "eot")
+        assert (f"`{option}`" in said) == (option in takes)
+    assert ("`loss='margin'`" in said) == ("loss" in takes and loss == "ce")
+    assert ("`protocol='eot'`" in said) == (protocol != "eot")
 
 
 def test_m12_on_a_plane() -> None:
@@ -545,7 +545,7 @@ def test_nan_gradients_fail_and_do_not_end_the_audit() -> None:
         ({"eps": 8}, ["8/255"]),
         ({"target": 3}, ["untargeted"]),
         ({"protocol": "multi", "n_attacked": 3}, ["protocol='eot'"]),
-        ({"points": 0}, ["--points"]),
+        ({"points": 0}, ["`points`"]),
     ],
 )
 def test_wrong_requests_are_named(options: dict[str, Any], words: list[str]) -> None:

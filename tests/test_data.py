@@ -164,8 +164,8 @@ def test_a_missing_data_set_is_told_with_its_folder(name: str, tmp_path: Path) -
     with pytest.raises(RequestError) as error:
         load(name, data_dir=tmp_path)
     assert f"{name} is missing or damaged in {tmp_path}" in refusal(error)
-    assert "--download" in str(error.value)
-    assert "--data-dir" in str(error.value)
+    assert "`download`" in str(error.value)
+    assert "`data_dir`" in str(error.value)
 
 
 def test_a_truncated_data_set_is_refused(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_limit_takes_one_image_of_each_stretch(n: int, limit: int) -> None:
 
 
 def test_a_limit_below_one_is_refused() -> None:
-    with pytest.raises(RequestError, match="--limit 0 leaves no image"):
+    with pytest.raises(RequestError, match="`limit` 0 leaves no image"):
         load("digits", limit=0)
 
 
@@ -583,7 +583,7 @@ def test_what_would_change_the_question_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="3 channels, but the checkpoint takes 1") as error:
         colour.adapted(pixels(1, 5, 5), 2)
     refusal(error)
-    with pytest.raises(RequestError, match=r"2 classes \(the entry `classes` of the file"):
+    with pytest.raises(RequestError, match=r"2 classes \(its entry 'classes' can state it"):
         colour.adapted(pixels(3, 5, 5), 3)
     with pytest.raises(RequestError, match="1 channel, but the checkpoint takes 4"):
         digits.adapted(pixels(4, 8, 8), 10)
@@ -707,8 +707,8 @@ def test_crop_flip_is_a_padded_crop_and_a_flip_of_each_image() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
-        ({"batch_size": 2, "num_workers": -1}, "--num-workers -1 must be at least 0"),
+        ({"batch_size": 0}, "`batch_size` 0 must be at least 1"),
+        ({"batch_size": 2, "num_workers": -1}, "`num_workers` -1 must be at least 0"),
         ({"batch_size": 2, "augment": "mixup"}, "'mixup' is unknown; it is none or crop-flip"),
     ],
 )
@@ -733,7 +733,7 @@ def test_every_file_that_is_no_image_is_named_before_anything_runs(tmp_path: Pat
     assert message.startswith(f"4 of 10 images of {spec} cannot be read: ")
     for name in ("7.png is no readable", "8.png is no reg", "8.jpg is no reg", "9.jpg is a link"):
         assert name in message
-    assert message.endswith("or leave them out with --skip-bad")
+    assert message.endswith("or leave them out with `skip_bad`")
     some = load(spec, skip_bad=True)
     assert (some.skipped, len(some), some.sha256) == (4, 6, whole.sha256)
     with pytest.raises(RequestError, match="4 of 10 images"):
@@ -820,7 +820,7 @@ def test_what_is_cut_off_is_said(tmp_path: Path) -> None:
 
     assert said(64, 64) == said(32, 36) == ""
     assert said(32, 48).startswith("CROPPED: 2 of 2 images lose up to 33% of an axis")
-    assert "--image-size H,W of their shape (32,48)" in said(32, 48)
+    assert "`image_size=(32, 48)` of their shape" in said(32, 48)
     assert said(16, 64).startswith("STRETCHED: 2 of 2 images are resized to 32x32")
     save_image(photos(tmp_path / "f") / "cat" / "9.png", noise(6, 12, 3))
     mixed = load(f"folder:{tmp_path / 'f'}").adapted(pixels(3, 8, 6), 2)

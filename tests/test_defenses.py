@@ -167,5 +167,5 @@ def test_bank_probs_weigh_the_banks() -> None:
     assert shares[2] == 0
     with pytest.raises(RequestError, match="add up to 1"):
         convert("test_resnet", banks=2, bank_probs=(0.7, 0.7), image_size=16)
-    with pytest.raises(RequestError, match="for --defense rls"):
+    with pytest.raises(RequestError, match="for `defense='rls'`"):
         convert("test_resnet", defense="ensemble", bank_probs=(0.5, 0.5), image_size=16)

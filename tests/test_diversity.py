@@ -143,9 +143,9 @@ def test_a_file_of_adversarial_images(model: BankedModel, tmp_path: Path) -> Non
 
 
 def test_wrong_requests(model: BankedModel) -> None:
-    with pytest.raises(RequestError, match="--n-samples must be 2 or more, not 1"):
+    with pytest.raises(RequestError, match="`n_samples` must be 2 or more, not 1"):
         measure_diversity(model, DATA, n_samples=1)
-    with pytest.raises(RequestError, match="--repeats must be at least 1"):
+    with pytest.raises(RequestError, match="`repeats` must be at least 1"):
         measure_diversity(model, DATA, repeats=0)
     broken = small_models.model(2)
     small_models.tensor(broken, 1, "6.weight").fill_(torch.finfo().max)

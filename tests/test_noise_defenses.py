@@ -186,7 +186,7 @@ def test_a_defense_without_anything_to_act_on_is_refused() -> None:
         ("rse", {"init_sigma": 0.2, "inner_sigma": 0.1}),
         ("sap", {"fraction": 1}),
     ):
-        with pytest.raises(RequestError, match=f"--defense {defense} finds nothing to act on"):
+        with pytest.raises(RequestError, match=f"`defense='{defense}'` finds nothing to act on"):
             check_effect(model_of(defense, flat, **settings))
 
 

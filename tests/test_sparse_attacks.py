@@ -191,7 +191,7 @@ def test_pixle_refuses_what_torchattacks_would_crash_on() -> None:
     images, labels = torch.rand(2, 3, 6, 8), torch.tensor([0, 0])
     with pytest.raises(RequestError, match="pixle needs square images, not 6 x 8"):
         pixle(nn.Flatten(), images, labels, generator=generator())
-    with pytest.raises(RequestError, match="--largest-patch 2 must be at least --smallest-patch 3"):
+    with pytest.raises(RequestError, match="`largest_patch` 2 must be at least `smallest_patch` 3"):
         pixle(
             nn.Flatten(), images[..., :6], labels, smallest_patch=3, largest_patch=2,
             generator=generator(),

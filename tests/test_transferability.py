@@ -197,7 +197,7 @@ def test_draws_with_noise_in_them() -> None:
 
 
 def test_wrong_requests(model: BankedModel) -> None:
-    with pytest.raises(RequestError, match="--n-samples must be 2 or more, not 1"):
+    with pytest.raises(RequestError, match="`n_samples` must be 2 or more, not 1"):
         measure_transfer(model, DATA, n_samples=1)
     with pytest.raises(RequestError, match="8/255"):
         measure_transfer(model, DATA, eps=8)
