@@ -18,6 +18,7 @@ from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
 from rlskit.report import broken_by
+from rlskit.seeds import Purpose
 from rlskit.threat.adaptive import CLEAN, Adaptive, prepare_adaptive
 from rlskit.threat.parts import Part
 
@@ -82,7 +83,7 @@ def test_an_image_is_robust_if_it_withstands_every_part(
     draw = undefended.sampled(torch.tensor([0, 0]))
     alone = []
     for index, part in enumerate(threat.parts):
-        noise = seeds.generator(0, "adaptive", 0, index)
+        noise = seeds.generator(0, Purpose.ADAPTIVE, 0, index)
         found = part.attack(draw, IMAGES, LABELS, generator=noise)
         alone.append(draw(found).argmax(-1) != LABELS)
     first = torch.stack(alone).int().argmax(0)
@@ -170,7 +171,7 @@ def test_pgd_goes_on_from_the_worst_version_so_far(undefended: BankedModel) -> N
     crafted = dataclasses.replace(threat, parts=parts).craft(
         undefended, IMAGES, LABELS, seed=0, repeat=0
     )
-    noise = seeds.generator(0, "unused")
+    noise = seeds.generator(0, Purpose.ATTACK)
     view = seen(seed=0, repeat=0, image=None)
     expected = whole(view, in_layout(IMAGES, layout_of(undefended)), LABELS, generator=noise)
     further = crafted.columns["broken_by"] == 1

@@ -28,6 +28,7 @@ from rlskit.attacks.randomness import image_generators
 from rlskit.attacks.targets import choose_targets
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.pixels import perturbation_norms
+from rlskit.seeds import Purpose
 
 SHAPE = (3, 4, 4)
 
@@ -327,7 +328,7 @@ def test_ours_is_bit_equal_to_torchattacks_from_the_same_start(
 ) -> None:
     model, images, labels = net_and_images()
     ours = prepare(method, **options, loss="ce-saturating")
-    streams = image_generators(images, generator(7), "start", 0)
+    streams = image_generators(images, generator(7), Purpose.START, 0)
     for image, label, stream in zip(
         torch.split(images, 1), torch.split(labels, 1), streams, strict=True
     ):

@@ -36,6 +36,7 @@ from rlskit.audit.defended import Own, influence, randomness
 from rlskit.cli import run
 from rlskit.data import Data, load
 from rlskit.errors import RequestError, UntrustedError
+from rlskit.seeds import Purpose
 
 SOUND: dict[str, Any] = {"eps": EPS, "steps": 20, "step_size": EPS / 5}
 """PGD that reaches all of the ball."""
@@ -527,12 +528,13 @@ def test_global_randomness_and_the_module_are_left_alone() -> None:
 
 
 def test_randomness_is_seeded_by_its_purpose() -> None:
-    def drawn(seed: int, purpose: str) -> float:
+    def drawn(seed: int, purpose: Purpose) -> float:
         with randomness(seed, purpose, torch.device("cpu")):
             return float(torch.rand(()))
 
-    assert drawn(0, "a") == drawn(0, "a")
-    assert len({drawn(0, "a"), drawn(0, "b"), drawn(1, "a")}) == 3
+    one, other = Purpose.ATTACK, Purpose.ANSWER
+    assert drawn(0, one) == drawn(0, one)
+    assert len({drawn(0, one), drawn(0, other), drawn(1, one)}) == 3
 
 
 class Broken(nn.Module):

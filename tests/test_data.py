@@ -41,7 +41,7 @@ from rlskit.errors import RequestError, RunError
 from rlskit.models.published import library_classes
 from rlskit.pixels import Pixels
 from rlskit.runtime.torchvision_ops import declare_missing_operators
-from rlskit.seeds import generator
+from rlskit.seeds import Purpose, generator
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -557,7 +557,7 @@ def test_resizing_is_that_of_torchvision(size: tuple[int, int]) -> None:
     declare_missing_operators()
     from torchvision.transforms.v2 import functional as peer
 
-    images = torch.rand(2, 3, *size, generator=generator(0, "test"))
+    images = torch.rand(2, 3, *size, generator=generator(0, Purpose.ATTACK))
     resized = peer.resize(images, [16], antialias=True)
     top, left = (resized.shape[2] - 16) // 2, (resized.shape[3] - 16) // 2
     expected = resized[:, :, top : top + 16, left : left + 16]
@@ -664,12 +664,12 @@ def test_a_corrupt_image_stops_the_reading_in_one_sentence(
 def test_a_last_batch_of_one_is_dropped(n: int, seen: int) -> None:
     source = ArrayImages("x", torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1))
     data = Data("x", "train", tuple(map(str, range(n))), torch.arange(n), source)
-    found = list(batches(data, 4, generator(0, "test")))
+    found = list(batches(data, 4, generator(0, Purpose.ATTACK)))
     labels = torch.cat([y for _, y in found])
     assert len(labels) == len(set(labels.tolist())) == seen
     assert labels.tolist() != sorted(labels.tolist())
     assert torch.equal((torch.cat([x for x, _ in found]) * 255).flatten().long(), labels)
-    assert len(list(batches(data, 1, generator(0, "test")))) == n
+    assert len(list(batches(data, 1, generator(0, Purpose.ATTACK)))) == n
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
@@ -677,7 +677,7 @@ def test_batches_depend_on_the_generator_alone(augment: str) -> None:
     data, state = load("digits"), torch.get_rng_state()
 
     def epoch(seed: int, num_workers: int) -> torch.Tensor:
-        found = batches(data, 100, generator(seed, "test"), augment, num_workers)
+        found = batches(data, 100, generator(seed, Purpose.ATTACK), augment, num_workers)
         return torch.cat([x for x, _ in found])
 
     assert torch.equal(epoch(0, 0), epoch(0, 2))
@@ -686,8 +686,8 @@ def test_batches_depend_on_the_generator_alone(augment: str) -> None:
 
 
 def test_crop_flip_is_a_padded_crop_and_a_flip_of_each_image() -> None:
-    images = torch.rand(200, 3, 6, 5, generator=generator(0, "images"))
-    changed = AUGMENTATIONS["crop-flip"](images, generator(0, "test"))
+    images = torch.rand(200, 3, 6, 5, generator=generator(0, Purpose.ATTACK))
+    changed = AUGMENTATIONS["crop-flip"](images, generator(0, Purpose.ATTACK))
     seen = set()
     for before, after in zip(F.pad(images, [4] * 4), changed, strict=True):
         matches = [
@@ -714,7 +714,7 @@ def test_crop_flip_is_a_padded_crop_and_a_flip_of_each_image() -> None:
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        next(batches(load("digits"), generator=generator(0, "test"), **options))
+        next(batches(load("digits"), generator=generator(0, Purpose.ATTACK), **options))
 
 
 # Odd files

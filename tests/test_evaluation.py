@@ -27,6 +27,7 @@ from rlskit.evaluation import EvalOptions
 from rlskit.models.banks import BankedModel
 from rlskit.pixels import round_to_8bit
 from rlskit.results import Result, read_run
+from rlskit.seeds import Purpose
 from rlskit.threat.view import DrawsView, attackers_view
 
 DATA = small_models.digits(50)
@@ -148,7 +149,7 @@ def test_bits_are_those_of_torchattacks_called_directly(
         direct = torchattacks.PGD(view, eps=0.15, alpha=0.05, steps=4)
     wanted = []
     for block in (slice(0, 30), slice(30, 50)):
-        torch.manual_seed(seeds.derive(7, "attack", 0))
+        torch.manual_seed(seeds.derive(7, Purpose.ATTACK, 0))
         wanted.append(direct(IMAGES[block], LABELS[block]))
     found = load_file(tmp_path / "adversarial.safetensors")
     assert torch.equal(found["images"], torch.cat(wanted))
@@ -165,7 +166,7 @@ def test_eot_attacks_fresh_draws_at_every_step(rls: BankedModel, tmp_path: Path)
     )
     view = attackers_view(rls, "eot", 2, seed=0, repeat=0)
     options = {name: value for name, value in PGD.items() if name != "method"}
-    noise = seeds.generator(0, "attack", 0)
+    noise = seeds.generator(0, Purpose.ATTACK, 0)
     wanted = prepare("pgd", **options)(view, IMAGES, LABELS, generator=noise)
     assert torch.equal(load_file(tmp_path / "adversarial.safetensors")["images"], wanted)
     assert (result.protocol, result.n_attacked) == ("eot", 2)
@@ -230,7 +231,7 @@ def test_repeats_of_an_attack_have_their_own_views(rls: BankedModel, tmp_path: P
     shares, rounded = [], []
     for repeat in range(3):
         (draw,) = draws(rls, 1, seed=0, purpose="attacker", repeat=repeat)
-        torch.manual_seed(seeds.derive(0, "attack", repeat))
+        torch.manual_seed(seeds.derive(0, Purpose.ATTACK, repeat))
         changed = torchattacks.PGD(draw, eps=0.15, alpha=0.05, steps=4)(IMAGES, LABELS)
         members = defenders(rls, 2, repeat)
         shares.append(share(answers(members, changed) == LABELS))
@@ -901,7 +902,7 @@ def test_per_example_gives_each_image_draws_of_its_own(rls: BankedModel) -> None
     for i in range(50):
         image, label = IMAGES[i : i + 1], LABELS[i : i + 1]
         view = attackers_view(rls, "transfer", 1, seed=0, repeat=0, image=i)
-        found = prepare(**PGD)(view, image, label, generator=seeds.generator(0, "attack", 0))
+        found = prepare(**PGD)(view, image, label, generator=seeds.generator(0, Purpose.ATTACK, 0))
         members = draws(rls, 3, seed=0, purpose="defender", image=i)
         robust.append(bool(answers(members, found) == label))
     assert several[0].accuracy["robust"]["mean"] == pytest.approx(sum(robust) / 50)

@@ -16,6 +16,7 @@ from rlskit.attacks.pixle import pixle
 from rlskit.attacks.upstream import run_torchattacks
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.pixels import perturbation_norms
+from rlskit.seeds import Purpose
 
 Sparse = Callable[..., Tensor]
 BLACK_BOX: list[tuple[Sparse, dict[str, Any]]] = [(onepixel, {"pixels": 2}), (pixle, {})]
@@ -210,8 +211,8 @@ class Gambler(nn.Module):
         return images.flatten(1)[:, :2] / (self.calls < 5)
 
 
-@pytest.mark.parametrize("attack", ["OnePixel", "Pixle"])
-def test_global_random_states_are_given_back_also_after_an_error(attack: str) -> None:
+@pytest.mark.parametrize("attack", [Purpose.ONEPIXEL, Purpose.PIXLE])
+def test_global_random_states_are_given_back_also_after_an_error(attack: Purpose) -> None:
     def states() -> tuple[Any, ...]:
         return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
 

@@ -25,6 +25,7 @@ from rlskit.defenses import draws
 from rlskit.errors import RequestError, RunError
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
+from rlskit.seeds import Purpose
 from rlskit.training import TrainOptions, group_loss, reestimate_batch_norm, separate_loss, train
 from rlskit.training.epochs import Run, split
 from rlskit.training.kept import Files
@@ -85,7 +86,7 @@ def plain_sgd(network: nn.Module, normalize: nn.Module, options: TrainOptions) -
         network.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay
     )
     for epoch in range(options.epochs):
-        order = seeds.generator(options.seed, "train-order", epoch)
+        order = seeds.generator(options.seed, Purpose.TRAIN_ORDER, epoch)
         for images, labels in batches(small_models.digits(50, "train"), options.batch_size, order):
             sgd.zero_grad()
             F.cross_entropy(network(normalize(images)), labels).backward()  # type: ignore[no-untyped-call]
@@ -180,7 +181,7 @@ def test_batch_norm_gets_the_statistics_of_the_data(defense: str, banks: int) ->
     model.train()
     data = small_models.digits(40, "train")
     reestimate_batch_norm(model, data, TrainOptions(batch_size=20, bn_batches=50))
-    order = seeds.generator(0, "batch-norm-order")
+    order = seeds.generator(0, Purpose.BATCH_NORM_ORDER)
     halves = [images for images, _ in batches(data, 20, order)]
     for bank in range(banks):
         norm = list(model.banks)[bank].get_submodule("2")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rlskit.attacks.one_by_one import attack_one_by_one
 from rlskit.errors import RequestError
+from rlskit.seeds import Purpose
 
 
 def pixle(
@@ -55,7 +56,7 @@ def pixle(
         )
     patch = (smallest_patch, largest_patch)
     return attack_one_by_one(
-        "Pixle", model, images, labels,
+        Purpose.PIXLE, model, images, labels,
         generator=generator, restarts=restarts, max_iterations=steps,
         x_dimensions=patch, y_dimensions=patch,
     )  # fmt: skip

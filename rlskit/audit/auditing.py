@@ -23,6 +23,7 @@ from rlskit.evaluation.clean import check_knowledge, knowledge
 from rlskit.evaluation.eval_options import EvalOptions
 from rlskit.models.banks import BankedModel
 from rlskit.progress import Progress, no_progress
+from rlskit.seeds import Purpose
 from rlskit.stats import accuracy
 from rlskit.threat.view import protocol_of
 
@@ -158,7 +159,7 @@ def _network(
     """Return the network to transfer from, which must take the images and know their classes."""
     network = surrogate
     if isinstance(surrogate, BankedModel):
-        (network,) = draws(surrogate, 1, seed=seed, purpose="attacker")
+        (network,) = draws(surrogate, 1, seed=seed, purpose=Purpose.ATTACKER)
     if network is None:
         return None
     try:

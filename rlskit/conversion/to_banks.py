@@ -31,6 +31,7 @@ from rlskit.models.stem import first_convolution
 from rlskit.models.trace import Trace, tensor_names, trace
 from rlskit.models.trial import try_own
 from rlskit.pixels import Pixels
+from rlskit.seeds import Purpose
 
 LIBRARY = "library"
 """A card's `pretrained` where timm's or torchvision's weights were taken."""
@@ -462,13 +463,13 @@ def _banks(
         load_weights(network, member)
     if init == "jitter":
         for bank, network in enumerate(networks):
-            _jitter(network, seeds.generator(seed, "jitter", bank))
+            _jitter(network, seeds.generator(seed, Purpose.JITTER, bank))
     return networks
 
 
 def _seeded(card: Card, seed: int, bank: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seeds.derive(seed, "init", bank))  # no GPU's
+        torch.default_generator.manual_seed(seeds.derive(seed, Purpose.INIT, bank))  # no GPU's
         library = card.pretrained == LIBRARY
         return build(card.architecture, card.pixels.shape, pretrained=library)
 

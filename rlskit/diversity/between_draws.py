@@ -21,6 +21,7 @@ from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
 from rlskit.progress import Progress, no_progress
 from rlskit.results import Result
+from rlskit.seeds import Purpose
 from rlskit.stats import accuracy, spread
 
 DRAWS, REPEATS = 10, 10
@@ -80,7 +81,7 @@ def measure_diversity(
     start = time.perf_counter()
     correct = [_correct(subject, options, count, repeat, progress) for repeat in range(repeats)]
     seconds = time.perf_counter() - start
-    resampling = np.random.default_rng(seeds.derive(seed, "bootstrap"))
+    resampling = np.random.default_rng(seeds.derive(seed, Purpose.BOOTSTRAP))
     found = [agreement(one) for one in correct]
     result = _result(subject, options, count, found, intervals(correct, resampling), seconds)
     return dataclasses.replace(result, warnings=result.warnings + doubts)
@@ -92,7 +93,7 @@ def _correct(
 ) -> Tensor:
     """Return whether draw t is right on image j, bool `[T, n]`."""
     model, data = subject.model, subject.data
-    members = draws(model, count, seed=options.seed, purpose="diversity", repeat=repeat)
+    members = draws(model, count, seed=options.seed, purpose=Purpose.DIVERSITY, repeat=repeat)
     columns = []
     for indices, images, labels in blocks(data, options.batch_size, options.num_workers):
         answers = finite_logits(members, images.to(model.device)).argmax(-1)

@@ -32,6 +32,7 @@ from rlskit.models.folding import InPieces, ready_for_attack
 from rlskit.models.layout import in_layout, layout_of
 from rlskit.progress import Progress, no_progress
 from rlskit.results import Result
+from rlskit.seeds import Purpose
 from rlskit.stats import accuracy, spread
 from rlskit.threat.meter import Meter
 from rlskit.threat.preflight import IMAGES, preflight
@@ -235,7 +236,7 @@ def _attack(eps: float | str, steps: int, step_size: float | str | None) -> Prep
 
 def _draws(model: BankedModel, count: int, seed: int, repeat: int) -> list[nn.Module]:
     """Return the draws that `rlskit.diversity.between_draws` compares, too."""
-    return draws(model, count, seed=seed, purpose="diversity", repeat=repeat)
+    return draws(model, count, seed=seed, purpose=Purpose.DIVERSITY, repeat=repeat)
 
 
 def _ready(model: BankedModel, found: list[nn.Module]) -> list[Meter]:
@@ -266,7 +267,7 @@ def _measure(
     model, data = subject.model, subject.data
     scored = _draws(model, count, options.seed, repeat)
     attacked = _ready(model, _draws(model, count, options.seed, repeat))
-    seed = seeds.derive(options.seed, PROTOCOL, repeat)
+    seed = seeds.derive(options.seed, Purpose.DRAW_TO_DRAW, repeat)
     found = []
     for indices, images, labels in blocks(data, options.batch_size, options.num_workers):
         images, labels = images.to(model.device), labels.to(model.device)

@@ -20,6 +20,7 @@ from rlskit.errors import RequestError, UntrustedError
 from rlskit.evaluation.eval_options import EvalOptions
 from rlskit.evaluation.subject import Subject
 from rlskit.models.banks import BankedModel
+from rlskit.seeds import Purpose
 from rlskit.stats import clearly_more_than, guessed_share
 from rlskit.threat.preflight import LOOKED_AT
 
@@ -92,7 +93,7 @@ def look(model: BankedModel, data: Data, options: EvalOptions) -> Knowledge:
     Raises:
         UntrustedError: Logits are not finite.
     """
-    members = draws(model, options.counts(model)[-1], seed=options.seed, purpose="defender")
+    members = draws(model, options.counts(model)[-1], seed=options.seed, purpose=Purpose.DEFENDER)
     answers = [
         mean_log_probabilities(finite_logits(members, images.to(model.device))).argmax(-1).cpu()
         for _, images, _ in blocks(data, options.batch_size, options.num_workers)

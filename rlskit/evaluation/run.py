@@ -36,6 +36,7 @@ from rlskit.pixels import perturbation_norms, round_to_8bit
 from rlskit.progress import Progress
 from rlskit.results import ADVERSARIAL, Journal, Result, refuse_finished, summary
 from rlskit.runtime.allocator import return_memory
+from rlskit.seeds import Purpose
 from rlskit.stats import lower_bound
 from rlskit.storage.locks import only_writer
 from rlskit.threat.adaptive import CLEAN, Adaptive
@@ -105,7 +106,7 @@ class Run:
         model, data = self.subject.model, self.subject.data
         images = data.images(range(min(IMAGES, len(data)))).to(model.device)
         labels = data.labels[:IMAGES].to(model.device)
-        (draw,) = draws(model, 1, seed=self.options.seed, purpose="defender")
+        (draw,) = draws(model, 1, seed=self.options.seed, purpose=Purpose.DEFENDER)
         if self.threat is None:
             check_answers(draw, images, model.card.classes, model.card.outputs)
         else:
@@ -305,7 +306,7 @@ class Run:
 
     def _defenders(self, repeat: int, image: int | None = None) -> list[nn.Module]:
         return draws(
-            self.subject.model, self.counts[-1], seed=self.options.seed, purpose="defender",
+            self.subject.model, self.counts[-1], seed=self.options.seed, purpose=Purpose.DEFENDER,
             repeat=repeat, image=image,
         )  # fmt: skip
 

@@ -21,6 +21,7 @@ from rlskit.results.comparison import Comparison, Difference, Pair
 from rlskit.results.finished import Finished, read_answers, read_run
 from rlskit.results.result import Result
 from rlskit.results.words import attack_label, protocol
+from rlskit.seeds import Purpose
 from rlskit.stats import bootstrap_means, mcnemar, percentile_interval, sign_flip
 
 RESAMPLES = 10_000
@@ -102,7 +103,7 @@ def _difference(
     """Compare whether images were right in A, `[R_a, n]`, and in B, `[R_b, n]`."""
     repeats = math.lcm(len(a), len(b))  # so that differences of means are whole numbers of them
     gains = b.sum(0) * (repeats // len(b)) - a.sum(0) * (repeats // len(a))
-    generator = np.random.default_rng(seeds.derive(seed, "bootstrap"))
+    generator = np.random.default_rng(seeds.derive(seed, Purpose.BOOTSTRAP))
     # Two more images, one for each side: where hardly any differ, none would in most resamples, and
     # the interval had no width (Agresti & Min 2005 add half an image to each cell).
     padded = np.append(gains, [repeats, -repeats]).astype(np.float64)

@@ -23,6 +23,7 @@ from rlskit.errors import RequestError
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
+from rlskit.seeds import Purpose
 from rlskit.threat.meter import Meter
 from rlskit.threat.parts import Part, ascents, searches, transfers
 from rlskit.threat.preflight import masked_gradients, preflight
@@ -150,7 +151,7 @@ class Adaptive:
             if not len(rows):
                 continue
             meter = Meter(part.view(seed=seed, repeat=repeat, image=image), part.n_attacked)
-            noise = seeds.generator(seed, "adaptive", repeat, index)
+            noise = seeds.generator(seed, Purpose.ADAPTIVE, repeat, index)
             clean = in_layout(images[rows], layout)
             further = {"start": in_layout(chosen[rows], layout)} if part.goes_on else {}
             changed = part.attack(meter, clean, labels[rows], generator=noise, **further)
@@ -271,4 +272,4 @@ def adaptive_options(given: dict[str, Any]) -> dict[str, Any]:
 def _judges(model: BankedModel, *, seed: int, repeat: int, image: int | None) -> list[nn.Module]:
     """Return draws that no attack has seen: all of them where they are few."""
     count = defense_of(model).distinct(model) or JUDGES
-    return draws(model, count, seed=seed, purpose="judge", repeat=repeat, image=image)
+    return draws(model, count, seed=seed, purpose=Purpose.JUDGE, repeat=repeat, image=image)

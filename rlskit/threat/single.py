@@ -15,6 +15,7 @@ from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
+from rlskit.seeds import Purpose
 from rlskit.threat.meter import Meter
 from rlskit.threat.preflight import masked_gradients, preflight
 from rlskit.threat.view import attackers_view
@@ -154,7 +155,7 @@ class Threat:
 
         def stuck(loss: str) -> Tensor:
             view = self.seen(model, seed=seed, repeat=0)
-            noise = seeds.generator(seed, "attack", 0)
+            noise = seeds.generator(seed, Purpose.ATTACK, 0)
             targets = self.attack.targets(view, images, labels, noise)
             wanted = labels if targets is None else targets
             return masked_gradients(view, images, wanted, loss, targeted=targets is not None)
@@ -214,7 +215,7 @@ class Threat:
             UntrustedError: Non-finite logits or gradients, or a broken budget.
         """
         meter = Meter(self.seen(model, seed=seed, repeat=repeat, image=image), self._per_call)
-        noise = seeds.generator(seed, "attack", repeat)
+        noise = seeds.generator(seed, Purpose.ATTACK, repeat)
         clean = in_layout(images, layout_of(model)) if self._folded else images.contiguous()
         targets = self._attack.targets(meter, clean, labels, noise)
         changed = self._attack(meter, clean, labels, generator=noise, targets=targets).contiguous()

@@ -17,6 +17,7 @@ from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces, compile_draw, ready_for_attack
 from rlskit.models.layout import layout_of
+from rlskit.seeds import Purpose
 
 PROTOCOLS = ("transfer", "multi", "eot")
 VIEWS = ("mean-prob", "mean-logit")
@@ -127,7 +128,7 @@ def attackers_view(
     """
     check_view(view)
 
-    def members_of(purpose: str, first: int) -> list[nn.Module]:
+    def members_of(purpose: Purpose, first: int) -> list[nn.Module]:
         found = draws(
             model, n_attacked, seed=seed, purpose=purpose, repeat=repeat, first=first, image=image
         )
@@ -137,6 +138,6 @@ def attackers_view(
         return [InPieces(draw, layout_of(model)) for draw in found] if folded else found
 
     if protocol == "eot":
-        return FreshDraws(lambda call: members_of("eot", call * n_attacked), view)
-    members = members_of("attacker", 0)
+        return FreshDraws(lambda call: members_of(Purpose.EOT, call * n_attacked), view)
+    members = members_of(Purpose.ATTACKER, 0)
     return members[0] if n_attacked == 1 else DrawsView(members, view)
