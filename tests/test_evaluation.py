@@ -741,7 +741,8 @@ def test_an_optimistic_protocol_is_called_that(rls: BankedModel, undefended: Ban
             "`protocol='eot'` needs a.* budget, not cw",
         ),
         ({"eps": 8}, "did you mean 8/255"),
-        ({"epz": 0.1}, "`epz` is no option of pgd"),
+        ({"epz": 0.1}, "`epz` is no option; did you mean `eps`?"),
+        ({"kappa": 0.1}, "`kappa` is no option of pgd"),
         ({"save_adversarial": True}, "need a folder"),
     ],
 )

@@ -26,6 +26,9 @@ PACKAGE = Path(rlskit.__file__).parent
 COMMAND_LINES = {"recipes/stages.py", "recipes/cost.py"}
 """They put commands together for the command line."""
 
+PYTHON_ONLY = {"purpose"}
+"""Arguments of functions that no command has."""
+
 
 @pytest.mark.parametrize(
     ("library", "here"),
@@ -115,4 +118,5 @@ def test_every_quoted_name_is_an_argument() -> None:
             names = {node.id for node in ast.walk(call) if isinstance(node, ast.Name)}
             names |= {str(node.arg) for node in ast.walk(call) if isinstance(node, ast.keyword)}
             assert names <= known | {"_", "rlskit"}, (file, quoted)
-            assert worded(f"`{quoted}`") != f"`{quoted}`", (file, quoted)
+            translated = worded(f"`{quoted}`") != f"`{quoted}`"
+            assert translated or quoted in PYTHON_ONLY, (file, quoted)

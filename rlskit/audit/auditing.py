@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlskit.arguments import checked
 from rlskit.attacks import PreparedAttack, prepare
+from rlskit.attacks.options import READERS
 from rlskit.audit.advice import advice
 from rlskit.audit.audit_result import FAIL, PASS, SKIPPED, AuditResult, Check, finite
 from rlskit.audit.case import Case
@@ -34,6 +36,7 @@ LIMIT = 100
 EPS = "8/255"
 
 
+@checked(*READERS)
 def audit_model(
     model: BankedModel | nn.Module,
     data: str | Data | tuple[Tensor, Tensor] | None = None,

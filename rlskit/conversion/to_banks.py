@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit import seeds
+from rlskit.arguments import checked
 from rlskit.conversion.remedies import Asked, remedy
 from rlskit.conversion.weights import Weights, find_weights, load_weights
 from rlskit.data import describe, read_classes
@@ -53,6 +54,7 @@ _SMALLEST_SIDE, _ENLARGED_SIDE = 28, 32  # most stems halve the image five times
 _LONGEST_SIDE = 4096  # that enlarging may lead to
 
 
+@checked()
 def convert(
     name: str,
     *,

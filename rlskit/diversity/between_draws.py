@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit import seeds
+from rlskit.arguments import checked
 from rlskit.data import blocks
 from rlskit.defenses import defense_of, draws
 from rlskit.defenses.answers import finite_logits
@@ -30,6 +31,7 @@ DRAWS, REPEATS = 10, 10
 _MEASURES = ("kappa", "disagreement", "double_fault", "q_statistic")
 
 
+@checked()
 def measure_diversity(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit import seeds
+from rlskit.arguments import checked
 from rlskit.attacks import PreparedAttack, prepare
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import gradient, objective
@@ -80,6 +81,7 @@ class Block(NamedTuple):
     fooled: Tensor
 
 
+@checked()
 def measure_transfer(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from rlskit.arguments import checked
 from rlskit.attacks import PreparedAttack, prepare
+from rlskit.attacks.options import READERS
 from rlskit.data import Data
 from rlskit.evaluation.eval_options import OPTION_NAMES, EvalOptions
 from rlskit.evaluation.run import Run, run_folder
@@ -24,11 +26,13 @@ from rlskit.progress import Progress, no_progress
 from rlskit.results import PARTS, RESULTS, Journal, Result, claim, digest, dump, summary
 from rlskit.storage.files import write_text
 from rlskit.storage.locks import only_writer, refuse_busy
+from rlskit.threat.adaptive import OPTIONS as ADAPTIVE_OPTIONS
 from rlskit.threat.adaptive import Adaptive, prepare_adaptive
 from rlskit.threat.single import Threat
 from rlskit.threat.view import check_view, protocol_of
 
 
+@checked(*OPTION_NAMES, *READERS)
 def attack(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,
@@ -99,6 +103,7 @@ def attack(
     return result
 
 
+@checked()
 def attack_all(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,
@@ -174,6 +179,7 @@ def _finish_all(
     return results
 
 
+@checked(*OPTION_NAMES, *ADAPTIVE_OPTIONS, "pixel_range", "early_exit")
 def attack_adaptively(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlskit.arguments import check_types
 from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
@@ -41,6 +42,7 @@ class EvalOptions:
     gated: bool = False
 
     def __post_init__(self) -> None:
+        check_types(vars(self), EvalOptions)
         if self.n_samples is not None and (least := min(self._given(), default=0)) < 1:
             raise RequestError(f"`n_samples` must be at least 1, not {least}")
         repeats = ("`repeats`", self.repeats)

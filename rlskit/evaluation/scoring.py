@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from rlskit.evaluation.eval_options import EvalOptions
+from rlskit.arguments import checked
+from rlskit.evaluation.eval_options import OPTION_NAMES, EvalOptions
 from rlskit.evaluation.run import Run, run_folder
 from rlskit.evaluation.subject import subject_of
 from rlskit.inputs import GivenData, taken
@@ -17,6 +18,7 @@ from rlskit.progress import Progress, no_progress
 from rlskit.results import Result, dump
 
 
+@checked(*OPTION_NAMES)
 def evaluate(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlskit.arguments import argument
 from rlskit.attacks import PreparedAttack
-from rlskit.attacks.options import READERS, read
+from rlskit.attacks.options import READERS
 from rlskit.attacks.requests import prepare_all
 from rlskit.errors import RequestError
 from rlskit.evaluation import EvalOptions, counts_of
@@ -83,12 +83,7 @@ def train_options(stage: Stage) -> TrainOptions:
     given, found = _given(stage), {}
     for one in dataclasses.fields(TrainOptions):
         if one.name in given:
-            value = given[one.name]
-            found[one.name] = (
-                read("eps", value, "0:1", "linf")
-                if one.name in ("adversarial_eps", "adversarial_step_size")
-                else type(one.default)(value)  # type: ignore[misc]
-            )
+            found[one.name] = type(one.default)(given[one.name])  # type: ignore[misc]
     return TrainOptions(**found)
 
 

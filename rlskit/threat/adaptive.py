@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit import seeds
-from rlskit.arguments import argument
+from rlskit.arguments import argument, checked
 from rlskit.attacks import prepare
 from rlskit.defenses import defense_of, draws
 from rlskit.defenses.answers import finite_logits
@@ -192,6 +192,7 @@ class Adaptive:
         return lead, lead < -SURE
 
 
+@checked()
 def prepare_adaptive(
     model: BankedModel,
     *,

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from rlskit.arguments import checked
 from rlskit.data import Data, load
 from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
@@ -19,6 +20,7 @@ from rlskit.training.kept import Files, TrainingResult
 from rlskit.training.train_options import TrainOptions
 
 
+@checked(*(field.name for field in dataclasses.fields(TrainOptions)))
 def train(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,
