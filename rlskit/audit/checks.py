@@ -376,7 +376,7 @@ CHECKS: dict[str, Kind] = {
         "the same attack on other losses, or with other steps, does no better",
         "the same attack does better on another loss: attack that one, too ({other_loss}), and "
         "report the worst case; or with other steps: its own are misled, so use "
-        "--protocol adaptive",
+        "`rlskit.attack_adaptively`",
     ),
 }  # fmt: skip
 """Name of a check -> what is known of it."""
