@@ -52,9 +52,7 @@ def test_wrong_calls(function: Callable[..., Any], given: dict[str, Any], senten
 
 
 def test_wrong_conversions() -> None:
-    with pytest.raises(
-        RequestError, match="`num_class` is no option; did you mean"
-    ):
+    with pytest.raises(RequestError, match="`num_class` is no option; did you mean"):
         rlskit.convert("resnet18", num_class=3)  # type: ignore[call-arg]
     with pytest.raises(RequestError, match=r"`mean` is a list or None, not 0\.5"):
         rlskit.convert("resnet18", mean=0.5)  # type: ignore[arg-type]

@@ -65,7 +65,7 @@ def audit_model(
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
             logits, or to what holds them. The latter is scored in the mode it is in, and attacked
             in eval mode, as every attack library does; neither it nor the images are changed.
-        data: The name of a data set, data from `load_data`, or images and labels; by default what the
+        data: A data set's name, data from `load_data`, or images and labels; by default what the
             model was made for.
         method: The attack under audit, one of `METHODS`.
         n_attacked: Draws in its view; of an own module under `eot`, calls.

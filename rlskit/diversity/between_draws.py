@@ -49,7 +49,7 @@ def measure_diversity(
     Args:
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
             logits, on the device to use; it is not changed.
-        data: The name of a data set, data from `load_data`, or images and labels; by default what the
+        data: A data set's name, data from `load_data`, or images and labels; by default what the
             model was made for.
         adversarial: A file that an attack saved; its images take the place of the data.
         n_samples: Draws per repeat, at least 2. A defense with fewer draws than that, such as an

@@ -106,7 +106,7 @@ def measure_transfer(
     Args:
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
             logits, on the device to use; it is not changed.
-        data: The name of a data set, data from `load_data`, or images and labels; by default what the
+        data: A data set's name, data from `load_data`, or images and labels; by default what the
             model was made for.
         n_samples: T, at least 2; a defense with fewer draws than that gives each of them once.
         repeats: R sets of fresh draws. The matrices are those of the first; the means off their

@@ -57,7 +57,7 @@ def attack(
     Args:
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
             logits, on the device to use; it is not changed.
-        data: The name of a data set, data from `load_data`, or images and labels; by default what the
+        data: A data set's name, data from `load_data`, or images and labels; by default what the
             model was made for.
         method: A key of `rlskit.attacks.ATTACKS`.
         n_attacked: Draws in the attacker's view.
@@ -197,7 +197,7 @@ def attack_adaptively(
     Args:
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
             logits, on the device to use; it is not changed.
-        data: The name of a data set, data from `load_data`, or images and labels; by default what the
+        data: A data set's name, data from `load_data`, or images and labels; by default what the
             model was made for.
         eps: The budget.
         options: Draws, repeats, block size, seed; one N only.

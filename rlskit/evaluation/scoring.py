@@ -35,7 +35,7 @@ def evaluate(
     Args:
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
             logits, on the device to use; it is not changed.
-        data: The name of a data set, data from `load_data`, or images and labels; by default what the
+        data: A data set's name, data from `load_data`, or images and labels; by default what the
             model was made for.
         adversarial: A file that an attack saved; its images take the place of the data, which may
             be given as the clean images that they were made from.

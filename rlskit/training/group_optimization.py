@@ -36,7 +36,7 @@ def train(
     Args:
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
             logits; no file can hold the latter.
-        data: The name of a data set, a training split from `load_data`, or images and labels; by default
+        data: A data set's name, a training split from `load_data`, or images and labels; by default
             what the model was made for.
         options: How to train.
         out: Checkpoint to write after each epoch. The best epoch's stands beside it as
