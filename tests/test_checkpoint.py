@@ -287,7 +287,7 @@ def test_flipped_bytes_of_the_header_never_crash(saved: Path) -> None:
 def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     plain, other = tmp_path / "plain.safetensors", tmp_path / "other.safetensors"
     save_file({"w": torch.zeros(1)}, plain)
-    refused(plain, "holds plain weights; `rlskit.convert(name, weights=")
+    refused(plain, "holds plain weights; `rlskit.convert.name, weights=")
     for metadata, reason in (
         ("no json", "its metadata is no JSON"),
         ("[" * 100_000, "its metadata is no JSON"),

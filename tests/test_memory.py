@@ -308,7 +308,7 @@ def test_a_model_trained_on_tensors_does_not_know_their_name() -> None:
 
 
 def test_no_file_can_hold_it(module: nn.Sequential, tmp_path: Path) -> None:
-    model, advice = wrap(module, (1, 8, 8)), r"`rlskit convert FILE\.py:factory"
+    model, advice = wrap(module, (1, 8, 8)), r"`rlskit.convert..FILE\.py:factory"
     path = tmp_path / "x.safetensors"
     with pytest.raises(RequestError, match=rf"a module in memory \(Sequential\).*{advice}"):
         rlskit.save(model, path)
