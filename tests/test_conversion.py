@@ -338,7 +338,7 @@ def test_an_unknown_name_gets_the_nearest(name: str, near: str) -> None:
 
 
 def test_a_name_like_no_other() -> None:
-    with pytest.raises(RequestError, match="`rlskit.list_models.*` lists them"):
+    with pytest.raises(RequestError, match=r"`rlskit.list_models.*` lists them"):
         convert("$$$")
 
 
