@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 
 import rlskit
-from rlskit.results import Result, comparison_table
+from rlskit.report import comparison_table
+from rlskit.results import Result
 from rlskit.training import TrainOptions
 
 FOLDER = Path("demo")

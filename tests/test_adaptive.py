@@ -10,15 +10,16 @@ import pytest
 import torch
 
 import small_models
-from rlskit import attack_adaptively, checkpoint, compare, seeds
+from rlskit import attack_adaptively, compare, seeds
 from rlskit.attacks import prepare
 from rlskit.cli import run as command
 from rlskit.errors import RequestError
-from rlskit.evaluation.adaptive import CLEAN, Adaptive, prepare_adaptive
-from rlskit.evaluation.parts import Part
+from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
-from rlskit.results import broken_by
+from rlskit.report import broken_by
+from rlskit.threat.adaptive import CLEAN, Adaptive, prepare_adaptive
+from rlskit.threat.parts import Part
 
 DATA = small_models.digits(30)
 IMAGES, LABELS = DATA.images(range(30)), DATA.labels
@@ -188,7 +189,7 @@ def test_batch_mates_do_not_matter(undefended: BankedModel) -> None:
 def test_the_result_tells_what_broke_what(
     rls: BankedModel, undefended: BankedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlskit.evaluation.prepare_adaptive", short)
+    monkeypatch.setattr("rlskit.evaluation.attacking.prepare_adaptive", short)
     result = attack_adaptively(
         rls, small_models.digits(12), eps=0.1, repeats=2, n_samples=4, twin=undefended
     )
@@ -229,7 +230,7 @@ def test_few_members_are_attacked_until_all_of_them_err() -> None:
 def test_two_adaptive_runs_can_be_compared(
     rls: BankedModel, undefended: BankedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlskit.evaluation.prepare_adaptive", short)
+    monkeypatch.setattr("rlskit.evaluation.attacking.prepare_adaptive", short)
     data = small_models.digits(8)
     attack_adaptively(rls, data, eps=0.1, n_samples=2, out=tmp_path / "a")
     attack_adaptively(undefended, data, eps=0.1, out=tmp_path / "b")

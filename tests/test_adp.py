@@ -13,7 +13,7 @@ from rlskit.defenses import DEFENSES, defense_of
 from rlskit.defenses.adp import SETTINGS, entropy, log_determinant, loss
 from rlskit.errors import RequestError
 from rlskit.training import TrainOptions
-from rlskit.training.run import objective
+from rlskit.training.epochs import objective
 
 # K = 2 members, B = 2 images, 4 classes.
 PROBABILITIES = np.array(

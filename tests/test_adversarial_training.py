@@ -14,9 +14,9 @@ import small_models
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.training import TrainOptions, train
-from rlskit.training.adversarial import pgd_images
-from rlskit.training.files import Files
-from rlskit.training.run import Run
+from rlskit.training.adversarial_training import pgd_images
+from rlskit.training.epochs import Run
+from rlskit.training.kept import Files
 
 EPS = 0.1
 OPTIONS = TrainOptions(

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from rlskit.agreement import Agreement, agreement, interrater_agreement, intervals, q_statistic
+from rlskit.diversity.agreement import (
+    Agreement,
+    agreement,
+    interrater_agreement,
+    intervals,
+    q_statistic,
+)
 from rlskit.errors import RequestError
 
 Correct = NDArray[np.bool_]

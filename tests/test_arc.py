@@ -18,7 +18,8 @@ from rlskit.attacks.pgd import pgd
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.evaluation import attack
 from rlskit.pixels import perturbation_norms
-from rlskit.threat import DrawsView, Meter, attackers_view
+from rlskit.threat.meter import Meter
+from rlskit.threat.view import DrawsView, attackers_view
 from rlskit.training import TrainOptions, train
 
 EPS = 0.05

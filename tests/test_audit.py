@@ -29,10 +29,10 @@ from known_defenses import (
 from rlskit.attacks import ATTACKS, prepare
 from rlskit.audit import CHECKS, AuditResult, audit_model
 from rlskit.audit.advice import advice
+from rlskit.audit.auditing import METHODS
 from rlskit.audit.case import Case
 from rlskit.audit.chance import clearly_above, clearly_more_than
 from rlskit.audit.defended import Own, influence, randomness
-from rlskit.audit.run import METHODS
 from rlskit.cli import run
 from rlskit.data import Data, load
 from rlskit.errors import RequestError, UntrustedError

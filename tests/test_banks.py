@@ -14,7 +14,7 @@ from rlskit.errors import RequestError
 from rlskit.models import BankedModel, Card, Classifier, resolve
 from rlskit.models.architecture import Architecture
 from rlskit.models.building import build, build_on_meta, configure
-from rlskit.models.catalogue import list_models
+from rlskit.models.listing import list_models
 from rlskit.models.partition import partition
 from rlskit.models.published import library_pixels
 from rlskit.models.trace import tensor_names, trace

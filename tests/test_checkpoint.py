@@ -21,14 +21,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rlskit import checkpoint
-from rlskit.checkpoint import digest_of, export, fingerprint, inspect, load, save
 from rlskit.conversion import convert
 from rlskit.errors import RequestError
-from rlskit.files import replacing, write_tensors, write_text
-from rlskit.models import BankedModel
+from rlskit.models import BankedModel, checkpoint
+from rlskit.models.checkpoint import digest_of, export, fingerprint, inspect, load, save
 from rlskit.models.trace import tensor_names
-from rlskit.torchvision_ops import declare_missing_operators
+from rlskit.runtime.torchvision_ops import declare_missing_operators
+from rlskit.storage.files import replacing, write_tensors, write_text
 
 declare_missing_operators()
 import timm  # noqa: E402
@@ -536,14 +535,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         monkeypatch.setattr(Path, "replace", fail)
     else:
         calls = iter(range(1000))
-        real = sys.modules["rlskit.files"].tensor_bytes
+        real = sys.modules["rlskit.storage.files"].tensor_bytes
 
         def halfway(tensor: Tensor) -> memoryview:
             if next(calls) == 10:
                 fail()
             return real(tensor)  # type: ignore[no-any-return]
 
-        monkeypatch.setattr("rlskit.files.tensor_bytes", halfway)
+        monkeypatch.setattr("rlskit.storage.files.tensor_bytes", halfway)
     with pytest.raises(type(error)):
         save(model, saved, force=True)
     monkeypatch.undo()

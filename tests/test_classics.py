@@ -15,9 +15,9 @@ from classics import CLASSICS
 from rlskit.attacks import ATTACKS
 from rlskit.data import Data
 from rlskit.defenses import draws
+from rlskit.defenses.answers import mean_log_probabilities
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import layout_of
-from rlskit.threat import mean_log_probabilities
 
 FILE = Path(__file__).with_name("classics.py")
 LIBRARIES = ("timm:test_resnet", "torchvision:squeezenet1_1")

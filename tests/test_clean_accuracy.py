@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import rlskit
 import small_models
 from rlskit import attack, attack_adaptively, evaluate, measure_diversity, measure_transfer
-from rlskit.adversarial import read_adversarial, write_adversarial
 from rlskit.audit import audit_model
 from rlskit.cli import run
 from rlskit.data import Data, from_memory
+from rlskit.data.adversarial_file import read_adversarial, write_adversarial
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.evaluation.clean import knowledge
 from rlskit.models.banks import BankedModel, Normalize
@@ -118,7 +118,7 @@ def test_every_measurement_refuses_a_model_that_guesses(tmp_path: Path) -> None:
 
 
 def test_it_is_refused_before_the_attack_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlskit.evaluation.threats import Threat
+    from rlskit.threat.single import Threat
 
     monkeypatch.setattr(Threat, "craft", lambda *_, **__: pytest.fail("an attack ran"))
     with pytest.raises(UntrustedError, match="of 64 clean images"):
@@ -190,7 +190,7 @@ def test_expected_accuracy(good: BankedModel, tmp_path: Path) -> None:
 def test_it_is_refused_early_where_a_few_images_show_it(
     good: BankedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlskit.evaluation.threats import Threat
+    from rlskit.threat.single import Threat
 
     dark = dataclasses.replace(good.card.pixels, mean=(1.0,), std=(1.0,))
     model = BankedModel(
@@ -223,7 +223,7 @@ def test_saved_images_tell_a_fooled_model_from_one_that_guesses(
 def test_saved_images_of_unknown_data(good: BankedModel, tmp_path: Path) -> None:
     attack(good, DATA, method="pgd", eps=0.4, out=tmp_path, save_adversarial=True)
     path = tmp_path / "adversarial.safetensors"
-    saved = read_adversarial(path, good.card)
+    saved = read_adversarial(path, good.card.pixels.shape, good.card.classes)
     images, labels = saved.data.images(range(80)), saved.data.labels
     about = {**saved.about, "data": {**saved.about["data"], "name": "folder:/nowhere"}}
     write_adversarial(path, images, labels, torch.arange(80), about)

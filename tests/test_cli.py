@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import rlskit
 from rlskit.cli import run
-from rlskit.locks import only_writer
+from rlskit.storage.locks import only_writer
 
 TINY = """
 from torch import nn

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlskit.conversion import JITTER, convert
+from rlskit.conversion.to_banks import JITTER, convert
 from rlskit.errors import RequestError, RlskitError
 from rlskit.models import BankedModel, list_models, resolve
 from rlskit.models.building import build_on_meta, configure

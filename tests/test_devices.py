@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlskit.devices import choose_device
 from rlskit.errors import RequestError
+from rlskit.runtime.devices import choose_device
 
 
 def test_auto_is_a_gpu_if_there_is_one() -> None:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 import small_models
 from rlskit import seeds
-from rlskit.adversarial import write_adversarial
-from rlskit.agreement import agreement, intervals
+from rlskit.data.adversarial_file import write_adversarial
 from rlskit.defenses import draws
 from rlskit.diversity import measure_diversity
+from rlskit.diversity.agreement import agreement, intervals
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
 from rlskit.training import train

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlskit import checkpoint
 from rlskit.conversion import convert
 from rlskit.defenses import DEFENSES, draws
-from rlskit.evaluation import finite_logits
+from rlskit.defenses.answers import finite_logits
+from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
-from rlskit.threat import attackers_view
+from rlskit.threat.view import attackers_view
 
 
 @pytest.fixture(scope="module", params=sorted(DEFENSES))

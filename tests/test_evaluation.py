@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 import small_models
 from rlskit import attack, attack_all, draws, evaluate, seeds
-from rlskit.adversarial import write_adversarial
 from rlskit.attacks import ATTACKS, prepare
+from rlskit.data.adversarial_file import write_adversarial
 from rlskit.errors import RequestError, RunError, UntrustedError
 from rlskit.evaluation import EvalOptions
 from rlskit.models.banks import BankedModel
 from rlskit.pixels import round_to_8bit
 from rlskit.results import Result, read_run
-from rlskit.threat import DrawsView, attackers_view
+from rlskit.threat.view import DrawsView, attackers_view
 
 DATA = small_models.digits(50)
 IMAGES, LABELS = DATA.images(range(50)), DATA.labels

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from rlskit.errors import RequestError, RunError
-from rlskit.files import replacing, write_text
-from rlskit.locks import LOCK, locked, only_writer, refuse_busy
+from rlskit.storage.files import replacing, write_text
+from rlskit.storage.locks import LOCK, locked, only_writer, refuse_busy
 
 HOLDER = """
 import sys, time
@@ -83,7 +83,7 @@ def test_the_lock_of_a_file_that_is_gone_counts_for_nothing(
             assert locked(others[0])
         return locked(handle, *kind)
 
-    monkeypatch.setattr("rlskit.locks.locked", late)
+    monkeypatch.setattr("rlskit.storage.locks.locked", late)
     with pytest.raises(RunError, match="written by another process"), only_writer(tmp_path):
         pass
     os.close(others[0])

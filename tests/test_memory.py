@@ -19,7 +19,6 @@ from rlskit import (
     attack,
     attack_adaptively,
     attack_all,
-    checkpoint,
     evaluate,
     measure_diversity,
     measure_transfer,
@@ -31,7 +30,8 @@ from rlskit.audit import audit_model
 from rlskit.data import from_memory
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.evaluation import EvalOptions
-from rlskit.types import Progress
+from rlskit.models import checkpoint
+from rlskit.progress import Progress
 
 DATA = small_models.digits(60)
 IMAGES, LABELS = DATA.images(range(60)), DATA.labels

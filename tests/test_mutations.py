@@ -17,12 +17,14 @@ import pytest
 
 import rlskit
 import small_models
-from rlskit import checkpoint, comparison, recipes
+from rlskit import recipes
 from rlskit.cli import run as command
 from rlskit.cli.recipe import _check
 from rlskit.errors import RequestError, RlskitError
-from rlskit.files import parse_json
+from rlskit.models import checkpoint
+from rlskit.results import comparing as comparison
 from rlskit.results import read_results
+from rlskit.storage.files import parse_json
 
 VALUES: list[Any] = [
     None, True, 0, -1, 2.5, 1e308, float("nan"), float("inf"), 10**12, 2**64, 10**400, "", "x",

@@ -174,7 +174,7 @@ def factories(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def weights(factories: str) -> str:
     """Weights of the plain network, trained."""
-    from rlskit.checkpoint import export
+    from rlskit.models.checkpoint import export
 
     plain = rlskit.convert(
         f"{factories}:plain", defense="none", data="digits", image_size=8, mean=(0.3,), std=(0.4,)

@@ -21,7 +21,7 @@ from rlskit.models.architecture import resolve
 from rlskit.models.building import build_on_meta, configure
 from rlskit.models.layout import layout_of
 from rlskit.models.trial import check_rebuilt
-from rlskit.threat import attackers_view
+from rlskit.threat.view import attackers_view
 
 NETS = """
 import random
@@ -432,7 +432,7 @@ def test_transform_input_is_for_two_networks(name: str, asked: bool, reason: str
 def test_weights_of_ones_own_are_assumed_to_come_from_torchvisions(
     asked: bool | None, used: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import rlskit.conversion as module
+    import rlskit.conversion.to_banks as module
 
     fitted: list[bool] = []
 

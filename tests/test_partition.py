@@ -13,12 +13,12 @@ from rlskit.errors import RequestError
 from rlskit.models import GRANULARITIES, Layer, Partition, resolve
 from rlskit.models.architecture import Architecture
 from rlskit.models.building import build_on_meta, configure
-from rlskit.models.catalogue import library_names
+from rlskit.models.listing import library_names
 from rlskit.models.outputs import HeadlessError
 from rlskit.models.partition import partition
 from rlskit.models.published import library_pixels
 from rlskit.models.trace import Trace, tensor_names, trace
-from rlskit.torchvision_ops import declare_missing_operators
+from rlskit.runtime.torchvision_ops import declare_missing_operators
 
 declare_missing_operators()
 import timm  # noqa: E402

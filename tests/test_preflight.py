@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import small_models
-from rlskit import preflight as checks
 from rlskit.attacks import ATTACKS, PreparedAttack, prepare
 from rlskit.defenses import draws
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
-from rlskit.threat import attackers_view
+from rlskit.threat import preflight as checks
+from rlskit.threat.view import attackers_view
 
 DATA = small_models.digits(4)
 IMAGES, LABELS = DATA.images(range(4)), DATA.labels

@@ -15,7 +15,8 @@ from rlskit.cli.recipe import _check
 from rlskit.defenses import DEFENSES, defense_of
 from rlskit.errors import RequestError, RlskitError
 from rlskit.recipes.cost import Cost, cost
-from rlskit.recipes.reading import merged, read
+from rlskit.recipes.toml_file import merged, read
+from rlskit.report import markdown_grid
 from small_models import model as small_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -556,7 +557,7 @@ def test_the_table_shows_protocols_and_the_papers_numbers(recipe: Path) -> None:
     several = json.dumps([result(), result(protocol="multi", n_attacked=5)])
     go(recipe, commands)
     Path("out/rls5/pgd/results.json").write_text(several)
-    text = recipes.markdown(done.recipe, Path("out"), recipes.is_finished)
+    text = markdown_grid(recipes.grid(done.recipe, Path("out"), recipes.is_finished))
     assert "70.0<br>40.0 – 90.0<br>multi n=5 |" in text
     objects = recipes.to_json(done.recipe, Path("out"), recipes.is_finished)
     cell = objects["rows"][1]["cells"][1]

@@ -20,20 +20,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rlskit.errors import RequestError, RunError, UntrustedError
-from rlskit.locks import only_writer
+from rlskit.report import accuracy_table, comparison_table, diversity_table
 from rlskit.results import (
     Journal,
     Result,
-    accuracy_table,
     claim,
-    comparison_table,
     digest,
-    diversity_table,
     dump,
     free_folder,
     refuse_finished,
     summary,
 )
+from rlskit.storage.locks import only_writer
 
 DESIGN = (
     "command checkpoint model defense data attack protocol n_attacked n_samples repeats seed "

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rlskit import runtime
-from rlskit.runtime import cpu_share, return_memory, settle_threads
+from rlskit.runtime import allocator, threads
+from rlskit.runtime.allocator import return_memory
+from rlskit.runtime.threads import cpu_share, settle_threads
 
 
 def groups(root: Path, lines: str, limits: dict[str, str]) -> Path:
@@ -60,12 +61,12 @@ def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
 def test_threads_do_not_spin_and_are_no_more_than_there_are_cpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(runtime, "_usable", lambda: 4)
-    for share, threads in ((None, {}), (4, {}), (9, {}), (2, {"OMP_NUM_THREADS": "2"})):
-        monkeypatch.setattr(runtime, "cpu_share", lambda share=share: share)
+    monkeypatch.setattr(threads, "_usable", lambda: 4)
+    for share, added in ((None, {}), (4, {}), (9, {}), (2, {"OMP_NUM_THREADS": "2"})):
+        monkeypatch.setattr(threads, "cpu_share", lambda share=share: share)
         environ: dict[str, str] = {}
         settle_threads(environ)
-        assert environ == {"OMP_WAIT_POLICY": "PASSIVE", **threads}
+        assert environ == {"OMP_WAIT_POLICY": "PASSIVE", **added}
     own = {"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": "3"}
     environ = dict(own)
     settle_threads(environ)
@@ -94,8 +95,8 @@ def test_memory_is_returned_where_the_library_can_and_not_all_the_time(
     return_memory()
     calls: list[int] = []
     clock = iter((100.5, 101.5, 101.6, 102, 102.6, 102.6))
-    monkeypatch.setattr(runtime, "_malloc_trim", lambda: calls.append)
-    monkeypatch.setattr(runtime, "_returned", 100.0)
+    monkeypatch.setattr(allocator, "_malloc_trim", lambda: calls.append)
+    monkeypatch.setattr(allocator, "_returned", 100.0)
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     for _ in range(4):
         return_memory()
@@ -104,4 +105,4 @@ def test_memory_is_returned_where_the_library_can_and_not_all_the_time(
 
 def test_other_c_libraries_keep_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
-    assert runtime._malloc_trim.__wrapped__()(0) == 0
+    assert allocator._malloc_trim.__wrapped__()(0) == 0

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rlskit.defenses.answers import finite_logits
 from rlskit.errors import UntrustedError
-from rlskit.evaluation import finite_logits
 from rlskit.models import BankedModel, Card, resolve
 from rlskit.models.architecture import Architecture
 from rlskit.models.building import build, configure

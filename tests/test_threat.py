@@ -11,15 +11,10 @@ from torch import nn
 
 import small_models
 from rlskit.defenses import draws
+from rlskit.defenses.answers import mean_log_probabilities
 from rlskit.errors import RequestError
-from rlskit.threat import (
-    DrawsView,
-    Meter,
-    attackers_view,
-    check_view,
-    mean_log_probabilities,
-    protocol_of,
-)
+from rlskit.threat.meter import Meter
+from rlskit.threat.view import DrawsView, attackers_view, check_view, protocol_of
 
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -19,14 +19,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 import small_models
-from rlskit import checkpoint, seeds
+from rlskit import seeds
 from rlskit.data import batches
 from rlskit.defenses import draws
 from rlskit.errors import RequestError, RunError
+from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
 from rlskit.training import TrainOptions, group_loss, reestimate_batch_norm, separate_loss, train
-from rlskit.training.files import Files
-from rlskit.training.run import Run, split
+from rlskit.training.epochs import Run, split
+from rlskit.training.kept import Files
 
 LOGITS = np.array([[[2.0, 0, -1], [0, 1, 0]], [[0, 0, 0], [3, -1, 1]], [[1, 2, 3], [0, 0, 5]]])
 LABELS = np.array([0, 2])

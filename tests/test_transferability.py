@@ -18,11 +18,11 @@ from rlskit import seeds
 from rlskit.attacks import prepare
 from rlskit.cli import run
 from rlskit.defenses import DEFENSES, draws
+from rlskit.diversity.transfer import Transfer, block_of, measure_transfer, summarise
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
-from rlskit.results import check_plot, plot_transfer
+from rlskit.report import check_plot, plot_transfer
 from rlskit.training import train
-from rlskit.transferability import Transfer, block_of, measure_transfer, summarise
 
 DATA = small_models.digits(60)
 PGD = prepare("pgd", eps=0.1, steps=10, step_size=0.02)

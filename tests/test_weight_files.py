@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from rlskit import checkpoint
 from rlskit.conversion import convert
+from rlskit.conversion.weights import Weights, find_weights
 from rlskit.errors import RequestError
-from rlskit.models.weights import Weights, find_weights
-from rlskit.torchvision_ops import declare_missing_operators
+from rlskit.models import checkpoint
+from rlskit.runtime.torchvision_ops import declare_missing_operators
 
 declare_missing_operators()
 import timm  # noqa: E402

@@ -1,0 +1,3 @@
+"""Recipes are files for `rlskit run` and scripts, not a package: the library is rlskit.recipes."""
+
+raise ImportError("recipes/ holds files to run; the library is rlskit.recipes")

@@ -1,0 +1,255 @@
+"""What is audited, seen from both sides: the defender's answer and the attacker's view.
+
+A model of rlskit's has draws. Any other module is its own only draw; where it answers differently
+each time, fresh draws of it are further calls.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rlskit import seeds
+from rlskit.defenses import defense_of, draws
+from rlskit.defenses.answers import mean_log_probabilities
+from rlskit.errors import RequestError, UntrustedError
+from rlskit.models.banks import BankedModel
+from rlskit.models.outputs import Reading, in_unit_range, kind_of, reading_of
+from rlskit.threat.view import DrawsView, attackers_view
+
+CALLS = 5
+"""How often a model answers the same images to show its randomness (AutoAttack, checks.py)."""
+
+SHOWN = 8
+"""Images that it is asked about."""
+
+VARIATION = 1e-4
+"""Change of an image's scaled logits that is still rounding; AutoAttack's threshold."""
+
+ANSWERS = 20
+"""Calls whose mean probability is a random module's answer, unless told otherwise."""
+
+
+class Defended(Protocol):
+    """What is audited."""
+
+    @property
+    def n_samples(self) -> int:
+        """Draws or calls that answer together."""
+        ...
+
+    @property
+    def draws(self) -> int | None:
+        """How many draws there are for the attacker; None for any number."""
+        ...
+
+    def answer(self) -> nn.Module:
+        """Return what is scored."""
+        ...
+
+    def one(self) -> nn.Module:
+        """Return one draw, in the mode in which it answers."""
+        ...
+
+    def view(self, protocol: str, n_attacked: int, repeat: int = 0) -> nn.Module:
+        """Return what an attack is computed on."""
+        ...
+
+
+class Boundary(nn.Module):
+    """A module of one's own, which gets images of its own and gives nothing but logits.
+
+    It may write into what it is given, as by `x.sub_(mean)`, may answer with more than logits, in
+    half precision, or with probabilities (`rlskit.models.outputs`).
+    """
+
+    def __init__(self, module: nn.Module, reading: Reading) -> None:
+        super().__init__()
+        self.module = module
+        self.reading = reading
+        self.training = module.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images `[B, C, H, W]` to float32 logits `[B, classes]`."""
+        return self.reading.logits(self.module, images.clone())
+
+
+def at_the_boundary(module: nn.Module, images: Tensor) -> Boundary:
+    """Return a module of one's own behind a `Boundary`, its answers read as they show themselves.
+
+    Raises:
+        RequestError: It answers without a tensor that may hold logits.
+        UntrustedError: Its answers may be probabilities, and nothing tells of what kind.
+    """
+    asked, reading = attacked(module), reading_of(module)
+    with randomness(0, "boundary", images.device), torch.no_grad():
+        kind = kind_of(asked, images.to(reading.dtype, copy=True))
+        answer = reading.logits(asked, images.clone())
+    if not kind and answer.ndim == 2 and in_unit_range(answer):
+        raise UntrustedError(
+            "every answer of the module lies in [0, 1], as a sigmoid's or a softmax's would, and "
+            "attacks need logits; audit it without its last step"
+        )
+    return Boundary(module, replace(reading, outputs=kind))
+
+
+class Calls(nn.Module):
+    """A random module asked n times: the log of its mean probability."""
+
+    def __init__(self, module: nn.Module, n: int) -> None:
+        super().__init__()
+        self.module = module
+        self.n = n
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images `[B, C, H, W]` to `[B, classes]`."""
+        return mean_log_probabilities(torch.stack([self.module(images) for _ in range(self.n)]))
+
+
+@dataclass(frozen=True)
+class Banked:
+    """A model of rlskit's.
+
+    Attributes:
+        model: From `convert` or `load`.
+        n_samples: N, the defender's draws.
+        seed: The user's.
+        draws: How many the attacker can tell apart; None for any number.
+    """
+
+    model: BankedModel
+    n_samples: int
+    seed: int
+    draws: int | None
+
+    def answer(self) -> nn.Module:
+        """Return the mean probability of N draws."""
+        found = draws(self.model, self.n_samples, seed=self.seed, purpose="defender")
+        return found[0] if self.n_samples == 1 else DrawsView(found)
+
+    def one(self) -> nn.Module:
+        """Return one draw."""
+        return draws(self.model, 1, seed=self.seed, purpose="attacker")[0]
+
+    def view(self, protocol: str, n_attacked: int, repeat: int = 0) -> nn.Module:
+        """Return what an attack is computed on (`rlskit.threat.view`)."""
+        return attackers_view(self.model, protocol, n_attacked, seed=self.seed, repeat=repeat)
+
+
+@dataclass(frozen=True)
+class Own:
+    """Any other module, images in [0, 1] to logits.
+
+    Attributes:
+        module: It answers in the mode it is in; an attack puts it in eval mode.
+        n_samples: Calls that answer together.
+        draws: 1 where it answers alike each time under attack; else None.
+    """
+
+    module: nn.Module
+    n_samples: int
+    draws: int | None
+
+    def answer(self) -> nn.Module:
+        """Return the module, asked more than once where it is random."""
+        return self.module if self.n_samples == 1 else Calls(self.module, self.n_samples)
+
+    def one(self) -> nn.Module:
+        """Return the module."""
+        return self.module
+
+    def view(self, protocol: str, n_attacked: int, repeat: int = 0) -> nn.Module:  # noqa: ARG002
+        """Return the module, asked n times; it has no draws that could be fixed."""
+        return self.module if n_attacked == 1 else Calls(self.module, n_attacked)
+
+
+def banked(model: BankedModel, images: Tensor, n_samples: int | None, seed: int) -> Banked:
+    """Return a model of rlskit's as what is audited.
+
+    Its draws leave nothing random, but a network of one's own may bring randomness along.
+    """
+    defense = defense_of(model)
+    found = Banked(model, n_samples or defense.samples(model), seed, defense.distinct(model))
+    if found.draws == 1 and is_random(found.one(), images, seed):
+        return Banked(model, n_samples or ANSWERS, seed, None)
+    return found
+
+
+def own(module: nn.Module, images: Tensor, n_samples: int | None, protocol: str, seed: int) -> Own:
+    """Return any other module as what is audited; one in train mode is copied, not changed.
+
+    Raises:
+        RequestError: The protocol needs fixed draws, which it does not have.
+    """
+    if protocol == "multi":
+        raise RequestError(
+            "protocol multi attacks several fixed draws, and a module of one's own has one; use "
+            "protocol='eot' for a random one"
+        )
+    if any(part.training for part in module.modules()):
+        module = copy.deepcopy(module)  # BatchNorm learns whenever it is asked
+    answers = ANSWERS if is_random(module, images, seed) else 1
+    attacked_is_random = is_random(attacked(module), images, seed)
+    return Own(module, n_samples or answers, None if attacked_is_random else 1)
+
+
+def attacked(module: nn.Module) -> nn.Module:
+    """Return the module as attacks see it: in eval mode."""
+    if not any(part.training for part in module.modules()):
+        return module
+    return copy.deepcopy(module).eval()
+
+
+@torch.no_grad()
+def influence(module: nn.Module, images: Tensor, seed: int) -> float:
+    """Return by how much an image's logits, scaled as in `variation`, change with its batch-mates.
+
+    The mates are the other images, and then their negatives. 0 where the module is random in a way
+    that a seed does not repeat, which says nothing of mates.
+    """
+    kept = images[: (len(images) + 1) // 2]
+    batches = (torch.cat([kept, mates]) for mates in (kept, kept, 1 - kept))
+    found = []
+    for batch in batches:
+        with randomness(seed, "influence", images.device):
+            found.append(_scaled(module(batch)[: len(kept)]))
+    again, among_others = (float((one - found[0]).abs().max()) for one in found[1:])
+    return among_others if again <= VARIATION else 0.0
+
+
+def _scaled(logits: Tensor) -> Tensor:
+    logits = logits - logits.mean(-1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(logits, dim=-1, keepdim=True)
+    return logits / lengths.clamp_min(1e-12)
+
+
+def is_random(module: nn.Module, images: Tensor, seed: int) -> bool:
+    """Say whether a module answers the same images differently each time, beyond rounding."""
+    return variation(module, images, seed) > VARIATION
+
+
+@torch.no_grad()
+def variation(module: nn.Module, images: Tensor, seed: int) -> float:
+    """Return the largest change over `CALLS` calls of an image's logits at mean 0 and l2 norm 1.
+
+    AutoAttack scales them so, too (`check_randomized` of
+    https://github.com/fra31/auto-attack/blob/master/autoattack/checks.py).
+    """
+    with randomness(seed, "variation", images.device):
+        scaled = _scaled(torch.stack([module(images) for _ in range(CALLS)]))
+    return float((scaled.amax(0) - scaled.amin(0)).max())
+
+
+@contextmanager
+def randomness(seed: int, purpose: str, device: torch.device) -> Iterator[None]:
+    """Seed the global randomness that a module of one's own may use, and put it back after."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seeds.derive(seed, purpose))
+        yield

@@ -1,0 +1,174 @@
+"""`rlskit convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlskit.cli.flags import DataDirOption, ForceOption, QuietOption, SeedOption, SkipBadOption
+from rlskit.cli.show import note
+from rlskit.errors import RequestError
+
+
+def convert(
+    name: Annotated[
+        str,
+        typer.Argument(help="timm or torchvision name, FILE.py:factory or package.module:factory."),
+    ],
+    banks: Annotated[int | None, typer.Option(help="M; 2 for rls, 3 for ensemble, adp.")] = None,
+    defense: Annotated[
+        str, typer.Option(help="rls, ensemble, adp, rse, dropout, sap or none.")
+    ] = "rls",
+    settings: Annotated[
+        str | None,
+        typer.Option(help="The defense's own numbers, as alpha=1,beta=0.5; docs/defenses.md."),
+    ] = None,
+    granularity: Annotated[
+        str | None, typer.Option(help="What is sampled: layer, block, stage or model.")
+    ] = None,
+    bank_only: Annotated[
+        str | None, typer.Option(help="Glob of layer names; all others are shared by the banks.")
+    ] = None,
+    bank_probs: Annotated[
+        str | None, typer.Option(help="Probability of each bank, as 0.7,0.3; by default 1/M each.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data set that sets classes, channels, size, mean, std (digits)."),
+    ] = None,
+    data_dir: DataDirOption = None,
+    num_classes: Annotated[int | None, typer.Option(help="Instead of the data set's.")] = None,
+    in_chans: Annotated[int | None, typer.Option(help="Instead of the data set's.")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Side in pixels, or height and width as H,W.")
+    ] = None,
+    small_images: Annotated[
+        bool,
+        typer.Option("--small-images", help="3x3 stem without max-pool; VGG: one linear head."),
+    ] = False,
+    mean: Annotated[str | None, typer.Option(help="Per channel, as 0.485,0.456,0.406.")] = None,
+    std: Annotated[str | None, typer.Option(help="Per channel, as 0.229,0.224,0.225.")] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Start every bank from the library's weights.")
+    ] = False,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Start every bank from this .safetensors or .pth; given several times, each from "
+            "its own."
+        ),
+    ] = None,
+    weights_key: Annotated[
+        str | None, typer.Option(help="The part of the file to take, as state_dict_ema or a.b.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Text file: the classes' names, one a line, in order.")
+    ] = None,
+    skip_bad: SkipBadOption = False,
+    transform_input: Annotated[
+        bool | None,
+        typer.Option(
+            "--transform-input/--no-transform-input",
+            help="Whether torchvision's GoogLeNet or Inception normalises once more (as its own).",
+        ),
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="independent, copy or jitter (copies with a little noise).")
+    ] = None,
+    outputs: Annotated[
+        str,
+        typer.Option(
+            help="What the network answers with: logits, probabilities, log-probabilities or "
+            "sigmoid; by default what shows."
+        ),
+    ] = "",
+    output_key: Annotated[
+        str,
+        typer.Option(help="Where it answers with several tensors: which, as logits or 0."),
+    ] = "",
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", envvar="RLSKIT_CHECKPOINT", help="Checkpoint to write.")
+    ] = Path("rls.safetensors"),
+    force: ForceOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make an M-bank model of any timm, torchvision or own classifier."""
+    from rlskit.conversion import to_banks as conversion
+    from rlskit.models import checkpoint
+    from rlskit.storage.files import refuse_existing
+
+    refuse_existing(out, force)
+    model = conversion.convert(
+        name,
+        banks=banks,
+        defense=defense,
+        granularity=granularity,
+        bank_only=bank_only,
+        bank_probs=_numbers("--bank-probs", bank_probs) or (),
+        settings=_settings(settings),
+        data=data,
+        data_dir=data_dir,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        image_size=_size(image_size),
+        small_images=small_images,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
+        pretrained=pretrained,
+        weights=weights,
+        weights_key=weights_key,
+        classes=classes,
+        skip_bad=skip_bad,
+        transform_input=transform_input,
+        init=init,
+        outputs=outputs,
+        output_key=output_key,
+        seed=seed,
+    )
+    checkpoint.save(model, out, force=force)
+    card = model.card
+    for sentence in (*card.assumed, *card.notes):
+        note(sentence, loud=True)
+    shape = "x".join(map(str, card.pixels.shape))
+    note(
+        f"{out}: {card.architecture.label}, defense {card.defense}, {model.num_banks} banks of "
+        f"{model.num_layers} layers, {card.classes} classes, {shape} pixels"
+        + (f", read as {card.outputs}" if card.outputs not in ("", "logits") else "")
+        + (f" from {card.output_key!r} of its answer" if card.output_key else "")
+        + ("" if card.trained else "; untrained, so `rlskit train` comes next"),
+        quiet=quiet,
+    )
+
+
+def _size(text: str | None) -> int | tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        sides = [int(side) for side in text.lower().replace("x", ",").split(",")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2):
+        raise RequestError(f"--image-size {text!r} is neither a side, as 32, nor H,W, as 32,128")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise RequestError(f"{option} {text!r} is no list of numbers such as 0.5,0.5,0.5") from None
+
+
+def _settings(text: str | None) -> dict[str, float]:
+    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
+    try:
+        return {name.strip().replace("-", "_"): float(value) for name, _, value in pairs}
+    except ValueError:
+        raise RequestError(
+            f"--settings {text!r} is no list of names and numbers such as alpha=2,beta=0.5"
+        ) from None

@@ -1,0 +1,152 @@
+"""`rlskit run`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlskit.cli.ending import check_values
+from rlskit.cli.flags import QuietOption
+from rlskit.cli.show import check_json, note, print_table, say
+from rlskit.errors import RequestError
+from rlskit.text import printable
+
+if TYPE_CHECKING:
+    from rlskit.recipes import Cost, Recipe
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file; see docs/recipes.md.")],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value: train.epochs=1."),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="A stage, or a glob over their names: rls/pgd, 'rls/*'.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print every command and what it would cost.")
+    ] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the code that the recipe names, FILE.py:factory.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the run; runs/FOLDER-FILE by default."),
+    ] = None,
+    json_to: Annotated[
+        str | None, typer.Option("--json", help="Also write all results to FILE, or - (stdout).")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the FILE of --json if it exists.")
+    ] = False,
+    quiet: QuietOption = False,
+) -> int:
+    """Run the stages of a recipe that are not finished yet; print its table beside the paper's."""
+    from rlskit import recipes
+    from rlskit.report import rich_grid
+    from rlskit.storage.files import write_text
+
+    check_json(json_to, force)
+    execute = _executor(quiet)
+    if dry_run:
+        _print_plan(recipes.load(recipe, sets or ()), only, out, trust=trust)
+        return 0
+    done = recipes.run(
+        recipe, execute=execute, check=_check, sets=sets or (), only=only, out=out, trust=trust,
+        note=lambda line: note(line, quiet=quiet),
+    )  # fmt: skip
+    found = recipes.to_json(done.recipe, done.folder, recipes.is_finished)
+    text = json.dumps(found, indent=2, allow_nan=False) + "\n"
+    if json_to == "-":
+        print(text, end="")
+    else:
+        if json_to is not None:
+            write_text(Path(json_to), text, force=force)
+        print_table(rich_grid(recipes.grid(done.recipe, done.folder, recipes.is_finished)))
+        note(f"everything behind the table: {done.folder}", quiet=quiet)
+    for sentence in done.met:
+        note(sentence, quiet=quiet)
+    for sentence in done.not_met:
+        note(sentence, loud=True)
+    return done.code
+
+
+def _executor(quiet: bool) -> Callable[[list[str]], int]:
+    """Return what runs one command line in this process; stdout is kept for the table."""
+
+    def execute(arguments: list[str]) -> int:
+        from rlskit import cli
+
+        if quiet and "--quiet" not in arguments:
+            arguments = [*arguments, "--quiet"]
+        with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):
+            return cli.run(arguments)
+
+    return execute
+
+
+def _check(arguments: list[str]) -> None:
+    """Have the command's own parser read a command line, without running it.
+
+    Raises:
+        RequestError: It refuses.
+    """
+    name, *rest = arguments
+    try:
+        check_values(_group().commands[name].make_context(name, rest).params)
+    except RequestError:
+        raise
+    except typer.Exit as error:
+        raise RequestError(f"{name} would only show its help") from error
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # Typer's own usage errors have one
+            raise
+        raise RequestError(" ".join(error.format_message().split())) from error
+
+
+@functools.cache  # building it takes as long as reading ten command lines
+def _group() -> Any:
+    """Return Typer's object of all commands."""
+    from rlskit.cli import app
+
+    return typer.main.get_command(app.app)
+
+
+def _print_plan(recipe: Recipe, only: str | None, out: Path | None, *, trust: bool) -> None:
+    """Print every stage's command, whether it is up to date, and what it would cost."""
+    from rlskit import recipes
+
+    recipes.require_trust(recipe, trust)
+    folder = out or recipes.default_folder(recipe)
+    recipes.check_stages(recipe, folder, _check)
+    chosen = recipes.select(recipe, only)
+    estimate = recipes.estimate(recipe, _executor(quiet=True), trust=trust)
+    to_run = [s.name for s in chosen if not recipes.is_finished(s, folder)]
+    for stage in chosen:
+        say(f"{stage.name}: {'to run' if stage.name in to_run else 'up to date'}")
+        say(f"  {printable(recipes.command_line(stage, folder))}")
+        hours = estimate.hours[stage.name]
+        say(f"  {_said(estimate.costs[stage.name], hours)}")
+    total, hours = estimate.total(to_run)
+    unknown = [name for name in to_run if estimate.costs[name] is None]
+    say(f"to run: {len(to_run)} of {len(chosen)} stages, {_said(total, hours)}")
+    if unknown:
+        say(f"not counted, because nothing tells their cost: {', '.join(unknown)}")
+    say(f"hours are on {estimate.device}, from one batch per row, measured now")
+
+
+def _said(cost: Cost | None, hours: float | None) -> str:
+    if cost is None or hours is None:
+        return "cost unknown"
+    passes = f"{cost.forwards:,} forward and {cost.backwards:,} backward passes"
+    about = f"{hours:.2g}" if hours < 100 else f"{hours:,.0f}"
+    return f"{cost.images:,} images, {passes}, about {about} hours"

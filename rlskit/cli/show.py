@@ -1,0 +1,197 @@
+"""What the command line prints: results on stdout, progress and notes on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlskit.errors import RequestError
+from rlskit.progress import Progress, no_progress
+from rlskit.text import lines
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rlskit.results import Result
+
+_WIDTH = 110  # of tables where no terminal says
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Progress]:
+    """Give a `Progress` that draws Rich bars on stderr; nothing when that is no terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        with redirect_stdout(sys.stderr):  # what a model's own code prints is no result
+            yield no_progress
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with redirect_stdout(sys.stderr), Bars(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(step: str, done: int, total: int, **facts: float) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(step, total=total, facts="")
+            bars.update(tasks[step], completed=done, total=total, facts=_facts(facts))
+
+        yield show
+
+
+@contextmanager
+def run_folder(out: Path | None, name: str) -> Iterator[Path]:
+    """Give the run's folder, by default a new one in runs/, and name it when it is interrupted."""
+    from rlskit.results import free_folder
+
+    folder = out or free_folder(Path("runs"), name)
+    try:
+        yield folder
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            note(f"run folder: {folder}", loud=True)
+        if out is None:
+            with suppress(OSError):
+                folder.rmdir()  # unless something was finished
+        raise
+
+
+def check_out(out: Path | None, force: bool) -> None:
+    """Require an `--out` that may become a run's folder, before anything is read.
+
+    Raises:
+        RequestError: It holds a finished run and `force` is not given, or is none of a run's.
+        RunError: Another process writes in it.
+    """
+    from rlskit.storage.locks import refuse_busy
+
+    if out is not None:
+        refuse_busy(out)
+        from rlskit.results import refuse_finished
+
+        refuse_finished(out, force=force)
+
+
+def say(text: str) -> None:
+    """Print lines on stdout, control characters escaped."""
+    import typer
+
+    typer.echo(lines(text))
+
+
+def note(message: str, *, quiet: bool = False, loud: bool = False) -> None:
+    """Print a line on stderr; a loud one stands out, and is not silenced."""
+    if quiet and not loud:
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    style = "bold red" if loud else ""
+    Console(stderr=True, soft_wrap=True).print(Text(lines(message), style=style))
+
+
+def show(table: Table, results: Sequence[Result], *, json_to: str | None, force: bool) -> None:
+    """Print the table on stdout, or the JSON in its place with `--json -`; warnings on stderr."""
+    from rlskit.results import dump
+    from rlskit.storage.files import write_text
+
+    for warning in dict.fromkeys(w for result in results for w in result.warnings):
+        note(warning, loud=True)
+    if json_to == "-":
+        print(dump(list(results)), end="")
+        return
+    if json_to is not None:
+        write_text(Path(json_to), dump(list(results)), force=force)
+    print_table(table)
+
+
+def check_json(json_to: str | None, force: bool) -> None:
+    """Require a `--json` file that may be written, before anything runs.
+
+    Raises:
+        RequestError: It exists and `force` is not given, or it has no folder.
+    """
+    from rlskit.storage.files import refuse_existing
+
+    if json_to not in (None, "-"):
+        refuse_existing(Path(json_to), force)
+
+
+def check_source(
+    adversarial: Path | None, *, data: str | None, split: str, limit: int | None
+) -> None:
+    """Require that no other images are asked for beside a file of adversarial ones.
+
+    Raises:
+        RequestError: Some are.
+    """
+    asked = {"--data": data, "--split": None if split == "test" else split, "--limit": limit}
+    flags = [flag for flag, value in asked.items() if value is not None]
+    if adversarial is not None and flags:
+        raise RequestError(f"--adversarial names the images; leave {flags[0]} out")
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout, control characters escaped."""
+    from rich.console import Console
+    from rich.segment import Segment, Segments
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    shown = (Segment(lines(one.text), one.style) for one in console.render(table))
+    console.print(Segments(shown), end="")
+
+
+def check_gate(fail_under: float | None) -> None:
+    """Require a `--fail-under` that is a share, before anything runs.
+
+    Raises:
+        RequestError: It is not.
+    """
+    if fail_under is not None and not 0 <= fail_under <= 1:
+        raise RequestError(f"--fail-under is a share in [0, 1], such as 0.40, not {fail_under}")
+
+
+def gated(results: Sequence[Result], fail_under: float | None, folder: Path) -> list[Result]:
+    """Return the results with the gate's verdicts, which the run's `results.json` gets, too."""
+    from rlskit import results as finished
+    from rlskit.storage.files import write_text
+
+    if fail_under is None:
+        return list(results)
+    found = [finished.gated(result, fail_under) for result in results]
+    write_text(folder / finished.RESULTS, finished.dump(found), force=True)
+    return found
+
+
+def gate(results: Sequence[Result], *, quiet: bool) -> int:
+    """Say whether the gates of results are met; return 1 where one is not, else 0."""
+    from rlskit.results import NOT_MET, gate_sentence
+
+    gates = [result for result in results if result.gate is not None]
+    failed = [result for result in gates if result.gate["verdict"] == NOT_MET]  # type: ignore[index]
+    for result in gates:
+        note(gate_sentence(result), quiet=quiet, loud=result in failed)
+    return 1 if failed else 0
+
+
+def _facts(facts: dict[str, float]) -> str:
+    shown = []
+    for name, value in facts.items():
+        if name == "accuracy":
+            shown.append(f"accuracy {100 * value:.1f} %")
+        elif name == "images_per_second":
+            shown.append(f"{value:.0f} images/s")
+        else:
+            shown.append(f"{name} {value:.4f}")
+    return "  ".join(shown)

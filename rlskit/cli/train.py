@@ -1,0 +1,110 @@
+"""`rlskit train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlskit.cli.flags import (
+    DEFAULT_CHECKPOINT,
+    CheckpointArgument,
+    DataDirOption,
+    DataOption,
+    DeviceOption,
+    DownloadOption,
+    ForceOption,
+    LimitOption,
+    ModelOption,
+    QuietOption,
+    SeedOption,
+    SkipBadOption,
+    WorkersOption,
+)
+from rlskit.cli.show import note, progress_bar, say
+
+
+def train(
+    checkpoint: CheckpointArgument = DEFAULT_CHECKPOINT,
+    data: DataOption = None,
+    data_dir: DataDirOption = None,
+    download: DownloadOption = False,
+    limit: LimitOption = None,
+    skip_bad: SkipBadOption = False,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 50,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
+    group_size: Annotated[int, typer.Option(help="K: sampled models per step.")] = 3,
+    loss: Annotated[str, typer.Option(help="ce or mse, of the mean prediction.")] = "ce",
+    individual: Annotated[
+        float, typer.Option(help="Weight of the mean of the K single losses.")
+    ] = 0.0,
+    lr: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.01,
+    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of SGD.")] = 5e-4,
+    schedule: Annotated[str, typer.Option(help="step, cosine or one-cycle.")] = "step",
+    step_epochs: Annotated[int, typer.Option(help="step divides by 10 every so many.")] = 50,
+    augment: Annotated[str, typer.Option(help="none or crop-flip.")] = "none",
+    amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16.")] = False,
+    holdout: Annotated[
+        float, typer.Option(help="Share of training images that chooses the best epoch.")
+    ] = 0.05,
+    bn_batches: Annotated[
+        int, typer.Option(help="Batches that BatchNorm statistics are re-estimated on.")
+    ] = 50,
+    adversarial: Annotated[
+        str, typer.Option(help="none, or pgd: train on images that PGD found.")
+    ] = "none",
+    adversarial_eps: Annotated[str, typer.Option(help="Its budget, linf.")] = "8/255",
+    adversarial_steps: Annotated[int, typer.Option(help="Its steps.")] = 10,
+    adversarial_step_size: Annotated[str, typer.Option(help="Length of a step.")] = "2/255",
+    num_workers: WorkersOption = 0,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    model: ModelOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Checkpoint to write; CHECKPOINT itself.")
+    ] = None,
+    force: ForceOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a model by group optimization; writes the last and the best epoch, and a log."""
+    import rlskit
+    from rlskit.pixels import parse_budget
+    from rlskit.runtime.devices import choose_device
+    from rlskit.training import TrainOptions
+
+    options = TrainOptions(
+        epochs=epochs, batch_size=batch_size, group_size=group_size, loss=loss,
+        individual=individual, lr=lr, momentum=momentum, weight_decay=weight_decay,
+        schedule=schedule, step_epochs=step_epochs, augment=augment, amp=amp, holdout=holdout,
+        bn_batches=bn_batches, num_workers=num_workers, seed=seed, adversarial=adversarial,
+        adversarial_eps=parse_budget(adversarial_eps, option="--adversarial-eps"),
+        adversarial_steps=adversarial_steps,
+        adversarial_step_size=parse_budget(
+            adversarial_step_size, option="--adversarial-step-size"
+        ),
+    )  # fmt: skip
+    banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
+    images = rlskit.load_data(
+        data or banked.card.default_data(),
+        "train",
+        data_dir=data_dir,
+        download=download,
+        limit=limit,
+        skip_bad=skip_bad,
+    )
+    with progress_bar(quiet) as progress:
+        result = rlskit.train(
+            banked, images, options=options, out=out or checkpoint, force=force,
+            progress=progress,
+        )  # fmt: skip
+    last = result.epochs[-1]
+    held = (
+        "" if last.holdout_accuracy is None else f", held out {100 * last.holdout_accuracy:.1f} %"
+    )
+    say(
+        f"{result.last}: {result.steps} steps on {images.name}, loss {last.loss:.4f}, "
+        f"accuracy {100 * last.accuracy:.1f} %{held}, {last.images_per_second:.0f} images/s"
+    )
+    note(f"best epoch {result.best_epoch}: {result.best}; log: {result.log}", quiet=quiet)

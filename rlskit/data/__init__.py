@@ -1,0 +1,28 @@
+"""Data: real images in [0, 1] with labels, from arrays, folders and torchvision's data sets."""
+
+from rlskit.data.batches import AUGMENTATIONS, batches, blocks, runs
+from rlskit.data.classes import are_numbers, read_classes
+from rlskit.data.dataset import Data, spread
+from rlskit.data.in_memory import MEMORY, from_memory, memory_images
+from rlskit.data.named import DATASETS, DataFacts, default_data_dir
+from rlskit.data.sources import SPECS, describe, load
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "MEMORY",
+    "SPECS",
+    "Data",
+    "DataFacts",
+    "are_numbers",
+    "batches",
+    "blocks",
+    "default_data_dir",
+    "describe",
+    "from_memory",
+    "load",
+    "memory_images",
+    "read_classes",
+    "runs",
+    "spread",
+]

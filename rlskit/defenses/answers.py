@@ -1,0 +1,39 @@
+"""What several draws answer together: their logits, and the mean of their predictions."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from rlskit.errors import UntrustedError
+from rlskit.models.sharing import draw_logits
+
+
+def finite_logits(defenders: list[nn.Module], images: Tensor) -> Tensor:
+    """Return the draws' logits `[N, B, classes]`.
+
+    Raises:
+        UntrustedError: Some are NaN or infinite: their argmax would be a class all the same.
+    """
+    logits = draw_logits(defenders, images)
+    if not logits.isfinite().all():
+        draw, image = (~logits.isfinite()).nonzero()[0][:2].tolist()
+        raise UntrustedError(
+            f"draw {draw} answers with NaN or infinite logits, first for image {image} of a block; "
+            "such an image counts neither as right nor as wrong"
+        )
+    return logits
+
+
+def mean_log_probabilities(logits: Tensor) -> Tensor:
+    """Return the log of the mean probability over draws, exact in log space.
+
+    Args:
+        logits: `[N, B, classes]`.
+
+    Returns:
+        `[B, classes]`.
+    """
+    log_probabilities = logits.log_softmax(dim=-1)
+    return log_probabilities.logsumexp(dim=0) - math.log(len(logits))

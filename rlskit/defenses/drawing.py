@@ -1,0 +1,121 @@
+"""Draws of a model's defense: ordinary classifiers with no randomness left in them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from rlskit import seeds
+from rlskit.defenses.catalogue import DEFENSES
+from rlskit.defenses.defense import Defense
+from rlskit.defenses.perturbed import PerturbedDraw
+from rlskit.defenses.variates import Fresh
+from rlskit.errors import RequestError
+from rlskit.models.banks import BankedModel
+
+
+def defense_of(model: BankedModel) -> Defense:
+    """Return the defense that a model was converted for.
+
+    Raises:
+        RequestError: The model names one that there is not, or does not suit it.
+    """
+    name = model.card.defense
+    if name not in DEFENSES:
+        raise RequestError(f"the defense {name!r} is unknown; it is one of {', '.join(DEFENSES)}")
+    defense = DEFENSES[name]
+    if model.card.settings.keys() != defense.settings.keys():
+        known = ", ".join(defense.settings) or "none"
+        raise RequestError(
+            f"the settings of the defense {name} are {known}, not "
+            f"{', '.join(model.card.settings) or 'none'}"
+        )
+    defense.check(model)
+    return defense
+
+
+@torch.no_grad()
+def check_effect(model: BankedModel) -> None:
+    """Require that a defense that does something to its networks finds something to do it to.
+
+    Raises:
+        RequestError: It finds nothing, and would be none.
+    """
+    defense = defense_of(model)
+    if defense.perturb is None:
+        return
+    (draw,) = draws(model, 1, seed=0, purpose="effect")
+    assert isinstance(draw, PerturbedDraw)
+    draw(torch.zeros(1, *model.card.pixels.shape, device=model.device))
+    if not draw.variates.asked:
+        raise RequestError(
+            f"--defense {model.card.defense} finds nothing to act on in "
+            f"{model.card.architecture.label} by {model.partition.granularity}: {defense.summary}"
+        )
+
+
+def draws(
+    model: BankedModel,
+    count: int,
+    *,
+    seed: int,
+    purpose: str,
+    repeat: int = 0,
+    first: int = 0,
+    image: int | None = None,
+) -> list[nn.Module]:
+    """Return `count` draws of the model's defense; those of a smaller count are the first of them.
+
+    Args:
+        model: The defended model.
+        count: Number of draws, at least 1.
+        seed: The user's seed.
+        purpose: "attacker" and "defender" draws are independent.
+        repeat: Index of the repeat.
+        first: Index of the first draw.
+        image: Index of the image in its data set, where each image has draws of its own.
+
+    Raises:
+        RequestError: `count` is below 1.
+    """
+    if count < 1:
+        raise RequestError(f"the number of draws must be at least 1, not {count}")
+    own = () if image is None else (image,)
+    return [_draw(model, seed, purpose, repeat, first + index, *own) for index in range(count)]
+
+
+def _draw(model: BankedModel, seed: int, purpose: str, *indices: int) -> nn.Module:
+    defense = defense_of(model)
+    classifier = model.sampled(defense.plan(model, seed, purpose, *indices))
+    if defense.perturb is None:
+        return classifier
+    return PerturbedDraw(classifier, defense.perturb(model), seeds.derive(seed, purpose, *indices))
+
+
+def classifier_of(draw: nn.Module) -> nn.Module:
+    """Return the sampled model in a draw, without what the defense does to it."""
+    return draw.classifier if isinstance(draw, PerturbedDraw) else draw
+
+
+def training_logits(model: BankedModel, images: Tensor, plan: Tensor) -> Tensor:
+    """Return a sampled model's logits `[B, classes]` as training sees them, with gradients.
+
+    Noise and masks are other ones for every image, from torch's global generator.
+
+    Args:
+        model: The defended model.
+        images: `[B, C, H, W]` in [0, 1].
+        plan: Long `[L]`.
+    """
+    with _noise(model):
+        logits: Tensor = model(images, plan)
+    return logits
+
+
+def _noise(model: BankedModel) -> AbstractContextManager[None]:
+    defense = defense_of(model)
+    if defense.perturb is None or defense.post_hoc:
+        return nullcontext()
+    return defense.perturb(model)(model.banks[0], Fresh())

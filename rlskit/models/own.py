@@ -1,0 +1,156 @@
+"""One's own architectures: `path/to/file.py:factory` and `package.module:factory`.
+
+A checkpoint is untrusted input, so nothing in it may decide which code runs. Whoever names a
+factory on the command line or in Python trusts it: it is remembered on this machine, by the sha256
+of its source file, and a checkpoint that carries the same digest finds it again. On another
+machine, or after the file has changed, the factory must be named once more (`--model`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from rlskit.errors import RequestError
+from rlskit.runtime.torchvision_ops import declare_missing_operators
+from rlskit.storage.files import parse_json, write_text
+
+_introduced: dict[str, str] = {}  # "digest:factory" -> the spec to load, of this process
+
+
+def introduce(spec: str) -> tuple[str, str]:
+    """Trust the factory that the user named; return its display name and its source's digest.
+
+    Raises:
+        RequestError: There is no such file, module or factory.
+    """
+    place, _, factory_name = spec.rpartition(":")
+    file = _source_file(place)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    load_as = f"{file.resolve() if place.endswith('.py') else place}:{factory_name}"
+    _load(load_as)
+    _introduced[f"{digest}:{factory_name}"] = load_as
+    _remember(f"{digest}:{factory_name}", load_as)
+    shown = file.name if place.endswith(".py") else place
+    return f"{shown}:{factory_name}", digest
+
+
+def factory(name: str, digest: str) -> Callable[..., nn.Module]:
+    """Return the factory that was introduced under this digest.
+
+    Args:
+        name: Its display name; only the part after the colon is used, as part of the key.
+        digest: The sha256 of its source file when it was introduced.
+
+    Raises:
+        RequestError: It was never introduced on this machine, or its source has changed since.
+    """
+    key = f"{digest}:{name.rpartition(':')[2]}"
+    spec = _introduced.get(key) or _remembered().get(key)
+    hint = f"name it with --model, as in --model {name}"
+    if spec is None:
+        raise RequestError(
+            f"the model is built by {name}, code of its author's unknown on this machine; {hint}"
+        )
+    source = _source_file(spec.rpartition(":")[0])
+    if hashlib.sha256(source.read_bytes()).hexdigest() != digest:
+        raise RequestError(f"{source} has changed since the model was converted; {hint}")
+    return _load(spec)
+
+
+def takes(name: str, digest: str, argument: str) -> bool:
+    """Whether the factory has a parameter called `argument`."""
+    parameters = inspect.signature(factory(name, digest)).parameters
+    return argument in parameters
+
+
+def heard() -> contextlib.AbstractContextManager[object]:
+    """Let what one's own code prints go to stderr: stdout is for results."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
+def _load(spec: str) -> Callable[..., nn.Module]:
+    place, _, factory_name = spec.rpartition(":")
+    declare_missing_operators()  # it may import torchvision
+    try:
+        with heard():
+            is_file = place.endswith(".py")
+            module = _file_module(Path(place)) if is_file else importlib.import_module(place)
+    except Exception as error:
+        raise RequestError(
+            f"{place} cannot be imported ({type(error).__name__}: {error})"
+        ) from error
+    found: Any = getattr(module, factory_name, None)
+    if not callable(found):
+        raise RequestError(f"{place} has no factory called {factory_name!r}")
+    return found  # type: ignore[no-any-return]
+
+
+def _file_module(path: Path) -> ModuleType:
+    name = f"rlskit_own_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles look their module up
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # it may import its neighbours
+    spec.loader.exec_module(module)
+    return module
+
+
+def _source_file(place: str) -> Path:
+    if place.endswith(".py"):
+        file = Path(place)
+        if not file.is_file():
+            raise RequestError(f"there is no file {place}")
+        return file
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    try:
+        spec = importlib.util.find_spec(place)
+    except Exception:  # the packages around it are imported, and may fail in any way
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise RequestError(
+            f"there is no Python module {place!r}; a model of one's own is FILE.py:factory "
+            "or package.module:factory"
+        )
+    return Path(spec.origin)
+
+
+def _memory_file() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "rlskit" / "own-models.json"
+
+
+def _remembered() -> dict[str, str]:
+    try:
+        memory = parse_json(_memory_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return memory if isinstance(memory, dict) else {}
+
+
+def _remember(key: str, spec: str) -> None:
+    memory = _remembered()
+    if memory.get(key) == spec:
+        return
+    try:
+        _memory_file().parent.mkdir(parents=True, exist_ok=True)
+        write_text(_memory_file(), json.dumps({**memory, key: spec}, indent=1), force=True)
+    except OSError:
+        pass  # without a writable home the factory has to be named each time

@@ -1,0 +1,31 @@
+"""Recipes: a TOML file whose stages are rlskit's own commands (`rlskit run`, docs/recipes.md)."""
+
+from rlskit.recipes.cells import grid, to_json
+from rlskit.recipes.cost import Cost, Estimate, estimate
+from rlskit.recipes.recipe import Column, Recipe, Row, load
+from rlskit.recipes.running import Outcome, check_stages, command_line, default_folder, run, select
+from rlskit.recipes.stages import Stage
+from rlskit.recipes.staging import StageError, is_finished
+from rlskit.recipes.trust import require_trust
+
+__all__ = [
+    "Column",
+    "Cost",
+    "Estimate",
+    "Outcome",
+    "Recipe",
+    "Row",
+    "Stage",
+    "StageError",
+    "check_stages",
+    "command_line",
+    "default_folder",
+    "estimate",
+    "grid",
+    "is_finished",
+    "load",
+    "require_trust",
+    "run",
+    "select",
+    "to_json",
+]

@@ -1,0 +1,146 @@
+"""The table of a recipe: what was measured beside what the paper reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlskit.recipes.recipe import Column, Recipe, Row
+from rlskit.recipes.stages import Stage
+from rlskit.report import Grid
+from rlskit.results import Result, read_results
+from rlskit.results.words import figures, number, protocol
+
+SCHEMA = "rlskit.recipe/1"
+
+IsFinished = Callable[[Stage, Path], bool]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number with its protocol, or the lack of it.
+
+    Attributes:
+        row: Whose.
+        column: Of what.
+        result: What the command found; None where the stage is not finished.
+        paper: What the paper has there; None where it has nothing.
+    """
+
+    row: Row
+    column: Column
+    result: Result | None
+    paper: float | str | None
+
+    @property
+    def value(self) -> dict[str, Any] | None:
+        """The number that the column shows: its mean, std, and for an accuracy its interval."""
+        if self.result is None:
+            return None
+        return {**(self.result.agreement or {}), **self.result.accuracy}.get(self.column.show)
+
+    @property
+    def figures(self) -> list[str]:
+        """The lines of the cell, without the protocol."""
+        value = self.value
+        if value is None:
+            ours = ["–"]
+        elif "n" in value:
+            ours = list(figures(value)[:2])
+        else:
+            ours = [number(value["mean"]), *([f"± {number(value['std'])}"] if value["std"] else [])]
+        return ours if self.paper is None else [*ours, f"paper {self.paper}"]
+
+    @property
+    def facts(self) -> tuple[str, str] | None:
+        """How the number came about, which stands with it: protocol, and N; None without one."""
+        if self.value is None or self.result is None:
+            return None
+        view = "clean" if self.column.show.startswith("clean") else protocol(self.result)
+        count = 1 if self.column.show.endswith("_gibbs") else self.result.n_samples
+        return view, f"N={count}"
+
+
+def grid(recipe: Recipe, folder: Path, is_finished: IsFinished) -> Grid:
+    """Return the table as text; the shorter of rows and columns goes across."""
+    heads, lines = _layout(cells(recipe, folder, is_finished))
+    return Grid(recipe.title, heads, lines, _CAPTION)
+
+
+def to_json(recipe: Recipe, folder: Path, is_finished: IsFinished) -> dict[str, Any]:
+    """Return all rows with their cells: the number shown, the paper's, and the whole result."""
+    rows = [
+        {
+            "name": line[0].row.name,
+            "label": line[0].row.label,
+            "cells": [
+                {
+                    "column": cell.column.name,
+                    "label": cell.column.label,
+                    "show": cell.column.show,
+                    "value": cell.value,
+                    "paper": cell.paper,
+                    "result": None if cell.result is None else cell.result.to_json(),
+                }
+                for cell in line
+            ],
+        }
+        for line in cells(recipe, folder, is_finished)
+    ]
+    return {"schema": SCHEMA, "title": recipe.title, "recipe": str(recipe.path), "rows": rows}
+
+
+def cells(recipe: Recipe, folder: Path, is_finished: IsFinished) -> list[list[Cell]]:
+    """Return the cells, a list per row; those of unfinished stages are empty."""
+    found = []
+    for row in recipe.rows:
+        line = []
+        for column in recipe.columns:
+            stage = recipe.cell(row.name, column.name)
+            done = stage is not None and is_finished(stage, folder)
+            result = None  # else the last of several: the worst case, or that of the largest N
+            if stage is not None and done:
+                result = read_results(folder / stage.output)[-1]
+            line.append(Cell(row, column, result, recipe.paper.get(row.name, {}).get(column.name)))
+        found.append(line)
+    return found
+
+
+_CAPTION = "accuracies in % with Wilson's 95 % interval; N draws answer together"
+
+
+def _layout(lines: list[list[Cell]]) -> tuple[list[list[str]], list[list[list[str]]]]:
+    """Return the lines of text of all heads, and of all cells, each line led by its own head.
+
+    The protocol stands in the heads of the columns where each has but one, else in those of the
+    lines where each has but one, else in the cells; and so does N.
+    """
+    by_row = len(lines[0]) < len(lines)
+    if not by_row:  # the attacks go down, as in the paper's Table 1
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    columns = [list(column) for column in zip(*lines, strict=True)]
+    heads = [["model" if by_row else "measured"]]
+    heads += [[column[0].row.label if not by_row else column[0].column.label] for column in columns]
+    body = [
+        [[line[0].row.label if by_row else line[0].column.label], *(list(c.figures) for c in line)]
+        for line in lines
+    ]
+    for fact in (0, 1):
+        if all(len(_values(column, fact)) < 2 for column in columns):
+            for head, column in zip(heads[1:], columns, strict=True):
+                head += _values(column, fact)
+        elif all(len(_values(line, fact)) < 2 for line in lines):
+            for texts, line in zip(body, lines, strict=True):
+                texts[0] += _values(line, fact)
+        else:
+            for texts, line in zip(body, lines, strict=True):
+                for text, cell in zip(texts[1:], line, strict=True):
+                    text += _values([cell], fact)
+    return heads, body
+
+
+def _values(cells: list[Cell], fact: int) -> list[str]:
+    """Return the different values of a fact among cells with a number."""
+    return list(dict.fromkeys(cell.facts[fact] for cell in cells if cell.facts))

@@ -1,0 +1,104 @@
+"""What a stage's options make of themselves, checked before any stage runs.
+
+The command's own parser has seen them already; what only the model can tell shows when it is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from rlskit.attacks import PreparedAttack
+from rlskit.attacks.options import READERS, read
+from rlskit.attacks.requests import prepare_all
+from rlskit.errors import RequestError
+from rlskit.evaluation import EvalOptions, counts_of
+from rlskit.recipes.stages import Stage
+from rlskit.threat.adaptive import PROTOCOL as ADAPTIVE
+from rlskit.threat.adaptive import adaptive_options
+from rlskit.threat.single import check_risk
+from rlskit.threat.view import check_view, protocol_of
+from rlskit.training import TrainOptions
+
+_OF_TRANSFER = ("transfer", "eps", "steps", "step-size", "plot")
+
+
+def check_options(stage: Stage) -> None:
+    """Require options that the stage's command will take, as far as can be told without a model.
+
+    Raises:
+        RequestError: One is wrong.
+    """
+    given = _given(stage)
+    if stage.command == "train":
+        train_options(stage)
+    elif stage.command in ("attack", "eval"):
+        expected = given.get("expect_clean")
+        EvalOptions(
+            samples_of(stage), int(given.get("repeats", 1)), int(given.get("batch_size", 128)),
+            expect_clean=None if expected is None else float(expected),
+        )  # fmt: skip
+    elif stage.command == "diversity":
+        for name in _OF_TRANSFER:
+            if stage.options.get(name, False) is not False:
+                raise RequestError(f"--{name} is of --transfer, which fills no cell of a table")
+    if stage.command == "attack":
+        prepared(stage)
+        if given.get("protocol") != ADAPTIVE:
+            protocol_of(given.get("protocol"), int(given.get("n_attacked", 1)))
+            check_view(given.get("view", "mean-prob"))
+            check_risk(given.get("risk", "mean"))
+
+
+def prepared(stage: Stage) -> list[PreparedAttack]:
+    """Return the attacks of an `attack` stage, their options checked and completed.
+
+    The adaptive protocol chooses its attacks itself, when it has the model.
+
+    Raises:
+        RequestError: A method or an option is wrong.
+    """
+    given = _given(stage)
+    if given.get("protocol") == ADAPTIVE:
+        own = ("method", "n_attacked", "twin", *READERS)
+        adaptive_options({name: value for name, value in given.items() if name in own})
+        return []
+    return prepare_all(
+        str(given.get("method", "pgd")),
+        pixel_range=str(given.get("pixel_range", "0:1")),
+        engine=str(given.get("engine", "rlskit")),
+        **{name: value for name, value in given.items() if name in READERS},
+    )
+
+
+def train_options(stage: Stage) -> TrainOptions:
+    """Return the options of a `train` stage.
+
+    Raises:
+        RequestError: One is wrong.
+    """
+    given, found = _given(stage), {}
+    for one in dataclasses.fields(TrainOptions):
+        if one.name in given:
+            value = given[one.name]
+            found[one.name] = (
+                read("eps", value, "0:1", "linf")
+                if one.name in ("adversarial_eps", "adversarial_step_size")
+                else type(one.default)(value)  # type: ignore[misc]
+            )
+    return TrainOptions(**found)
+
+
+def samples_of(stage: Stage) -> tuple[int, ...] | None:
+    """Return the Ns that a stage asks for; None for the defense's own.
+
+    Raises:
+        RequestError: They are no numbers.
+    """
+    return counts_of(_given(stage).get("n_samples"))
+
+
+def _given(stage: Stage) -> dict[str, Any]:
+    """Return the options that are not left out, under the names of their parameters."""
+    options = stage.options.items()
+    return {name.replace("-", "_"): value for name, value in options if value is not False}

@@ -1,0 +1,259 @@
+"""What a stage will cost: passes of single networks, and hours at a measured rate.
+
+A pass is one image through one draw. Counts of attacks that stop early (DeepFool), or that leave
+misclassified images alone, are upper bounds.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlskit.data import load as load_data
+from rlskit.defenses import classifier_of, defense_of, draws
+from rlskit.errors import RlskitError
+from rlskit.models import checkpoint
+from rlskit.models.banks import BankedModel
+from rlskit.recipes.checking import prepared, samples_of, train_options
+from rlskit.recipes.recipe import Recipe
+from rlskit.recipes.stages import Stage
+from rlskit.recipes.trust import require_trust
+from rlskit.runtime.devices import choose_device
+from rlskit.threat.adaptive import PROTOCOL as ADAPTIVE
+from rlskit.training.batch_norm import has_batch_norm
+from rlskit.training.epochs import HELD_OUT_DRAWS
+
+SIZES = {
+    "digits": (1437, 360),
+    "mnist": (60000, 10000),
+    "fashion-mnist": (60000, 10000),
+    "cifar10": (50000, 10000),
+    "cifar100": (50000, 10000),
+    "svhn": (73257, 26032),
+}
+"""Images to train on and to test on, so that nothing has to be there to be counted."""
+
+Passes = Callable[[Mapping[str, Any]], tuple[int, int]]
+
+
+def _steps(p: Mapping[str, Any]) -> tuple[int, int]:
+    steps = p.get("steps", 1) * p.get("restarts", 1) * p.get("eot_samples", 1)
+    return steps, steps
+
+
+def _search(p: Mapping[str, Any]) -> tuple[int, int]:
+    steps = p["steps"] * p["search_steps"]
+    return steps + 1, steps  # one more to leave misclassified images alone
+
+
+PASSES: dict[str, Passes] = {
+    "noise": lambda _: (0, 0),
+    "fgsm": _steps,
+    "bim": _steps,
+    "pgd": _steps,
+    "pgd-l2": _steps,
+    "mifgsm": _steps,
+    "eotpgd": _steps,
+    "deepfool": lambda p: (p["steps"] + 1, p["steps"] * p["top_classes"]),
+    "cw": _search,
+    "ead": _search,
+    "square": lambda p: (p["steps"] * p["restarts"], 0),
+}
+"""Method -> forward and backward passes per image and attacked draw; no estimate for others."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage computes: images it reads, and passes, images x draws.
+
+    Attributes:
+        images: Images.
+        forwards: Forward passes.
+        backwards: Backward passes.
+    """
+
+    images: int
+    forwards: int
+    backwards: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What stages will cost, on the device at hand.
+
+    Attributes:
+        costs: Name of a stage -> its cost; None where nothing tells it.
+        hours: Name of a stage -> hours at the measured rate; None likewise.
+        device: Where the rate was measured.
+    """
+
+    costs: Mapping[str, Cost | None]
+    hours: Mapping[str, float | None]
+    device: str
+
+    def total(self, names: list[str]) -> tuple[Cost, float]:
+        """Return the sum over stages of what is known."""
+        costs = [cost for name in names if (cost := self.costs[name])]
+        total = Cost(
+            images=sum(cost.images for cost in costs),
+            forwards=sum(cost.forwards for cost in costs),
+            backwards=sum(cost.backwards for cost in costs),
+        )
+        return total, sum(self.hours[name] or 0 for name in names)
+
+
+def estimate(
+    recipe: Recipe, execute: Callable[[list[str]], int], *, trust: bool = False
+) -> Estimate:
+    """Count what every stage computes, and measure how fast its network is here.
+
+    Args:
+        recipe: The recipe.
+        execute: Runs one command line; each row's `convert` is run into a temporary folder. Where
+            that fails, as without the data of a folder, the row's costs are unknown.
+        trust: Run the code that the recipe names.
+
+    Raises:
+        RequestError: It names some, and is not trusted.
+    """
+    require_trust(recipe, trust)
+    device = choose_device()
+    costs: dict[str, Cost | None] = {}
+    hours: dict[str, float | None] = {}
+    for made in (stage for stage in recipe.stages if stage.needs is None):
+        model = _built(made, device, execute)
+        defended = trained = None if model is None else rate(model)
+        if model is not None and defense_of(model).post_hoc:
+            trained = rate(model, bare=True)
+        for stage in recipe.stages:
+            if stage.converted is made:
+                costs[stage.name] = found = None if model is None else cost(stage, model)
+                speed = trained if stage.command == "train" else defended
+                hours[stage.name] = hours_of(found, speed) if found and speed else None
+    return Estimate(costs, hours, _described(device))
+
+
+def _described(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+def cost(stage: Stage, model: BankedModel) -> Cost | None:
+    """Count what a stage computes; None where its method or its data cannot be counted.
+
+    Args:
+        stage: The stage.
+        model: What the stage's `convert` makes.
+    """
+    if stage.command == "convert":
+        return Cost(0, 0, 0)
+    images = _count(stage, "train" if stage.command == "train" else "test")
+    if images is None:
+        return None
+    if stage.command == "train":
+        return _train_cost(stage, model, images)
+    own = 10 if stage.command == "diversity" else defense_of(model).samples(model)
+    samples = max(samples_of(stage) or (own,))
+    repeats = int(stage.options.get("repeats", own if stage.command == "diversity" else 1))
+    scored = images * samples * repeats
+    if stage.command != "attack":
+        return Cost(images, scored, 0)
+    if stage.options.get("protocol") == ADAPTIVE:
+        return None  # it depends on what each part leaves
+    attacked = images * int(stage.options.get("n-attacked", 1)) * repeats
+    forwards, backwards = 0, 0
+    for one in prepared(stage):
+        if one.method not in PASSES:
+            return None
+        ahead, back = PASSES[one.method](one.params)
+        forwards += attacked * ahead + 2 * scored  # the clean images are scored, too
+        backwards += attacked * back
+    return Cost(images, forwards, backwards)
+
+
+def hours_of(found: Cost, speed: tuple[float, float]) -> float:
+    """Return the hours that passes take at so many seconds per forward and per backward pass."""
+    return (found.forwards * speed[0] + found.backwards * speed[1]) / 3600
+
+
+def rate(model: BankedModel, *, bare: bool = False) -> tuple[float, float]:
+    """Measure the seconds per image of one draw's forward pass, and of its backward pass.
+
+    Args:
+        model: The defended model.
+        bare: Leave out what the defense does to the sampled model.
+    """
+    count = 8 if model.device.type == "cpu" else 128
+    images = torch.rand(count, *model.card.pixels.shape, device=model.device)
+    (draw,) = draws(model, 1, seed=0, purpose="rate")
+    draw = classifier_of(draw) if bare else draw
+
+    def forward() -> None:
+        with torch.no_grad():
+            draw(images)
+
+    def both() -> None:
+        draw(images.clone().requires_grad_()).sum().backward()
+
+    ahead, whole = seconds_of(forward, model.device), seconds_of(both, model.device)
+    return ahead / count, max(whole - ahead, 0.0) / count
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Return the best of three times after one that is not counted; of fewer if they are long."""
+    times: list[float] = []
+    while len(times) < 2 or (len(times) < 4 and sum(times) < 1):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _train_cost(stage: Stage, model: BankedModel, images: int) -> Cost:
+    """Count the steps, PGD's where it is trained against, BatchNorm's passes and the held-out."""
+    options, defense = train_options(stage), defense_of(model)
+    held = round(images * options.holdout)
+    seen = images - held
+    group = len(defense.group(model, options.group_size, torch.Generator().manual_seed(0)))
+    attack = group * options.adversarial_steps * (options.adversarial != "none")
+    both_ways = seen * (group + attack) + held * attack
+    batches = min(options.bn_batches, math.ceil(seen / options.batch_size))
+    norms = has_batch_norm(model)
+    again = min(batches * options.batch_size, seen) * model.num_banks * norms
+    scored = held * min(defense.samples(model), HELD_OUT_DRAWS)
+    return Cost(seen, options.epochs * (both_ways + again + scored), options.epochs * both_ways)
+
+
+def _count(stage: Stage, split: str) -> int | None:
+    """Return the number of images a stage reads; None where they are not there to be counted."""
+    named = stage.options.get("data", stage.converted.options.get("data", "digits"))
+    split = str(stage.options.get("split", split))
+    if named in SIZES:
+        count = SIZES[str(named)][split == "test"]
+    else:
+        try:
+            count = len(load_data(str(named), split))
+        except RlskitError:
+            return None
+    return min(count, int(stage.options.get("limit", count)))
+
+
+def _built(
+    stage: Stage, device: torch.device, execute: Callable[[list[str]], int]
+) -> BankedModel | None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / stage.output).parent.mkdir(parents=True)
+        if execute([*stage.arguments(folder), "--quiet"]):
+            return None
+        return checkpoint.load(folder / stage.output).to(device)

@@ -1,0 +1,300 @@
+"""A recipe: rows are models, columns are what is measured of each, and both name commands' options.
+
+[all]                      options of every command
+[convert] [train] ...      options of one command, for all rows and columns
+[columns.NAME]             one attack, eval or diversity; its options win over those above
+[rows.NAME]                one model; its options win over the columns'
+[paper.ROW]                the paper's numbers, by column
+
+In a row, `COMMAND = false` leaves the command out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlskit.errors import RequestError
+from rlskit.recipes.stages import MEASURING, Stage, listing, option_text
+from rlskit.recipes.toml_file import merged, read, texts
+
+SHOWN = {
+    "attack": (
+        "robust", "robust_gibbs", "robust_8bit", "clean", "clean_gibbs", "attack_success",
+        "target_reached", "withstood",
+    ),
+    "eval": ("clean", "clean_gibbs", "robust", "robust_gibbs"),
+    "diversity": ("kappa", "disagreement", "double_fault", "q_statistic"),
+}  # fmt: skip
+"""Command -> numbers of its result that a column may show, the default first."""
+
+_COMMANDS = ("convert", "train", *MEASURING)
+_SECTIONS = ("title", "all", *_COMMANDS, "rows", "columns", "paper")
+_ROW = ("label", "of", *_COMMANDS)
+_COLUMN = ("label", "show", *MEASURING)
+_OURS = ("out", "json", "force", "quiet", "checkpoint", "help", "trust")  # `run` itself decides
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_OPTION = re.compile(r"[a-z][a-z0-9-]*")  # `"model=x" = true` would be another option than it seems
+_MOST_STAGES = 10_000
+_LARGEST_NUMBER = 1e300
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the table.
+
+    Attributes:
+        name: Its key in the recipe, and its folder.
+        label: For people.
+        of: The row whose model it is; None for its own.
+    """
+
+    name: str
+    label: str
+    of: str | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measurement of every model.
+
+    Attributes:
+        name: Its key in the recipe.
+        label: For people.
+        command: `attack`, `eval` or `diversity`.
+        show: The number of the result that the table shows.
+    """
+
+    name: str
+    label: str
+    command: str
+    show: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a TOML file asks for.
+
+    Attributes:
+        path: The file.
+        title: Of the table.
+        rows: In the order of the table.
+        columns: In the order of the table.
+        stages: In an order in which each comes after what it needs.
+        paper: Row -> column -> the number that the paper has there.
+        said: All texts that `--set` gave, which the user answers for.
+    """
+
+    path: Path
+    title: str
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    stages: tuple[Stage, ...]
+    paper: Mapping[str, Mapping[str, float | str]]
+    said: frozenset[str] = frozenset()
+
+    def cell(self, row: str, column: str) -> Stage | None:
+        """Return the stage that fills one cell; None where the row leaves the command out."""
+        return next((stage for stage in self.stages if stage.name == f"{row}/{column}"), None)
+
+
+def load(path: str | Path, sets: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and resolve all its stages.
+
+    Args:
+        path: The TOML file.
+        sets: `KEY=VALUE` changes, such as `rows.rls.train.epochs=1`.
+
+    Raises:
+        RequestError: As `rlskit.recipes.toml_file.read`; or a key, row or column is unknown, or one
+            says what it may not.
+    """
+    listing.cache_clear()
+    path = Path(path)
+    values = read(path, sets)
+    if values.get("paper") is False:
+        del values["paper"]
+    _require_known(values, _SECTIONS, f"{path}")
+    for section in ("all", *_COMMANDS, "rows", "columns", "paper"):
+        _require_table(values.get(section, {}), f"{path}: {section}")
+    rows, columns = _present(values, "rows", path), _present(values, "columns", path)
+    for name, row in rows.items():
+        _check_row(name, row, rows, f"{path}: rows.{name}")
+    for name, column in columns.items():
+        _check_column(name, column, f"{path}: columns.{name}")
+    _check_paper(values.get("paper", {}), values, path)
+    if len(rows) * len(columns) > _MOST_STAGES:
+        raise RequestError(f"{path} has {len(rows) * len(columns):,} cells, beyond reason")
+    return Recipe(
+        path=path,
+        title=str(values.get("title", path.stem)),
+        rows=tuple(Row(n, str(row.get("label", n)), row.get("of")) for n, row in rows.items()),
+        columns=tuple(_column(name, column, values) for name, column in columns.items()),
+        stages=tuple(_stages(values, rows, columns)),
+        paper=values.get("paper", {}),
+        said=texts(sets),
+    )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint at what was probably meant."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"it is one of {', '.join(names)}"
+
+
+def _stages(
+    values: Mapping[str, Any], rows: Mapping[str, Any], columns: Mapping[str, Any]
+) -> list[Stage]:
+    """Return the stages, those of the rows with models of their own first."""
+    found: list[Stage] = []
+    models: dict[str, Stage] = {}
+    for name, row in sorted(rows.items(), key=lambda item: "of" in item[1]):
+        if "of" not in row:
+            made = _model_stages(name, row, values)
+            models[name] = made[-1]
+            found += made
+        model = models[row.get("of", name)]
+        for column, asked in columns.items():
+            command = _command(asked)
+            own = row.get(command, {})
+            if own is False:
+                continue
+            options = _options(values, command, asked[command], own)
+            found.append(Stage(f"{name}/{column}", command, options, model))
+    return found
+
+
+def _model_stages(name: str, row: Mapping[str, Any], values: Mapping[str, Any]) -> list[Stage]:
+    """Return `convert`, and `train` where the recipe or the row has options for it."""
+    options = _options(values, "convert", row.get("convert", {}))
+    if not isinstance(options.get("name"), str):
+        raise RequestError(f"rows.{name} has no network; give [convert] a name")
+    if str(options["name"]).startswith("-"):
+        raise RequestError(f"rows.{name}: {options['name']!r} is an option, no network's name")
+    stages = [Stage(f"{name}/convert", "convert", options, None)]
+    train = row.get("train", {} if "train" in values else False)
+    if train is not False:
+        options = _options(values, "train", train)
+        stages.append(Stage(f"{name}/train", "train", options, stages[0]))
+    return stages
+
+
+def _options(
+    values: Mapping[str, Any], command: str, *more: Mapping[str, Any]
+) -> dict[str, str | bool]:
+    """Return a stage's options: those of all commands, of the command, then the nearer ones."""
+    options: dict[str, Any] = {}
+    for table in (values.get("all", {}), values.get(command, {}), *more):
+        options = merged(options, table)
+    for name in options:
+        if not _OPTION.fullmatch(name):
+            raise RequestError(
+                f"{command}: {name!r} is no option; options are small letters and dashes"
+            )
+    return {name: option_text(command, name, value) for name, value in options.items()}
+
+
+def _column(name: str, column: Mapping[str, Any], values: Mapping[str, Any]) -> Column:
+    command = _command(column)
+    options = _options(values, command, column[command])
+    stated = [f"{key}={options[key]}" for key in ("eps", "c") if key in options]
+    if stated and options.get("pixel-range", "0:1") != "0:1":
+        stated.append(f"in {options['pixel-range']}")
+    label = " ".join([str(options["method"]), *stated]) if "method" in options else name
+    show = column.get("show", SHOWN[command][0])
+    return Column(name, str(column.get("label", label)), command, show)
+
+
+def _command(column: Mapping[str, Any]) -> str:
+    return next(command for command in MEASURING if command in column)
+
+
+def _present(values: Mapping[str, Any], kind: str, path: Path) -> dict[str, Any]:
+    """Return the rows or columns that are not switched off by `NAME = false`."""
+    present = {name: one for name, one in values.get(kind, {}).items() if one is not False}
+    for name, one in present.items():
+        _require_table(one, f"{path}: {kind}.{name}")
+    if not present:
+        raise RequestError(f"{path} has no {kind}; give it [{kind}.NAME]")
+    return present
+
+
+def _check_row(
+    name: str, row: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], where: str
+) -> None:
+    _check_name(name, where, ("stages",))
+    _require_known(row, _ROW, where)
+    for command in _COMMANDS:
+        if row.get(command) is not False or command == "convert":
+            _require_table(row.get(command, {}), f"{where}.{command}")
+    if "of" not in row:
+        return
+    if not isinstance(row["of"], str) or row["of"] not in rows:
+        raise RequestError(
+            f"{where}: of = {row['of']!r} is no row; {nearest(str(row['of']), rows)}"
+        )
+    if "of" in rows[row["of"]]:
+        raise RequestError(f"{where}: the row {row['of']!r} has no model of its own; name its `of`")
+    if "convert" in row or "train" in row:
+        raise RequestError(f"{where}: a row `of` another has no convert and no train of its own")
+
+
+def _check_column(name: str, column: Mapping[str, Any], where: str) -> None:
+    _check_name(name, where, ("convert", "train"))
+    _require_known(column, _COLUMN, where)
+    commands = [command for command in MEASURING if command in column]
+    if len(commands) != 1:
+        raise RequestError(f"{where} needs one of {', '.join(MEASURING)}, not {len(commands)}")
+    _require_table(column[commands[0]], f"{where}.{commands[0]}")
+    shown = SHOWN[commands[0]]
+    if column.get("show", shown[0]) not in shown:
+        raise RequestError(
+            f"{where}: show = {column['show']!r} is unknown; {nearest(str(column['show']), shown)}"
+        )
+
+
+def _check_paper(paper: Mapping[str, Any], values: Mapping[str, Any], path: Path) -> None:
+    """Require numbers of rows and columns that there are, if only switched off."""
+    for row, numbers in paper.items():
+        if row not in values["rows"]:
+            hint = nearest(row, values["rows"])
+            raise RequestError(f"{path}: paper.{row} is no row; {hint}")
+        _require_table(numbers, f"{path}: paper.{row}")
+        _require_known(numbers, tuple(values["columns"]), f"{path}: paper.{row}")
+        for column, number in numbers.items():
+            if not isinstance(number, str) and not _finite(number):
+                raise RequestError(
+                    f"{path}: paper.{row}.{column} is a number or a text, not {number}; leave out "
+                    "what the paper does not have"
+                )
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < _LARGEST_NUMBER
+
+
+def _check_name(name: str, where: str, reserved: Sequence[str]) -> None:
+    if not _NAME.fullmatch(name) or name in reserved:
+        raise RequestError(
+            f"{where}: the name stands in paths and patterns, so it is made of letters, digits, - "
+            f"and _, and is not {' or '.join(reserved)}"
+        )
+
+
+def _require_known(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise RequestError(f"{where}: {key!r} is unknown; {nearest(key, known)}")
+
+
+def _require_table(value: Any, where: str) -> None:
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{where} is a table of values, not {value!r}")
+    ours = [key for key in _OURS if key in value]
+    if ours:
+        raise RequestError(f"{where}: {ours[0]} is decided by `rlskit run`; leave it out")

@@ -1,0 +1,211 @@
+"""Running a recipe: what is finished and unchanged is left alone, the rest runs in order.
+
+runs/FOLDER-FILE/
+├── ROW/converted.safetensors, rls.safetensors    the row's model, before and after training
+├── ROW/COLUMN/results.json                       a cell, with all that the command keeps beside it
+├── stages/ROW.STAGE.json                         a finished stage's fingerprint
+├── .rlskit-new/                                  the same again, of stages that are not finished
+├── recipe.json                                   says that the folder is a recipe's
+└── table.md                                      written last
+
+A stage is run in `.rlskit-new`; what it would replace stays until it is whole.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlskit.errors import RequestError
+from rlskit.recipes.cells import grid
+from rlskit.recipes.checking import check_options
+from rlskit.recipes.recipe import Recipe, load, nearest
+from rlskit.recipes.stages import Stage
+from rlskit.recipes.staging import Execute, is_finished, run_stage, state_of, tidy
+from rlskit.recipes.trust import require_trust
+from rlskit.report import markdown_grid
+from rlskit.results import NOT_MET, gate_sentence, read_results
+from rlskit.storage.files import parse_json, write_text
+from rlskit.storage.locks import LOCK, only_writer
+
+MARKER = "recipe.json"
+_FORMAT = "rlskit.recipe-run/1"
+
+Check = Callable[[list[str]], None]
+"""Raises `RequestError` where a command line is none that rlskit understands."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of a recipe ended with.
+
+    Attributes:
+        recipe: What was run.
+        folder: Where everything is.
+        code: 0, or 1 where a stage's gate was not met.
+        met: A sentence for each gate that was met, led by the name of its stage.
+        not_met: Likewise for each that was not.
+    """
+
+    recipe: Recipe
+    folder: Path
+    code: int
+    met: tuple[str, ...] = ()
+    not_met: tuple[str, ...] = ()
+
+
+def run(
+    path: str | Path,
+    *,
+    execute: Execute,
+    check: Check | None = None,
+    sets: Sequence[str] = (),
+    only: str | None = None,
+    out: str | Path | None = None,
+    trust: bool = False,
+    note: Callable[[str], None] = lambda _: None,
+) -> Outcome:
+    """Run a recipe; a second run of the same goes on where the first one ended.
+
+    A stage whose fingerprint is that of its last finished run, and whose output is there, is
+    skipped. One that was interrupted is continued by its command; any other starts afresh.
+
+    Args:
+        path: The TOML file.
+        execute: Runs one command line.
+        check: Looks at every command line before the first one runs.
+        sets: `KEY=VALUE` changes.
+        only: A stage, or a glob over their names: `rls/pgd`, `rls/*`.
+        out: Folder of the run; by default `default_folder`.
+        trust: Run the code that the recipe names; without it, only what `sets` names.
+        note: Told what happens, a line at a time.
+
+    Raises:
+        RequestError: The recipe, a change, `only` or the folder is wrong, or the recipe names code
+            and is not trusted.
+        StageError: A command failed or was interrupted; what is finished is kept.
+    """
+    recipe = load(path, sets)
+    require_trust(recipe, trust)
+    folder = default_folder(recipe) if out is None else Path(out)
+    check_stages(recipe, folder, check)
+    chosen = select(recipe, only)
+    _refuse_foreign(folder)
+    with only_writer(folder):
+        _claim(folder, recipe)
+        for number, stage in enumerate(chosen, 1):
+            _bring_up_to_date(stage, folder, execute, f"[{number}/{len(chosen)}]", note)
+        tidy(folder)
+        table = markdown_grid(grid(recipe, folder, is_finished))
+        write_text(folder / "table.md", table, force=True)
+        return _outcome(recipe, folder, chosen)
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Return `runs/FOLDER-FILE`, so that recipes/small/x.toml and recipes/paper/x.toml differ."""
+    return Path("runs") / f"{recipe.path.resolve().parent.name}-{recipe.path.stem}"
+
+
+def command_line(stage: Stage, folder: Path) -> str:
+    """Return a stage as it would be typed."""
+    return shlex.join(["rlskit", *stage.arguments(folder)])
+
+
+def check_stages(recipe: Recipe, folder: Path, check: Check | None) -> None:
+    """Have every command line, and what the attacks make of theirs, checked.
+
+    Raises:
+        RequestError: One is wrong; the message names the stage.
+    """
+    for stage in recipe.stages:
+        try:
+            if check is not None:
+                check(stage.arguments(folder))
+            check_options(stage)
+        except RequestError as error:
+            raise RequestError(f"{recipe.path}: stage {stage.name}: {error}") from error
+
+
+def select(recipe: Recipe, only: str | None) -> list[Stage]:
+    """Return the stages whose names match.
+
+    Raises:
+        RequestError: None does.
+    """
+    if only is None:
+        return list(recipe.stages)
+    chosen = [stage for stage in recipe.stages if fnmatch.fnmatchcase(stage.name, only)]
+    if not chosen:
+        hint = nearest(only, [stage.name for stage in recipe.stages])
+        raise RequestError(f"--only {only!r} matches no stage; {hint}")
+    return chosen
+
+
+def _bring_up_to_date(
+    stage: Stage, folder: Path, execute: Execute, lead: str, note: Callable[[str], None]
+) -> None:
+    """Run a stage unless it is finished.
+
+    Raises:
+        RequestError: It needs another that is not finished.
+        StageError: Its command failed.
+    """
+    if is_finished(stage, folder):
+        note(f"{lead} {stage.name}: up to date")
+        return
+    if stage.needs is not None and not is_finished(stage.needs, folder):
+        raise RequestError(
+            f"the stage {stage.name} needs {stage.needs.name}, which is not finished or has "
+            f"changed; run that too, as with --only '{Path(stage.name).parent}/*'"
+        )
+    note(f"{lead} {stage.name}: {command_line(stage, folder)}")
+    run_stage(stage, folder, execute)
+
+
+def _outcome(recipe: Recipe, folder: Path, stages: Sequence[Stage]) -> Outcome:
+    """Return what finished stages ended with; the gates are those in their results."""
+    gates: dict[bool, list[str]] = {True: [], False: []}
+    for stage in stages:
+        code = state_of(stage, folder).get("code")
+        results = read_results(folder / stage.output) if "fail-under" in stage.options else []
+        for result in results:
+            if result.gate is not None:
+                met = result.gate["verdict"] != NOT_MET
+                gates[met].append(f"{stage.name}: {gate_sentence(result)}")
+        if code and not any(line.startswith(f"{stage.name}: ") for line in gates[False]):
+            gates[False].append(f"{stage.name}: gate not met")
+    return Outcome(recipe, folder, int(bool(gates[False])), tuple(gates[True]), tuple(gates[False]))
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Require a folder that is new, empty, or of a recipe's run, as what rlskit wrote in it says.
+
+    Raises:
+        RequestError: It holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"{folder} is a file; --out names the folder of a recipe's run")
+    if not folder.is_dir() or not [file for file in folder.iterdir() if file.name != LOCK]:
+        return
+    notes = [folder / MARKER, *(folder / "stages").glob("*.json")]  # older runs have no marker
+    if not any(map(_is_ours, notes)):
+        raise RequestError(f"{folder} holds something else than a recipe's run; name another --out")
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a file is one that says that a folder is of a recipe's run."""
+    try:
+        found = parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and (found.get("format") == _FORMAT or "fingerprint" in found)
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Write into a folder that it is of a recipe's run."""
+    marker = {"format": _FORMAT, "recipe": str(recipe.path)}
+    write_text(folder / MARKER, json.dumps(marker) + "\n", force=True)

@@ -1,0 +1,205 @@
+"""One stage of a recipe's run: whether it is up to date, and how it is brought there.
+
+It is run in `.rlskit-new`, laid out as the run's folder. What it replaces stays until it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlskit.errors import RequestError, RunError
+from rlskit.evaluation.subject import library_versions
+from rlskit.recipes.stages import Stage, sha256
+from rlskit.results import clear
+from rlskit.runtime.devices import choose_device
+from rlskit.storage.files import parse_json, write_text
+
+Execute = Callable[[list[str]], int]
+"""Runs one command line of rlskit, without the word `rlskit`; returns its exit code."""
+
+GATE = 1
+"""Exit code of a command that is finished but for a gate that was not met."""
+
+NEW = ".rlskit-new"
+
+
+class StageError(RunError):
+    """A stage failed; it carries the exit code of the command."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def is_finished(stage: Stage, folder: Path) -> bool:
+    """Whether the stage need not run: it did, just so, on the same input; its output is there."""
+    state, mark = state_of(stage, folder), _mark(stage, folder)
+    unchanged = {name: state.get(name) for name in mark} == mark
+    return bool(unchanged and state.get("finished") and (folder / stage.output).is_file())
+
+
+def state_of(stage: Stage, folder: Path) -> dict[str, Any]:
+    """Return what is noted of a stage; nothing where it never began, or the note is damaged."""
+    try:
+        state = parse_json(_state_file(stage, folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    whole = isinstance(state, dict) and state.get("code", 0) in (0, GATE)
+    return state if whole else {}
+
+
+def run_stage(stage: Stage, folder: Path, execute: Execute) -> None:
+    """Run a stage, then put what it made in the place of what was there.
+
+    What an interrupted `attack` or `eval` of the same request left is continued.
+
+    Raises:
+        RequestError: What it would replace is not the recipe's.
+        StageError: The command failed, or its model changed meanwhile.
+    """
+    new, mark = folder / NEW, {**_mark(stage, folder), "with": _surroundings(stage)}
+    state = state_of(stage, new)
+    _refuse_foreign(stage, folder)
+    if {name: state.get(name) for name in mark} != mark:
+        _discard(stage, new)
+        state = {}
+    if not (state.get("finished") and (new / stage.output).is_file()):  # else it was not moved yet
+        _make(stage, folder, mark, execute)
+    _move(stage, folder)
+
+
+def tidy(folder: Path) -> None:
+    """Remove `.rlskit-new` where no stage is left in it."""
+    new = folder / NEW
+    if not any(file.is_file() for file in new.rglob("*")):
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _make(stage: Stage, folder: Path, mark: dict[str, Any], execute: Execute) -> None:
+    """Have the command write into `.rlskit-new`.
+
+    Raises:
+        StageError: It failed, or its model changed meanwhile.
+    """
+    new = folder / NEW
+    if stage.cell is None:
+        _discard(stage, new)  # nothing continues a convert or a training
+    (new / stage.output).unlink(missing_ok=True)
+    (new / stage.output).parent.mkdir(parents=True, exist_ok=True)
+    _note(stage, new, **mark, finished=False)
+    start = time.perf_counter()
+    code = execute(stage.arguments(folder, new))
+    seconds = round(time.perf_counter() - start, 1)
+    if code == RequestError.exit_code:
+        _discard(stage, new)
+    if code not in (0, GATE):
+        what = "was interrupted" if code >= 128 else f"failed with exit code {code}"
+        raise _failure(stage, folder, what, code)
+    if not (new / stage.output).is_file():
+        raise _failure(stage, folder, f"wrote no {stage.output.name}", RunError.exit_code)
+    if _mark(stage, folder)["input"] != mark["input"]:
+        what = "measured a model that has changed meanwhile"
+        raise _failure(stage, folder, what, RunError.exit_code)
+    _note(stage, new, **mark, finished=True, code=code, seconds=seconds)
+
+
+def _failure(stage: Stage, folder: Path, what: str, code: int) -> StageError:
+    return StageError(
+        f"the stage {stage.name} {what}; what is finished is kept in {folder}, and the same "
+        "`rlskit run` goes on from there",
+        code,
+    )
+
+
+def _move(stage: Stage, folder: Path) -> None:
+    """Move a finished stage to its place; after a kill at any point, doing it again is enough."""
+    new = folder / NEW
+    state = state_of(stage, new)
+    _state_file(stage, folder).unlink(missing_ok=True)
+    (folder / stage.output).parent.mkdir(parents=True, exist_ok=True)
+    if stage.cell is None:
+        for file in _model_files(stage, new):
+            file.replace(folder / file.relative_to(new))
+    else:
+        _move_folder(new / stage.cell, folder / stage.cell, _state_file(stage, new))
+    _note(stage, folder, **state)
+    _state_file(stage, new).unlink()
+
+
+def _move_folder(made: Path, place: Path, beside: Path) -> None:
+    """Put a folder in the place of another, whose files that are not a run's stay in it."""
+    before = beside.with_suffix(".before")
+    if before.exists():
+        _keep_foreign(before, place)
+    place.rename(before)
+    made.rename(place)
+    _keep_foreign(before, place)
+
+
+def _keep_foreign(before: Path, place: Path) -> None:
+    """Remove a run that was replaced; what else lay in its folder is moved to the new one's."""
+    clear(before)
+    for file in [file for file in before.rglob("*") if not file.is_dir()]:
+        target = place / file.relative_to(before)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(target)
+    shutil.rmtree(before)
+
+
+def _refuse_foreign(stage: Stage, folder: Path) -> None:
+    """Require that what a stage would replace was made by a stage of this recipe.
+
+    Raises:
+        RequestError: It was not.
+    """
+    known = state_of(stage, folder) or state_of(stage, folder / NEW)
+    if not known and (folder / stage.output).exists():
+        raise RequestError(
+            f"{folder / stage.output} was not written by this recipe's {stage.name}, and is not "
+            "replaced; move it away, or name another --out"
+        )
+
+
+def _discard(stage: Stage, new: Path) -> None:
+    """Remove what a stage that is not finished left in `.rlskit-new`."""
+    if stage.cell is not None:
+        shutil.rmtree(new / stage.cell, ignore_errors=True)
+    for file in _model_files(stage, new) if stage.cell is None else ():
+        file.unlink()
+    _state_file(stage, new).unlink(missing_ok=True)
+
+
+def _model_files(stage: Stage, new: Path) -> list[Path]:
+    """Return the model that a stage made, last, and what a training writes beside it."""
+    output = new / stage.output
+    return sorted(output.parent.glob(f"{output.stem}.*"), key=lambda file: file == output)
+
+
+def _mark(stage: Stage, folder: Path) -> dict[str, str | None]:
+    """Return what decides a stage's output: its fingerprint, and the digest of what it takes."""
+    taken = None if stage.needs is None else folder / stage.needs.output
+    digest = sha256(taken) if taken is not None and taken.is_file() else None
+    return {"fingerprint": stage.fingerprint(), "input": digest}
+
+
+def _surroundings(stage: Stage) -> dict[str, str]:
+    """Return what must be the same for an interrupted attack to go on: results depend on it."""
+    device = choose_device(str(stage.options.get("device", "auto"))).type
+    return {**library_versions(), "threads": str(torch.get_num_threads()), "device": device}
+
+
+def _state_file(stage: Stage, folder: Path) -> Path:
+    return folder / "stages" / f"{stage.name.replace('/', '.')}.json"
+
+
+def _note(stage: Stage, folder: Path, **state: object) -> None:
+    _state_file(stage, folder).parent.mkdir(parents=True, exist_ok=True)
+    write_text(_state_file(stage, folder), json.dumps(state) + "\n", force=True)

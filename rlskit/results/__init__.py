@@ -1,0 +1,45 @@
+"""Results: what was found, written, read back, compared and gated. Knows nothing of models."""
+
+from rlskit.results.comparing import compare
+from rlskit.results.comparison import Comparison, Difference, Pair
+from rlskit.results.finished import Finished, read_answers, read_run
+from rlskit.results.gate import NOT_MET, gate_sentence, gated
+from rlskit.results.journal import (
+    ADVERSARIAL,
+    PARTS,
+    RESULTS,
+    Journal,
+    claim,
+    clear,
+    digest,
+    free_folder,
+    refuse_finished,
+)
+from rlskit.results.reading import read_results
+from rlskit.results.result import SCHEMA, Result, dump
+
+__all__ = [
+    "ADVERSARIAL",
+    "NOT_MET",
+    "PARTS",
+    "RESULTS",
+    "SCHEMA",
+    "Comparison",
+    "Difference",
+    "Finished",
+    "Journal",
+    "Pair",
+    "Result",
+    "claim",
+    "clear",
+    "compare",
+    "digest",
+    "dump",
+    "free_folder",
+    "gate_sentence",
+    "gated",
+    "read_answers",
+    "read_results",
+    "read_run",
+    "refuse_finished",
+]

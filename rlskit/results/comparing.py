@@ -1,0 +1,182 @@
+"""Two runs on the same images, compared image by image.
+
+Shapes: n images, R repeats. A repeat of one run has nothing to do with a repeat of the other; what
+is paired is the image, with its mean over the repeats.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlskit import seeds
+from rlskit.errors import RequestError
+from rlskit.results.comparison import Comparison, Difference, Pair
+from rlskit.results.finished import Finished, read_answers, read_run
+from rlskit.results.result import Result
+from rlskit.results.words import attack_label, protocol
+from rlskit.stats import bootstrap_means, mcnemar, percentile_interval, sign_flip
+
+RESAMPLES = 10_000
+
+
+def compare(a: str | Path, b: str | Path, *, seed: int = 0) -> Comparison:
+    """Compare the accuracies of two runs of `attack` or `eval` on the same images.
+
+    Where a run holds several attacks, each is compared with the one of the same method and
+    parameters in the other run. With one repeat in both runs the test is McNemar's; with several it
+    is the sign-flip test on each image's difference of means. Both are exact.
+
+    Args:
+        a: The first run's folder, or its `results.json`, with the per-image tables beside it.
+        b: The second run's.
+        seed: Of the bootstrap.
+
+    Raises:
+        RequestError: A file cannot be read or belongs to another run; or the runs differ in images,
+            protocol or attacks, so that their difference would mean nothing.
+    """
+    first, second = read_run(Path(a)), read_run(Path(b))
+    _check_same_question(first.parts[0].result, second.parts[0].result)
+    partners = {_question(part.result.attack): part for part in second.parts}
+    left_out = [f"A: {why}" for why in first.left_out] + [f"B: {why}" for why in second.left_out]
+    pairs = []
+    for part in first.parts:
+        partner = partners.pop(_question(part.result.attack), None)
+        if partner is None:
+            left_out.append(f"A: {_label(part.result)}, which B was not attacked with")
+        else:
+            pairs.append(_pair(part, partner, seed))
+    left_out += [
+        f"B: {_label(part.result)}, which A was not attacked with" for part in partners.values()
+    ]
+    if not pairs:
+        raise RequestError(
+            _nothing_in_common(*([one.result for one in run.parts] for run in (first, second)))
+        )
+    paths = str(first.folder), str(second.folder)
+    return Comparison(paths, tuple(pairs), tuple(left_out), seed, RESAMPLES)
+
+
+def _pair(first: Finished, second: Finished, seed: int) -> Pair:
+    """Compare two results that answer the same question.
+
+    Raises:
+        RequestError: A table does not fit its result, or the images are not the same.
+    """
+    a, b = read_answers(first), read_answers(second)
+    if not np.array_equal(a.index, b.index) or not np.array_equal(a.label, b.label):
+        raise RequestError(
+            f"{first.tables[0]} and {second.tables[0]} do not list the same images with the same "
+            "labels; compare runs with the same --data, --split and --limit"
+        )
+    if a.right.keys() != b.right.keys():
+        raise RequestError(
+            f"{first.tables[0]} and {second.tables[0]} do not hold the same accuracies; run one of "
+            "them again"
+        )
+    differences = {
+        kind: _difference(
+            a.right[kind],
+            b.right[kind],
+            (first.result.accuracy[kind], second.result.accuracy[kind]),
+            seed,
+        )
+        for kind in a.right
+    }
+    return Pair(first.result, second.result, differences)
+
+
+def _difference(
+    a: NDArray[np.bool_],
+    b: NDArray[np.bool_],
+    accuracies: tuple[dict[str, Any], dict[str, Any]],
+    seed: int,
+) -> Difference:
+    """Compare whether images were right in A, `[R_a, n]`, and in B, `[R_b, n]`."""
+    repeats = math.lcm(len(a), len(b))  # so that differences of means are whole numbers of them
+    gains = b.sum(0) * (repeats // len(b)) - a.sum(0) * (repeats // len(a))
+    generator = np.random.default_rng(seeds.derive(seed, "bootstrap"))
+    # Two more images, one for each side: where hardly any differ, none would in most resamples, and
+    # the interval had no width (Agresti & Min 2005 add half an image to each cell).
+    padded = np.append(gains, [repeats, -repeats]).astype(np.float64)
+    resampled = bootstrap_means(padded[:, None], generator, RESAMPLES)[:, 0]
+    interval = percentile_interval(resampled / repeats)
+    assert interval is not None
+    only_a, only_b = int((gains < 0).sum()), int((gains > 0).sum())
+    return Difference(
+        *accuracies,
+        difference=float(gains.mean()) / repeats,
+        ci95=interval,
+        test="mcnemar" if repeats == 1 else "sign-flip",
+        only_a=only_a,
+        only_b=only_b,
+        p_value=mcnemar(only_a, only_b) if repeats == 1 else sign_flip(gains),
+    )
+
+
+def _check_same_question(a: Result, b: Result) -> None:
+    """Require that two runs had the same images and the same protocol.
+
+    Raises:
+        RequestError: They had not.
+    """
+    if _protocol(a) != _protocol(b):
+        raise RequestError(
+            f"these were measured under different protocols (A: {_protocol(a)}; B: {_protocol(b)}) "
+            "and cannot be compared; run one of them again under the other's"
+        )
+    for name in ("split", "n", "sha256", "adversarial_sha256"):
+        if a.data.get(name) != b.data.get(name):
+            raise RequestError(
+                f"these were measured on different images ({name}: {a.data.get(name)} in A, "
+                f"{b.data.get(name)} in B); compare runs with the same --data, --split and --limit"
+            )
+
+
+def _protocol(result: Result) -> str:
+    """Return what must not differ besides the images: the protocol, and how it was carried out."""
+    saved = " on saved images" if "adversarial_sha256" in result.data else ""
+    draws = " with draws per image" if result.per_example else ""
+    # How many draws the adaptive protocol attacks is the defense's own.
+    name = result.protocol if result.protocol == "adaptive" else protocol(result)
+    return f"{name}{saved}{draws}"
+
+
+def _question(attack: dict[str, Any] | None) -> str:
+    """Return what two attacks must have in common to be compared; parameters are in [0, 1]."""
+    if attack is None:
+        return "clean"
+    if "of" in attack["params"]:
+        return json.dumps(sorted(_question(one) for one in attack["params"]["of"]))
+    return json.dumps(_decisive(attack), sort_keys=True)
+
+
+def _decisive(attack: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides an attack's strength, whatever scale it was stated in."""
+    common = {name: attack[name] for name in ("method", "engine", "view")}
+    return {**common, "risk": attack.get("risk", "mean"), **attack["params"]}
+
+
+def _label(result: Result) -> str:
+    return attack_label(result) if result.attack else "clean"
+
+
+def _nothing_in_common(first: Sequence[Result], second: Sequence[Result]) -> str:
+    """Say why no result of one run answers the question of one in the other."""
+    names = [", ".join(map(_label, results)) for results in (first, second)]
+    attacks = [results[0].attack for results in (first, second)]
+    a, b = (_decisive(attack) for attack in attacks if attack is not None)
+    differ = [name for name in sorted(a | b) if a.get(name) != b.get(name)]
+    alone = len(first) == len(second) == 1
+    reason = f"they differ in {', '.join(differ)}" if alone else "no method with equal parameters"
+    return (
+        f"the runs have no attack in common (A: {names[0]}; B: {names[1]}): {reason}; compare runs "
+        "of the same attacks"
+    )

@@ -1,0 +1,371 @@
+"""A run's folder: each finished block is written at once, so that nothing finished is lost.
+
+run/
+├── run.json                 what was asked for; another request is refused here
+├── blocks/0-1000.safetensors   repeat 0, the block whose first image is 1000
+├── per_image.csv
+├── adversarial.safetensors  when asked for
+├── results.json             written last
+└── pgd-0.1/, fgsm-0.1/      where there are several attacks: the run of each, and no blocks above
+
+Who else writes there is kept out by `rlskit.storage.locks`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlskit.errors import RequestError
+from rlskit.results.result import SCHEMA
+from rlskit.storage.files import parse_json, replacing, write_text
+from rlskit.storage.locks import only_writer
+from rlskit.storage.sealed import read_sealed, write_sealed
+
+MANIFEST = "run.json"
+RESULTS = "results.json"
+PER_IMAGE = "per_image.csv"
+ADVERSARIAL = "adversarial.safetensors"
+
+FORMAT = "rlskit.run/1"
+BLOCK = "rlskit.block/1"
+PARTS = "parts"
+"""The field of a `run.json` that names the subfolders of several attacks, each with the digest of
+its request."""
+
+_LOG = logging.getLogger("rlskit")
+
+
+def refuse_finished(folder: Path, *, force: bool) -> None:
+    """Require that a folder may become a run's.
+
+    Raises:
+        RequestError: It is a file, holds files of someone else's under the names of a run's, or,
+            where `force` is not given, a finished run.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"{folder} is a file, not the folder of a run; name another --out")
+    _refuse_foreign(folder)
+    if (folder / RESULTS).exists() and not force:
+        raise RequestError(f"{folder} holds a finished run; name another --out, or use --force")
+
+
+def digest(request: Mapping[str, Any]) -> str:
+    """Return the sha256 that stands for a request but for its images: each block has its own."""
+    data = request.get("data")
+    if isinstance(data, Mapping):
+        named = {key: value for key, value in data.items() if key not in ("n", "sha256")}
+        request = {**request, "data": named}
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def claim(
+    folder: Path,
+    request: Mapping[str, Any],
+    *,
+    force: bool,
+    lasting: Callable[[], bool] = lambda: False,
+) -> None:
+    """Make a folder that of a request; with `force`, by removing the run that it holds.
+
+    Args:
+        folder: The folder.
+        request: What decides the numbers, as JSON values.
+        force: Whether another run may be removed.
+        lasting: Whether what the folder holds of the same request on other images is of use.
+
+    Raises:
+        RequestError: It holds another run, and `force` is not given; or files of someone else's.
+    """
+    _refuse_foreign(folder)
+    if force:
+        clear(folder)
+    elif other := _others(folder, request):
+        if (
+            other != ["data"]
+            or digest(_request(_read(folder / MANIFEST))) != digest(request)
+            or not lasting()
+        ):
+            raise RequestError(
+                f"{folder} holds another run ({', '.join(other)} differ); name another --out, or "
+                "use --force to replace it"
+            )
+        _LOG.warning("%s: the data has changed; blocks whose images are the same are kept", folder)
+        (folder / RESULTS).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = json.dumps({"format": FORMAT, **request}, indent=2, sort_keys=True) + "\n"
+    write_text(folder / MANIFEST, manifest, force=True)
+
+
+class Journal:
+    """The finished blocks of one run, in memory and, given a folder, on disk.
+
+    Args:
+        folder: The run's folder; None keeps the blocks in memory only. The blocks of an earlier run
+            of the same request are taken over.
+        request: Everything that decides the numbers, as JSON values.
+        force: Start afresh, whatever the folder holds.
+        images: The first image of a block -> a digest of its images and labels, so that blocks
+            whose images stayed count where others of the data went.
+
+    Raises:
+        RequestError: The folder holds another run, and `force` is not given; or files of someone
+            else's.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        request: Mapping[str, Any],
+        *,
+        force: bool = False,
+        images: Callable[[int], str] = lambda first: "",  # noqa: ARG005
+    ) -> None:
+        self.folder, self._digest, self._images = folder, digest(request), images
+        self._blocks: dict[tuple[int, int], dict[str, Tensor]] = {}
+        if folder is None:
+            return
+        claim(folder, request, force=force, lasting=self._lasting)
+        (folder / "blocks").mkdir(exist_ok=True)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns of the first block."""
+        return tuple(self._blocks[min(self._blocks)])
+
+    @property
+    def rows(self) -> int:
+        """Images in all blocks of all repeats."""
+        return sum(len(block["index"]) for block in self._blocks.values())
+
+    def get(self, repeat: int, first: int) -> dict[str, Tensor] | None:
+        """Return the block that starts at image `first`, if it is finished, whole and this run's.
+
+        Any other is computed again, never counted.
+        """
+        if self.folder is not None and (repeat, first) not in self._blocks:
+            file = self._file(repeat, first)
+            if not file.exists():
+                return None
+            try:
+                self._blocks[repeat, first] = self._read(repeat, first)
+            except RequestError as error:
+                _LOG.warning("%s; it is computed again", error)
+        return self._blocks.get((repeat, first))
+
+    def put(self, repeat: int, first: int, block: dict[str, Tensor]) -> None:
+        """Note a finished block; on disk it is whole or not there."""
+        block = {name: tensor.detach().cpu().contiguous() for name, tensor in block.items()}
+        self._blocks[repeat, first] = block
+        if self.folder is not None:
+            write_sealed(self._file(repeat, first), block, self._about(repeat, first))
+
+    def _read(self, repeat: int, first: int) -> dict[str, Tensor]:
+        """Read a block.
+
+        Raises:
+            RequestError: It is damaged, or of another request, of other images or of another place.
+        """
+        file = self._file(repeat, first)
+        about, block = read_sealed(file, BLOCK)
+        if about != self._about(repeat, first):
+            raise RequestError(f"{file} is a block of another run, or of other images")
+        return block
+
+    def _lasting(self) -> bool:
+        """Whether some of the blocks in the folder count, or there are none to lose."""
+        assert self.folder is not None
+        files = _blocks(self.folder)
+        for file in files:
+            repeat, first = map(int, file.stem.split("-"))
+            with contextlib.suppress(RequestError):
+                self._read(repeat, first)
+                return True
+        return not files
+
+    def _about(self, repeat: int, first: int) -> dict[str, Any]:
+        """Return what a block says of itself."""
+        return {
+            "format": BLOCK, "request": self._digest, "images": self._images(first),
+            "repeat": repeat, "first": first,
+        }  # fmt: skip
+
+    def column(self, name: str, repeat: int) -> Tensor:
+        """Return one column of a repeat over all images, in the order of the blocks."""
+        keys = sorted(key for key in self._blocks if key[0] == repeat)
+        return torch.cat([self._blocks[key][name] for key in keys])
+
+    def total(self, name: str) -> float:
+        """Return the sum of a column over all blocks and repeats."""
+        return sum(float(block[name].sum()) for block in self._blocks.values())
+
+    def write_per_image(self, columns: Mapping[str, Iterable[Any]]) -> str | None:
+        """Write the per-image table; return its file name, or None without a folder."""
+        if self.folder is None:
+            return None
+        with (
+            replacing(self.folder / PER_IMAGE, force=True) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+        return PER_IMAGE
+
+    def write_results(self, text: str) -> Path | None:
+        """Write `results.json`, the sign that the run is finished; return its path."""
+        if self.folder is None:
+            return None
+        write_text(self.folder / RESULTS, text, force=True)
+        return self.folder / RESULTS
+
+    def _file(self, repeat: int, first: int) -> Path:
+        assert self.folder is not None
+        return self.folder / "blocks" / f"{repeat}-{first}.safetensors"
+
+
+def clear(folder: Path) -> None:
+    """Remove a run, and those of its several attacks below; all other files and runs stay.
+
+    Raises:
+        RunError: Somebody writes in one of those below.
+    """
+    parts = list(_parts(folder))
+    with only_writer(*parts):
+        (folder / RESULTS).unlink(missing_ok=True)
+        for part in parts:
+            _clear_own(part)
+        _clear_own(folder)
+    for part in parts:
+        with contextlib.suppress(OSError):  # it holds something else, too
+            part.rmdir()
+
+
+def _clear_own(folder: Path) -> None:
+    """Remove the files of the run in a folder; what says whose they are goes last."""
+    (folder / RESULTS).unlink(missing_ok=True)
+    for block in _blocks(folder):
+        block.unlink()
+    with contextlib.suppress(OSError):
+        (folder / "blocks").rmdir()
+    for name in (PER_IMAGE, ADVERSARIAL, MANIFEST):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _blocks(folder: Path) -> list[Path]:
+    """Return the files that are named as blocks."""
+    files = (folder / "blocks").glob("*.safetensors")
+    return [file for file in files if re.fullmatch(r"\d+-\d+", file.stem)]
+
+
+def _parts(folder: Path) -> Iterator[Path]:
+    """Yield the subfolders with the runs of a folder's several attacks, as what is in both says.
+
+    Those are subfolders whose request is the one that the folder's `run.json` names, or whose
+    result is in the list of its `results.json`. A link leads elsewhere, and is nobody's part.
+    """
+    manifest, results = _read(folder / MANIFEST), _read(folder / RESULTS)
+    named = manifest.get(PARTS) if isinstance(manifest, dict) else None
+    requests = list(named.values()) if isinstance(named, dict) else []
+    for file in folder.glob(f"*/{MANIFEST}"):
+        request = _read(file)
+        if file.parent.is_symlink() or not _is_request(request):
+            continue
+        result = _read(file.parent / RESULTS)
+        if digest(_request(request)) in requests or (
+            isinstance(results, list) and result in results
+        ):
+            yield file.parent
+
+
+def _read(file: Path) -> Any:
+    """Return what a JSON file holds; None for what cannot be read."""
+    try:
+        return parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _request(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the request that a `run.json` holds."""
+    return {key: value for key, value in manifest.items() if key != "format"}
+
+
+def _is_request(found: Any) -> bool:
+    """Whether a JSON value is a `run.json`; older ones are known by the versions in them."""
+    if not isinstance(found, dict):
+        return False
+    versions = found.get("versions")
+    return found.get("format") == FORMAT or (isinstance(versions, dict) and "rlskit" in versions)
+
+
+def _is_results(found: Any) -> bool:
+    """Whether a JSON value is a `results.json`."""
+    first = found[0] if isinstance(found, list) and found else found
+    return isinstance(first, dict) and first.get("schema") == SCHEMA
+
+
+def _is_block(file: Path) -> bool:
+    """Whether a file is a block, be it damaged or not."""
+    with file.open("rb") as opened:
+        return BLOCK.encode() in opened.read(100_000)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Require that what a run would replace in a folder is a run's.
+
+    Raises:
+        RequestError: It is not, and stays.
+    """
+    if _is_request(_read(folder / MANIFEST)):
+        return
+    ours = _is_results(_read(folder / RESULTS))
+    names = [MANIFEST] if ours else [MANIFEST, RESULTS, PER_IMAGE, ADVERSARIAL]
+    foreign = [folder / name for name in names if (folder / name).exists()]
+    foreign += [file for file in _blocks(folder) if not _is_block(file)]
+    if foreign:
+        raise RequestError(
+            f"{foreign[0]} is no file of a run of rlskit's, and not replaced; name another --out"
+        )
+
+
+def _others(folder: Path, request: Mapping[str, Any]) -> list[str]:
+    """Return the fields in which the request of the run that a folder holds is another.
+
+    Raises:
+        RequestError: It holds blocks, but does not say whose.
+    """
+    if not (folder / MANIFEST).exists():
+        if _blocks(folder):
+            raise RequestError(
+                f"{folder} holds blocks but no {MANIFEST} that says whose; name another --out, or "
+                "use --force to replace them"
+            )
+        return []
+    known = _request(_read(folder / MANIFEST))
+    wanted = json.loads(json.dumps(request))  # with lists for tuples, as it is read
+    return sorted(key for key in known.keys() | wanted if known.get(key) != wanted.get(key))
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """Make the first `parent/name-NNN` that is not there yet, and return it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / f"{name}-{number:03d}"
+        try:
+            folder.mkdir()
+        except FileExistsError:  # also where another run was faster
+            number += 1
+        else:
+            return folder

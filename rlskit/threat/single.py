@@ -1,0 +1,237 @@
+"""What is done to the images before they are scored."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlskit import seeds
+from rlskit.attacks import ATTACKS, PreparedAttack
+from rlskit.defenses import defense_of
+from rlskit.errors import RequestError
+from rlskit.models.banks import BankedModel
+from rlskit.models.layout import in_layout, layout_of
+from rlskit.threat.meter import Meter
+from rlskit.threat.preflight import masked_gradients, preflight
+from rlskit.threat.view import attackers_view
+
+RISKS = ("mean", "gibbs")
+"""Of which answer the attacker ascends the loss: the draws' mean prediction, or each draw's own."""
+
+
+def check_risk(risk: str) -> None:
+    """Require one of `RISKS`.
+
+    Raises:
+        RequestError: It is another.
+    """
+    if risk not in RISKS:
+        raise RequestError(f"--risk {risk!r} is unknown; it is one of {', '.join(RISKS)}")
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """What an attack made of a block, and what it cost.
+
+    Attributes:
+        images: `[B, C, H, W]`.
+        forwards: Images x draws.
+        backwards: Likewise.
+        columns: More to be kept of each image, by name; `[B]` each.
+    """
+
+    images: Tensor
+    forwards: int
+    backwards: int
+    columns: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Where an attack had no gradient to follow.
+
+    Attributes:
+        lost: Of the images that were looked at, those that it had still to move and where not even
+            the margin has a gradient, bool `[n]`: the model masks it.
+        sentence: For people; empty where the attack had a gradient at all of them.
+    """
+
+    lost: Tensor
+    sentence: str
+
+
+def masked_sentence(at: Tensor, loss: str, what: str) -> str:
+    """Return the sentence on masked gradients, which ends where advice may follow."""
+    return (
+        f"MASKED GRADIENTS: at {int(at.sum())} of {len(at)} images looked at, the gradient of the "
+        f"{loss} loss is zero, or less than rounding leaves, although {what} has still to move "
+        "them, so it may leave them where they are and they count as robust; "
+    )
+
+
+@dataclass(frozen=True)
+class Threat:
+    """An attack and the view it is computed on.
+
+    Attributes:
+        attack: The attack, its options checked.
+        protocol: One of `rlskit.threat.view.PROTOCOLS`.
+        n_attacked: Draws in the attacker's view.
+        view: One of `rlskit.threat.view.VIEWS`.
+        compiled: Whether the draws in the view are compiled.
+        save: Whether the images are kept, and also scored after rounding to 8 bits.
+        risk: One of `RISKS`: the loss of the draws' mean prediction is ascended, or the mean of
+            the single draws' losses.
+    """
+
+    attack: PreparedAttack
+    protocol: str
+    n_attacked: int
+    view: str
+    compiled: bool = False
+    save: bool = False
+    risk: str = "mean"
+
+    @property
+    def label(self) -> str:
+        """The method and its budget in the scale it was stated in, for people."""
+        eps = self.attack.stated.get("eps")
+        return self.attack.method if eps is None else f"{self.attack.method} {eps:.4g}"
+
+    def facts(self) -> dict[str, Any]:
+        """Return the fields of a `Result` that tell what was done to the images."""
+        stated = dict(self.attack.stated)
+        pixel_range = stated.pop("pixel_range")
+        attack = {
+            "method": self.attack.method,
+            "engine": self.attack.engine,
+            "params": dict(self.attack.params),
+            "stated": stated,
+            "pixel_range": pixel_range,
+            "view": self.view,
+            "risk": self.risk,
+            "compiled": self.compiled,
+        }
+        return {"attack": attack, "protocol": self.protocol, "n_attacked": self.n_attacked}
+
+    def warnings(self, model: BankedModel) -> tuple[str, ...]:
+        """Return a sentence where the attacker could see more than this view of the defense."""
+        known = defense_of(model).distinct(model)
+        if self.protocol == "eot" or (known is not None and self.n_attacked >= known):
+            return ()
+        stated = self.attack.stated
+        eps = f"{stated['eps']:.4g}" if "eps" in stated else "EPS"
+        again = f"rlskit attack {model.path or 'CHECKPOINT'} --protocol adaptive --eps {eps}"
+        if self.attack.norm not in (None, "linf"):
+            again += f" --norm {self.attack.norm}"
+        if stated["pixel_range"] != "0:1":
+            again += f" --pixel-range {stated['pixel_range']}"
+        return (
+            f"OPTIMISTIC: the attacker of this {model.card.defense} saw {self.n_attacked} of its "
+            f"draws and could see more; `{again}` gives the honest number.",
+        )
+
+    def preflight(
+        self, model: BankedModel, draw: nn.Module, images: Tensor, labels: Tensor, seed: int
+    ) -> None:
+        """Look at a few images before any number is computed.
+
+        Raises:
+            UntrustedError: Numbers would mean nothing.
+        """
+        preflight(model, draw, self.seen(model, seed=seed, repeat=0), self._attack, images, labels)
+
+    def masked(self, model: BankedModel, images: Tensor, labels: Tensor, seed: int) -> Masked:
+        """Look for gradients that cannot be followed at some images."""
+        if ATTACKS[self.attack.method].needs != "gradients":
+            return Masked(torch.zeros_like(labels, dtype=torch.bool), "")
+
+        def stuck(loss: str) -> Tensor:
+            view = self.seen(model, seed=seed, repeat=0)
+            noise = seeds.generator(seed, "attack", 0)
+            targets = self.attack.targets(view, images, labels, noise)
+            wanted = labels if targets is None else targets
+            return masked_gradients(view, images, wanted, loss, targeted=targets is not None)
+
+        loss, own, lost = self.attack.loss, stuck(self.attack.loss), stuck("margin")
+        if not (at := own | lost).any():
+            return Masked(lost, "")
+        advice = self._instead(margin_helps=bool((own & ~lost).any()))
+        losses = f"{loss} or the margin" if (lost & ~own).any() else loss
+        return Masked(lost, masked_sentence(at, losses, self.attack.method) + advice)
+
+    def _instead(self, *, margin_helps: bool) -> str:
+        """Return what to try where the attack's gradients cannot be followed, and it can."""
+        method, norm = self.attack.method, self.attack.norm
+        in_norm = " --norm l2" if norm == "l2" else ""
+        found = []
+        if margin_helps and self.attack.engine != "rlskit":
+            found.append("--engine rlskit")
+        elif margin_helps and "loss" in ATTACKS[method].defaults:
+            found.append("--loss margin")
+        if margin_helps:
+            found.append(f"--protocol adaptive{in_norm}")
+        found.append(f"--method square{in_norm}, which needs none")
+        return f"try {' or '.join(found)}"
+
+    def seen(
+        self, model: BankedModel, *, seed: int, repeat: int, image: int | None = None
+    ) -> nn.Module:
+        """Return the attacker's view."""
+        return attackers_view(
+            model, self.protocol, self._per_call, seed=seed, repeat=repeat, view=self.view,
+            folded=self._folded, compiled=self.compiled, image=image,
+        )  # fmt: skip
+
+    def craft(
+        self,
+        model: BankedModel,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        seed: int,
+        repeat: int,
+        image: int | None = None,
+    ) -> Crafted:
+        """Attack some images.
+
+        Args:
+            model: The defended model.
+            images: `[B, C, H, W]` in [0, 1].
+            labels: `[B]`.
+            seed: The user's seed.
+            repeat: Index of the repeat.
+            image: The index of the one image, where each has draws of its own.
+
+        Raises:
+            UntrustedError: Non-finite logits or gradients, or a broken budget.
+        """
+        meter = Meter(self.seen(model, seed=seed, repeat=repeat, image=image), self._per_call)
+        noise = seeds.generator(seed, "attack", repeat)
+        clean = in_layout(images, layout_of(model)) if self._folded else images.contiguous()
+        targets = self._attack.targets(meter, clean, labels, noise)
+        changed = self._attack(meter, clean, labels, generator=noise, targets=targets).contiguous()
+        columns = {} if targets is None else {"target": targets}
+        return Crafted(changed, meter.forwards, meter.backwards, columns)
+
+    @property
+    def _per_call(self) -> int:
+        """Draws that answer each call of the view."""
+        return 1 if self.risk == "gibbs" else self.n_attacked
+
+    @property
+    def _attack(self) -> PreparedAttack:
+        """The attack that takes as many calls a step as it must see draws."""
+        if self.risk == "mean":
+            return self.attack
+        params = {**self.attack.params, "eot_samples": self.n_attacked}
+        return dataclasses.replace(self.attack, params=params)
+
+    @property
+    def _folded(self) -> bool:
+        """Whether the draws in the view are made ready for many gradients."""
+        return self.attack.engine == "rlskit"

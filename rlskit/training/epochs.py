@@ -1,0 +1,302 @@
+"""One training run: epochs of gradient steps, each epoch checked, scored and kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlskit import seeds
+from rlskit.data import MEMORY, Data, batches, blocks, runs
+from rlskit.defenses import defense_of, draws, training_logits
+from rlskit.defenses.answers import mean_log_probabilities
+from rlskit.errors import RequestError, RunError
+from rlskit.models.banks import BankedModel
+from rlskit.models.layout import layout_of, to_layout
+from rlskit.progress import Progress
+from rlskit.training.adversarial_training import pgd_images
+from rlskit.training.batch_norm import has_batch_norm, reestimate_batch_norm
+from rlskit.training.kept import EpochRecord, Files, TrainingResult
+from rlskit.training.objectives import group_loss, separate_loss
+from rlskit.training.train_options import TrainOptions
+
+HELD_OUT_DRAWS = 10
+"""At most so many answer together when an epoch is scored."""
+
+
+class Run:
+    """One training run: its optimizer, files and records.
+
+    Args:
+        model: Trained in place.
+        options: How.
+        whole: All training images.
+        files: Where the epochs are kept.
+
+    Raises:
+        RequestError: There are too few images for a step.
+    """
+
+    def __init__(
+        self, model: BankedModel, options: TrainOptions, whole: Data, files: Files
+    ) -> None:
+        self.model, self.options, self.whole, self.files = model, options, whole, files
+        self.data, self.held_out = split(whole, options)
+        self.defense = defense_of(model)
+        self.objective = objective(model, options)
+        if options.batch_size == 1 and has_batch_norm(model):
+            raise RequestError("--batch-size 1 is too small: BatchNorm needs at least 2 images")
+        self.steps_per_epoch = _steps_per_epoch(len(self.data), options.batch_size)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise RequestError(
+                f"{model.card.architecture.label} freezes all its weights (requires_grad is "
+                "False), so there is nothing to train"
+            )
+        self.optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=options.lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+        )
+        self.scheduler = scheduler(self.optimizer, options, self.steps_per_epoch)
+        self.records: list[EpochRecord] = []
+        self.before = list(model.card.training)
+
+    def go(self, progress: Progress) -> TrainingResult:
+        """Train all epochs; the model is left in eval mode, the global random state as it was."""
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        # Convolutions train faster so: ResNets by a quarter on a CPU, by half together with --amp.
+        to_layout(self.model, layout_of(self.model, training=True))
+        try:
+            with torch.random.fork_rng(devices=devices):
+                for epoch in range(self.options.epochs):
+                    self._epoch(epoch, progress)
+        finally:
+            to_layout(self.model, torch.contiguous_format)
+            self.model.eval()
+        return TrainingResult(
+            epochs=tuple(self.records),
+            steps=self.steps_per_epoch * len(self.records),
+            best_epoch=self._best().epoch,
+            last=self.files.last,
+            best=self.files.best,
+            log=self.files.log,
+        )
+
+    def _epoch(self, epoch: int, progress: Progress) -> None:
+        lr, start = self.optimizer.param_groups[0]["lr"], time.perf_counter()
+        loss, accuracy, seen = self._steps(epoch, progress)
+        seconds = time.perf_counter() - start
+        reestimate_batch_norm(self.model, self.data, self.options, progress)
+        self._require_finite_weights(epoch)
+        record = EpochRecord(
+            epoch=epoch + 1,
+            steps=self.steps_per_epoch,
+            loss=loss,
+            accuracy=accuracy,
+            holdout_accuracy=self._held_out_accuracy(epoch),
+            lr=lr,
+            seconds=seconds,
+            images_per_second=seen / seconds,
+        )
+        self.records.append(record)
+        self._note_in_card(record)
+        self.files.keep(self.model, record, best=self._best() is record)
+
+    def _steps(self, epoch: int, progress: Progress) -> tuple[float, float, int]:
+        """Take an epoch's steps; return mean loss, accuracy of the group, and images seen."""
+        model, options = self.model, self.options
+        torch.manual_seed(seeds.derive(options.seed, "train-noise", epoch))  # dropout, drop path
+        plans = seeds.generator(options.seed, "train-plans", epoch)
+        order = seeds.generator(options.seed, "train-order", epoch)
+        stream = batches(self.data, options.batch_size, order, options.augment, options.num_workers)
+        loss_sum, correct, seen, start = 0.0, 0, 0, time.perf_counter()
+        model.train()
+        for step, (images, labels) in enumerate(stream):
+            images, labels = images.to(model.device), labels.to(model.device)
+            logits, loss = self._step(images, labels, plans)
+            if not math.isfinite(loss):
+                raise self._failure(
+                    f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}", epoch
+                )
+            seen += len(labels)
+            loss_sum += loss * len(labels)
+            correct += int((mean_log_probabilities(logits).argmax(-1) == labels).sum())
+            progress(
+                f"epoch {epoch + 1}/{options.epochs}", step + 1, self.steps_per_epoch,
+                loss=loss_sum / seen, accuracy=correct / seen,
+                images_per_second=seen / (time.perf_counter() - start),
+            )  # fmt: skip
+        return loss_sum / seen, correct / seen, seen
+
+    def _step(self, images: Tensor, labels: Tensor, plans: torch.Generator) -> tuple[Tensor, float]:
+        """Take one step, unless the loss is not finite.
+
+        Returns:
+            The group's detached logits `[K, B, classes]`, and the loss: the group's, or the mean of
+            those that are trained separately.
+        """
+        options = self.options
+        group = self.defense.group(self.model, options.group_size, plans)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=options.amp):
+            shown = self._shown(group, images, labels, plans)
+            self.optimizer.zero_grad(set_to_none=True)  # or momentum and decay move idle banks
+            logits = torch.stack(
+                [training_logits(self.model, *pair) for pair in zip(shown, group, strict=True)]
+            ).float()
+        loss = self.objective(logits, labels)
+        value = loss.item() / (len(group) if self.defense.separate else 1)
+        if math.isfinite(value):
+            _require_path(loss)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.scheduler.step()
+        return logits.detach(), value
+
+    def _shown(
+        self, group: Tensor, images: Tensor, labels: Tensor, plans: torch.Generator
+    ) -> list[Tensor]:
+        """Return the images that each member of a group is trained on."""
+        model, options = self.model, self.options
+        if options.adversarial == "none":
+            return [images] * len(group)
+        attack = partial(pgd_images, model, images, labels, options=options, generator=plans)
+        if self.defense.separate:
+            shown = [attack(group=partial(plan.unsqueeze, 0)) for plan in group]
+        else:
+            fresh = partial(self.defense.group, model, options.group_size, plans)
+            shown = [attack(group=fresh)] * len(group)
+        model.train()
+        return shown
+
+    def _require_finite_weights(self, epoch: int) -> None:
+        """Refuse an epoch whose last step broke the weights by gradients that overflow."""
+        for bank, tensors in enumerate(self.model.bank_tensors()):
+            for name, tensor in tensors.items():
+                if not tensor.isfinite().all():
+                    found = f"{name} of bank {bank} is NaN or infinite after epoch {epoch + 1}"
+                    raise self._failure(found, epoch)
+
+    @torch.no_grad()
+    def _held_out_accuracy(self, epoch: int) -> float | None:
+        if self.held_out is None:
+            return None
+        model, options = self.model, self.options
+        count = min(self.defense.samples(model), HELD_OUT_DRAWS)
+        members = draws(model, count, seed=options.seed, purpose="holdout")
+        plans = seeds.generator(options.seed, "holdout-attack", epoch)
+        group = partial(self.defense.group, model, options.group_size, plans)
+        right = 0
+        for _, images, labels in blocks(self.held_out, options.batch_size):
+            images = images.to(model.device)
+            if options.adversarial != "none":
+                images = pgd_images(
+                    model, images, labels.to(model.device), group=group, options=options,
+                    generator=plans,
+                )  # fmt: skip
+            logits = torch.stack([member(images) for member in members])
+            if not logits.isfinite().all():
+                found = f"the logits of held-out images are not finite after epoch {epoch + 1}"
+                raise self._failure(found, epoch)
+            right += int((mean_log_probabilities(logits).argmax(-1).cpu() == labels).sum())
+        return right / len(self.held_out)
+
+    def _best(self) -> EpochRecord:
+        return max(self.records, key=lambda record: (record.holdout_accuracy or 0.0, record.epoch))
+
+    def _note_in_card(self, last: EpochRecord) -> None:
+        model, whole = self.model, self.whole
+        record: dict[str, Any] = {
+            "data": whole.name,
+            "split": whole.split,
+            "data_sha256": whole.sha256,
+            "class_names": list(whole.class_names),
+            "images": len(self.data),
+            "epochs": last.epoch,
+            "steps": self.steps_per_epoch * last.epoch,
+            "loss": last.loss,
+            "accuracy": last.accuracy,
+            "holdout_accuracy": last.holdout_accuracy,
+            "options": asdict(self.options),
+        }
+        model.card.data = whole.name
+        if whole.name != MEMORY:  # whose classes have numbers only
+            model.card.class_names = whole.class_names
+        model.card.assumed = ()  # by now the weights know these constants
+        model.card.training = [*self.before, record]
+        # The file that it was loaded from holds other weights.
+        model.path = None if self.files.last is None else str(self.files.last)
+
+    def _failure(self, what: str, epoch: int) -> RunError:
+        return RunError(f"{what}; {self.files.kept(epoch)}; a smaller --lr may help")
+
+
+def _require_path(loss: Tensor) -> None:
+    """Require a loss that the weights can be trained by.
+
+    Raises:
+        RequestError: It is cut off from them.
+    """
+    if not loss.requires_grad:
+        raise RequestError(
+            "the network's logits do not depend differentiably on its weights (its forward pass "
+            "runs under torch.no_grad, or detaches them), so it cannot be trained"
+        )
+
+
+def objective(model: BankedModel, options: TrainOptions) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what a step minimises: (logits `[K, B, classes]`, labels `[B]`) -> a scalar.
+
+    Raises:
+        RequestError: The defense has a loss of its own, and another is asked for.
+    """
+    defense, settings = defense_of(model), model.card.settings
+    own = defense.loss
+    if own is not None:
+        if options.loss != "ce" or options.individual:
+            raise RequestError(
+                f"the defense {model.card.defense} has a loss of its own; leave out "
+                "--loss and --individual"
+            )
+        return lambda logits, labels: own(logits, labels, settings)
+    if defense.separate:
+        return partial(separate_loss, loss=options.loss)
+    return partial(group_loss, loss=options.loss, individual=options.individual)
+
+
+def split(data: Data, options: TrainOptions) -> tuple[Data, Data | None]:
+    """Return the images to train on, and a random share kept to choose the best epoch by."""
+    held = round(len(data) * options.holdout)
+    if not held or len(data) - held < 2:
+        return data, None
+    order = torch.randperm(len(data), generator=seeds.generator(options.seed, "holdout"))
+    return data.subset(order[held:].sort().values), data.subset(order[:held].sort().values)
+
+
+def scheduler(
+    optimizer: torch.optim.Optimizer, options: TrainOptions, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return the schedule of the learning rate, to be stepped after every gradient step."""
+    total = options.epochs * steps_per_epoch
+    if options.schedule == "step":
+        return torch.optim.lr_scheduler.StepLR(optimizer, options.step_epochs * steps_per_epoch)
+    if options.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+    return torch.optim.lr_scheduler.OneCycleLR(  # one more, as it is stepped after the last, too
+        optimizer, options.lr, total_steps=total + 1, cycle_momentum=False
+    )
+
+
+def _steps_per_epoch(images: int, batch_size: int) -> int:
+    steps = len(runs(images, batch_size))
+    if batch_size > 1 and images % batch_size == 1:
+        steps -= 1  # a last batch of one image is left out
+    if not steps:
+        raise RequestError("one image is too few to train on; BatchNorm needs at least 2")
+    return steps

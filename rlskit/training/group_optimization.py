@@ -1,0 +1,63 @@
+"""Group optimization: K sampled models per step, trained on their mean prediction (section 3.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rlskit.data import Data, load
+from rlskit.inputs import GivenData, taken
+from rlskit.models.banks import BankedModel
+from rlskit.models.checkpoint import check_saveable
+from rlskit.models.wrapping import give_back
+from rlskit.progress import Progress, no_progress
+from rlskit.training.epochs import Run
+from rlskit.training.kept import Files, TrainingResult
+from rlskit.training.train_options import TrainOptions
+
+
+def train(
+    model: BankedModel | nn.Module,
+    data: GivenData | None = None,
+    *,
+    options: TrainOptions | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+    **fields: Any,
+) -> TrainingResult:
+    """Train a model in place, on the device it is on, the way its defense is trained.
+
+    Args:
+        model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
+            logits; no file can hold the latter.
+        data: A `--data` name, a training split from `load_data`, or images and labels; by default
+            what the model was made for.
+        options: How to train.
+        out: Checkpoint to write after each epoch. The best epoch's stands beside it as
+            `NAME.best.safetensors`, the log as `NAME.train.jsonl`. It may be the file that the
+            model is from.
+        force: Replace another file that is there.
+        progress: Told of every step.
+        **fields: Fields of `TrainOptions`; they go before those of `options`.
+
+    Raises:
+        RequestError: An option or the data is wrong; or a file is there, and `force` is not given.
+        RunError: The loss or the weights are not finite; files keep the last good epoch.
+    """
+    options = dataclasses.replace(options or TrainOptions(), **fields)
+    banked, data = taken(model, data, "train")
+    if out is not None:
+        check_saveable(banked)
+    files = Files(Path(out) if out is not None else None, model=banked.path, force=force)
+    if not isinstance(data, Data):
+        data = load(data or banked.card.default_data(), "train")
+    card = banked.card
+    data = data.adapted(card.pixels, card.classes, card.names)
+    result = Run(banked, options, data, files).go(progress)
+    if banked is not model:
+        give_back(banked, model)
+    return result
