@@ -45,7 +45,10 @@ DIFFERENCES = {
     ("torchattacks", "ead"): "its clean reference moves along",
     ("foolbox", "cw"): "returns black images where it fails (counted as clean)",
     ("foolbox", "ead"): "returns black images where it fails (counted as clean)",
-    ("adv_lib", "pgd"): "does not look at the point that the last step ends at; clean where it fails",
+    (
+        "adv_lib",
+        "pgd",
+    ): "does not look at where the last step ends; clean where it fails",
     ("art", "cw"): "gradient descent with line searches instead of Adam",
     ("art", "deepfool"): "overshoots once, at the end",
     ("art", "ead"): "predicts and differentiates several times per step",
