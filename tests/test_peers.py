@@ -23,8 +23,9 @@ from rlskit.pixels import perturbation_norms
 
 pytestmark = [
     pytest.mark.slow,
-    # What foolbox and ART import where they are loaded.
+    # What foolbox, ART and adv-lib import where they are loaded.
     pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:distutils Version classes:DeprecationWarning"),
     pytest.mark.skipif(not SHARED.is_dir(), reason=f"no published weights: {SHARED} is absent"),
 ]
 
