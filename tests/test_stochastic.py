@@ -117,7 +117,7 @@ def test_a_module_in_memory_is_measured_like_a_file() -> None:
     torch.manual_seed(0)
     module = Noise(5)
     images, labels = torch.rand(12, 1, 16, 16), torch.arange(12) % 5
-    with pytest.raises(UntrustedError, match="`defense` stochastic"):
+    with pytest.raises(UntrustedError, match="`defense='stochastic'`"):
         rlskit.attack(module, (images, labels), eps=0.1)
     model = rlskit.wrap(module, (1, 16, 16), defense="stochastic")
     for protocol, count in (("transfer", 1), ("multi", 2), ("eot", 2)):

@@ -14,6 +14,7 @@ from rlskit.defenses.perturbed import PerturbedDraw
 from rlskit.defenses.variates import Fresh
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
+from rlskit.seeds import Purpose, purpose_of
 
 _TRIED = 16
 """Draws of a network with randomness of its own that are compared with each other."""
@@ -53,12 +54,12 @@ def check_effect(model: BankedModel) -> None:
         _check_randomness(model)
         return
     images = torch.zeros(1, *model.card.pixels.shape, device=model.device)
-    (draw,) = draws(model, 1, seed=0, purpose="effect")
+    (draw,) = draws(model, 1, seed=0, purpose=Purpose.EFFECT)
     assert isinstance(draw, PerturbedDraw)
     draw(images)
     if not draw.variates.asked:
         raise RequestError(
-            f"--defense {model.card.defense} finds nothing to act on in "
+            f"`defense={model.card.defense!r}` finds nothing to act on in "
             f"{model.card.architecture.label} by {model.partition.granularity}: {defense.summary}"
         )
 
@@ -72,7 +73,7 @@ def _check_randomness(model: BankedModel) -> None:
     name = model.card.architecture.name
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(1, *model.card.pixels.shape, generator=generator).to(model.device)
-    found = draws(model, _TRIED, seed=0, purpose="effect")
+    found = draws(model, _TRIED, seed=0, purpose=Purpose.EFFECT)
     answers = [draw(images) for draw in found]
     if not all(torch.equal(one, draw(images)) for one, draw in zip(answers, found, strict=True)):
         raise RequestError(
@@ -82,8 +83,8 @@ def _check_randomness(model: BankedModel) -> None:
         )
     if all(torch.equal(answers[0], other) for other in answers[1:]):
         raise RequestError(
-            f"--defense stochastic finds no randomness in {name} in eval mode; convert it with "
-            "--defense none"
+            f"`defense='stochastic'` finds no randomness in {name} in eval mode; convert it with "
+            "`defense='none'`"
         )
 
 
@@ -92,7 +93,7 @@ def draws(
     count: int,
     *,
     seed: int,
-    purpose: str,
+    purpose: Purpose | str,
     repeat: int = 0,
     first: int = 0,
     image: int | None = None,
@@ -103,21 +104,22 @@ def draws(
         model: The defended model.
         count: Number of draws, at least 1.
         seed: The user's seed.
-        purpose: "attacker" and "defender" draws are independent.
+        purpose: What they are for: "attacker" and "defender" draws are independent.
         repeat: Index of the repeat.
         first: Index of the first draw.
         image: Index of the image in its data set, where each image has draws of its own.
 
     Raises:
-        RequestError: `count` is below 1.
+        RequestError: `count` is below 1, or there is no such purpose.
     """
     if count < 1:
         raise RequestError(f"the number of draws must be at least 1, not {count}")
     own = () if image is None else (image,)
-    return [_draw(model, seed, purpose, repeat, first + index, *own) for index in range(count)]
+    known = purpose_of(purpose)
+    return [_draw(model, seed, known, repeat, first + index, *own) for index in range(count)]
 
 
-def _draw(model: BankedModel, seed: int, purpose: str, *indices: int) -> nn.Module:
+def _draw(model: BankedModel, seed: int, purpose: Purpose, *indices: int) -> nn.Module:
     defense = defense_of(model)
     classifier = model.sampled(defense.plan(model, seed, purpose, *indices))
     own = seeds.derive(seed, purpose, *indices)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rlskit import seeds
+from rlskit.seeds import Purpose
 
 
 class Source(NamedTuple):
@@ -53,7 +54,7 @@ def streamed(sources: Sequence[Source], seed: int) -> Iterator[None]:
     """Let sources give the numbers that a seed decides, each its own; put them back after."""
     with kept(sources):
         for place, source in enumerate(sources):
-            source.start(seeds.derive(seed, "variates", place))
+            source.start(seeds.derive(seed, Purpose.VARIATES, place))
         yield
 
 

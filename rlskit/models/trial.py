@@ -32,6 +32,7 @@ from rlskit.models.difference import unregistered
 from rlskit.models.partition import Partition
 from rlskit.models.streams import kept, sources_of
 from rlskit.models.trace import tensor_names, unusable
+from rlskit.seeds import Purpose
 
 _IMAGES = 2
 _ROUNDING = 1e-4
@@ -124,7 +125,7 @@ def check_kept_answers(model: BankedModel, kept: list[float]) -> None:
 
 def _built(architecture: Architecture, shape: tuple[int, int, int], bank: int) -> nn.Module:
     with kept(sources_of()):
-        torch.default_generator.manual_seed(seeds.derive(0, "trial", bank))
+        torch.default_generator.manual_seed(seeds.derive(0, Purpose.TRIAL, bank))
         network = build(architecture, shape)
     network.eval()
     return network
