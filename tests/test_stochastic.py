@@ -132,7 +132,7 @@ def test_what_no_seed_reaches_and_what_is_not_random_is_refused() -> None:
         converted("quiet")
     with pytest.raises(RequestError, match="random numbers where no seed reaches"):
         converted("restless")
-    with pytest.raises(RequestError, match="stochastic has 1 bank"):
+    with pytest.raises(RequestError, match="has 1 bank, not 2"):
         converted("noise", banks=2)
 
 
