@@ -12,6 +12,7 @@ from rlskit.defenses.drawing import (
     classifier_of,
     defense_of,
     draws,
+    made_ready,
     training_logits,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "classifier_of",
     "defense_of",
     "draws",
+    "made_ready",
     "training_logits",
 ]

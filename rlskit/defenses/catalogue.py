@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from rlskit.defenses import adp, dropout, ensemble, rls, rse, sap, stochastic
+from rlskit.defenses import (
+    adp,
+    crossmax,
+    dropout,
+    ensemble,
+    random_bits,
+    random_filters,
+    resize_pad,
+    rls,
+    rse,
+    sap,
+    smoothing,
+    stochastic,
+    weight_noise,
+)
 from rlskit.defenses.defense import Defense
 
 DEFENSES: dict[str, Defense] = {
@@ -34,6 +48,37 @@ DEFENSES: dict[str, Defense] = {
         "activations pruned at random after each ReLU, after training",
         samples=lambda _: sap.SAMPLES, perturb=sap.perturb, post_hoc=True, settings=sap.SETTINGS,
         check=sap.check,
+    ),
+    "smoothing": Defense(
+        "Gaussian noise on the image",
+        samples=lambda _: smoothing.SAMPLES, perturb=smoothing.perturb,
+        settings=smoothing.SETTINGS,
+    ),
+    "resize-pad": Defense(
+        "the image made smaller and padded at random, after training",
+        samples=lambda _: resize_pad.SAMPLES, perturb=resize_pad.perturb, post_hoc=True,
+        settings=resize_pad.SETTINGS,
+    ),
+    "random-bits": Defense(
+        "weights and activations rounded to a random number of bits",
+        samples=lambda _: random_bits.SAMPLES, perturb=random_bits.perturb, folds=False,
+        settings=random_bits.SETTINGS, check=random_bits.check,
+    ),
+    "random-filters": Defense(
+        "most filters of the first convolution are random projections",
+        samples=lambda _: random_filters.SAMPLES, perturb=random_filters.perturb,
+        folds=False,
+        settings=random_filters.SETTINGS, check=random_filters.check,
+    ),
+    "weight-noise": Defense(
+        "Gaussian noise on every weight",
+        samples=lambda _: weight_noise.SAMPLES, perturb=weight_noise.perturb, folds=False,
+        settings=weight_noise.SETTINGS,
+    ),
+    "crossmax": Defense(
+        "M networks trained separately that answer by ranks",
+        distinct=lambda _: 1, draw=crossmax.draw, plan=ensemble.plan, group=ensemble.group,
+        separate=True, banks=3,
     ),
     "stochastic": Defense(
         "a network with randomness of its own, under one stream of random numbers",

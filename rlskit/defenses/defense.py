@@ -44,6 +44,8 @@ class Defense:
         group: (model, group size K, generator) -> the plans of one training step, long `[K, L]`.
         perturb: model -> what is done to its networks while they run; None for nothing.
         post_hoc: Whether `perturb` waits until the network is trained.
+        folds: Whether a BatchNorm may be folded into its convolution: not where `perturb` acts on
+            weights, which would be others.
         draw: (model, sampled model, seed) -> the draw, where it is more than the sampled model and
             what `perturb` does to it.
         in_training: network -> a context for its forward passes in training; None for nothing.
@@ -63,6 +65,7 @@ class Defense:
     group: Callable[[BankedModel, int, torch.Generator], Tensor] = bank_zero_alone
     perturb: Callable[[BankedModel], Perturb] | None = None
     post_hoc: bool = False
+    folds: bool = True
     draw: Callable[[BankedModel, Classifier, int], nn.Module] | None = None
     in_training: Callable[[nn.Module], AbstractContextManager[None]] | None = None
     loss: Callable[[Tensor, Tensor, Settings], Tensor] | None = None

@@ -14,6 +14,7 @@ from rlskit.defenses.perturbed import PerturbedDraw
 from rlskit.defenses.variates import Fresh
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
+from rlskit.models.folding import ready_for_attack
 from rlskit.seeds import Purpose, purpose_of
 
 _TRIED = 16
@@ -51,7 +52,8 @@ def check_effect(model: BankedModel) -> None:
     if not defense.acts:
         return
     if defense.draw is not None:
-        _check_randomness(model)
+        if defense.distinct(model) is None:
+            _check_randomness(model)
         return
     images = torch.zeros(1, *model.card.pixels.shape, device=model.device)
     (draw,) = draws(model, 1, seed=0, purpose=Purpose.EFFECT)
@@ -128,6 +130,12 @@ def _draw(model: BankedModel, seed: int, purpose: Purpose, *indices: int) -> nn.
     if defense.perturb is None:
         return classifier
     return PerturbedDraw(classifier, defense.perturb(model), own)
+
+
+def made_ready(model: BankedModel, found: list[nn.Module]) -> None:
+    """Make draws ready for many gradients in place, as far as their defense allows it."""
+    if defense_of(model).folds:
+        ready_for_attack(model, [classifier_of(draw) for draw in found])
 
 
 def classifier_of(draw: nn.Module) -> nn.Module:

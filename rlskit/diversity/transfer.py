@@ -23,13 +23,13 @@ from rlskit.attacks import PreparedAttack, prepare
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import gradient, objective
 from rlskit.data import blocks
-from rlskit.defenses import classifier_of, defense_of, draws
+from rlskit.defenses import defense_of, draws, made_ready
 from rlskit.defenses.answers import finite_logits
 from rlskit.errors import RequestError
 from rlskit.evaluation import EvalOptions, Subject, doubts_of, subject_of
 from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
-from rlskit.models.folding import InPieces, ready_for_attack
+from rlskit.models.folding import InPieces
 from rlskit.models.layout import in_layout, layout_of
 from rlskit.progress import Progress, no_progress
 from rlskit.results import Result
@@ -243,7 +243,7 @@ def _draws(model: BankedModel, count: int, seed: int, repeat: int) -> list[nn.Mo
 
 def _ready(model: BankedModel, found: list[nn.Module]) -> list[Meter]:
     """Return draws as an attack sees them, counted; they are changed in place."""
-    ready_for_attack(model, [classifier_of(draw) for draw in found])
+    made_ready(model, found)
     return [Meter(InPieces(draw, layout_of(model)), 1) for draw in found]
 
 

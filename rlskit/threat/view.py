@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from rlskit.defenses import classifier_of, draws
+from rlskit.defenses import draws, made_ready
 from rlskit.defenses.answers import mean_log_probabilities
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
-from rlskit.models.folding import InPieces, compile_draw, ready_for_attack
+from rlskit.models.folding import InPieces, compile_draw
 from rlskit.models.layout import layout_of
 from rlskit.seeds import Purpose
 
@@ -152,7 +152,7 @@ def attackers_view(
             model, n_attacked, seed=seed, purpose=purpose, repeat=repeat, first=first, image=image
         )
         if folded:  # in place
-            ready_for_attack(model, [classifier_of(draw) for draw in found])
+            made_ready(model, found)
         found = [compile_draw(draw) for draw in found] if compiled else found
         return [InPieces(draw, layout_of(model)) for draw in found] if folded else found
 
