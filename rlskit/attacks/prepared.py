@@ -143,8 +143,7 @@ def prepare(
     known = _known(method)
     defaults = _defaults(method, known, engine)
     if known.borrowed or engine == "torchattacks":
-        asked = f"`method={method!r}`" if known.borrowed else f"`engine={engine!r}`"
-        require_torchattacks(asked)
+        require_torchattacks(f"`{method=}`" if known.borrowed else f"`{engine=}`")
     given = {option: value for option, value in options.items() if value is not None}
     for option in (option for option in given if option not in defaults):
         takes = ", ".join(map(argument, defaults))
