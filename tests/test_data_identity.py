@@ -76,7 +76,7 @@ def test_some_of_the_classes_keep_their_numbers(model: BankedModel, tmp_path: Pa
     data = load_data(some).adapted(own.card.pixels, 10, own.card.names)
     assert data.labels.tolist() == [2] * 3 + [7] * 3
     (result,) = evaluate(own, some)
-    assert result.accuracy["clean"]["mean"] > 0.6  # with the numbers 0 and 1 it would be 0
+    assert result.accuracy["clean"].mean > 0.6  # with the numbers 0 and 1 it would be 0
     with pytest.raises(RequestError, match="has 2 classes, but the checkpoint has 10"):
         evaluate(made_for(model), some)
     with pytest.raises(RequestError, match="'class h' is none of its 10"):
@@ -110,7 +110,7 @@ def test_removing_a_bad_file_keeps_the_blocks(model: BankedModel, tmp_path: Path
     bad.unlink()
     result = attack(own, spec, **request)
     assert block.stat().st_mtime_ns == written
-    assert (result.data["n"], "skipped" in result.data) == (29, False)
+    assert (result.data.n, result.data.skipped) == (29, None)
 
 
 def test_images_that_were_left_out_are_counted(model: BankedModel, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_images_that_were_left_out_are_counted(model: BankedModel, tmp_path: Pat
     (tmp_path / "photos" / NAMES[1] / "0.png").write_bytes(b"torn")
     own = made_for(model, class_names=NAMES)
     (result,) = evaluate(own, load_data(spec, skip_bad=True))
-    assert (result.data["n"], result.data["skipped"]) == (29, 1)
+    assert (result.data.n, result.data.skipped) == (29, 1)
     assert result.warnings == ("SKIPPED: 1 image could not be read and counts in no number.",)
 
 

@@ -22,6 +22,7 @@ from rlskit.errors import RequestError
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
+from rlskit.results.result import AttackFacts, PartFacts
 from rlskit.threat.meter import Meter
 from rlskit.threat.parts import Part, ascents, searches, transfers
 from rlskit.threat.preflight import masked_gradients, preflight
@@ -47,6 +48,8 @@ CLEAN = -2
 @dataclass(frozen=True)
 class Adaptive:
     """The attacks of the protocol on one model; it stands where a `Threat` stands.
+
+    Every field but the parts' views is of what identifies a run.
 
     Attributes:
         parts: In the order in which they run, from the cheapest.
@@ -84,20 +87,20 @@ class Adaptive:
     def facts(self) -> dict[str, Any]:
         """Return the fields of a `Result` that tell what was done to the images."""
         parts = [
-            {"name": part.name, "method": part.attack.method, "params": dict(part.attack.params)}
+            PartFacts(name=part.name, method=part.attack.method, params=part.attack.params)
             for part in self.parts
         ]
-        attack = {
-            "method": PROTOCOL,
-            "engine": "rlskit",
-            "params": {"norm": self.norm, "eps": self.eps, **self.settings},
-            "early_exit": self.early_exit,
-            "parts": parts,
-            "stated": {"eps": self.stated["eps"]},
-            "pixel_range": self.stated["pixel_range"],
-            "view": "mean-prob",
-            "compiled": False,
-        }
+        attack = AttackFacts(
+            method=PROTOCOL,
+            engine="rlskit",
+            params={"norm": self.norm, "eps": self.eps, **self.settings},
+            early_exit=self.early_exit,
+            parts=tuple(parts),
+            stated={"eps": self.stated["eps"]},
+            pixel_range=self.stated["pixel_range"],
+            view="mean-prob",
+            compiled=False,
+        )
         return {"attack": attack, "protocol": PROTOCOL, "n_attacked": self.n_attacked}
 
     def warnings(self, model: BankedModel) -> tuple[str, ...]:  # noqa: ARG002
