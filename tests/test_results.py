@@ -65,9 +65,9 @@ def test_one_result_is_an_object_and_several_are_a_list() -> None:
 
 
 def test_nan_becomes_null() -> None:
-    agreement = {"kappa": Measure(mean=math.nan, std=math.inf, ci95=(1.5, math.nan))}
+    agreement = {"kappa": Measure(mean=math.nan, std=math.inf, ci95=(0.5, 1.5))}
     found = json.loads(dump([result(agreement=agreement)]))
-    assert found["agreement"] == {"kappa": {"mean": None, "std": None, "ci95": [1.5, None]}}
+    assert found["agreement"] == {"kappa": {"mean": None, "std": None, "ci95": [0.5, 1.5]}}
 
 
 def test_the_headline_is_robust_where_there_is_one() -> None:
