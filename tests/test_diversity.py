@@ -11,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 import small_models
+from made_results import PGD
 from rlskit import seeds
 from rlskit.data.adversarial_file import write_adversarial
 from rlskit.defenses import draws
 from rlskit.diversity import measure_diversity
 from rlskit.diversity.agreement import agreement, intervals
+from rlskit.documents import to_json
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
 from rlskit.results.result import Measure
@@ -122,7 +124,7 @@ def test_a_file_of_adversarial_images(model: BankedModel, tmp_path: Path) -> Non
         "checkpoint_sha256": "another",
         "classes": 10,
         "data": {"name": "digits", "split": "test", "n": 60, "sha256": "s"},
-        "attack": {"method": "pgd", "stated": {"eps": 0.1}, "pixel_range": "0:1"},
+        "attack": to_json(PGD),
         "protocol": "multi",
         "n_attacked": 5,
         "seed": 0,

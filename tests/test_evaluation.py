@@ -23,11 +23,14 @@ from rlskit import attack, attack_all, draws, evaluate, seeds
 from rlskit.attacks import ATTACKS, prepare
 from rlskit.data.adversarial_file import write_adversarial
 from rlskit.errors import RequestError, RunError, UntrustedError
-from rlskit.evaluation import EvalOptions
+from rlskit.evaluation import EvalOptions, subject_of
+from rlskit.evaluation.run import Run
 from rlskit.models.banks import BankedModel
 from rlskit.pixels import round_to_8bit
-from rlskit.results import Result, read_run
+from rlskit.results import Result, digest, read_run
 from rlskit.results.result import ImageFacts
+from rlskit.threat.adaptive import prepare_adaptive
+from rlskit.threat.single import Threat
 from rlskit.threat.view import DrawsView, attackers_view
 
 DATA = small_models.digits(50)
@@ -360,7 +363,7 @@ def other_pixels(model: BankedModel) -> BankedModel:
         ({"batch_size": 20}, "batch_size"),
         ({"repeats": 2}, "repeats"),
         ({"data": DATA.subset(range(5, 35))}, "data"),
-        ({"view": "mean-logit"}, "attack"),
+        ({"view": "mean-logit"}, "view"),
         ({"save_adversarial": True}, "save"),
         ({"model": "other weights"}, "checkpoint_sha256"),
         ({"model": "other pixels"}, "checkpoint_sha256"),
@@ -383,6 +386,54 @@ def test_blocks_of_another_request_are_refused(
         attack(**request | change, out=tmp_path)
     assert f"{named}" in str(caught.value)
     attack(**request, out=tmp_path)
+
+
+def test_what_decides_numbers_is_of_the_request(rls: BankedModel) -> None:
+    """Every field of the options and of what is done to the images, those to come as well."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class MoreOptions(EvalOptions):
+        temperature: float = 1.0
+
+    subject = subject_of(rls, DATA)
+    one, other = prepare("pgd", eps=0.1), prepare("pgd", eps=0.2)
+    threat = Threat(one, "eot", 2, "mean-prob")
+    adaptive = prepare_adaptive(rls, eps=0.1)
+    part = dataclasses.replace(adaptive.parts[0], attack=other)
+    changes: tuple[tuple[Any, dict[str, Any]], ...] = (
+        (
+            MoreOptions(),
+            {"n_samples": 3, "repeats": 2, "batch_size": 7, "seed": 5, "per_example": True,
+             "temperature": 2.0},
+        ),
+        (
+            threat,
+            {"attack": other, "protocol": "multi", "n_attacked": 3, "view": "mean-logit",
+             "compiled": True, "save": True, "risk": "gibbs"},
+        ),
+        (
+            adaptive,
+            {"parts": (part, *adaptive.parts[1:]), "norm": "l2", "eps": 0.2, "n_attacked": 3,
+             "stated": {"eps": 0.4, "pixel_range": "-1:1"}, "settings": {}, "answering": 3,
+             "save": True, "early_exit": False},
+        ),
+    )  # fmt: skip
+
+    def request(options: Any, given: Any) -> str:
+        if isinstance(given, EvalOptions):
+            options, given = given, threat
+        return digest(Run(subject, options, given).request())
+
+    for given, values in changes:
+        fields = {one.name for one in dataclasses.fields(given) if "aside" not in one.metadata}
+        assert values.keys() == fields
+        known = request(EvalOptions(), given)
+        for name, value in values.items():
+            assert request(EvalOptions(), dataclasses.replace(given, **{name: value})) != known, (
+                name
+            )
+    same = EvalOptions(num_workers=2, expect_clean=0.1, gated=True, n_samples=10)
+    assert request(same, threat) == request(EvalOptions(), threat)
 
 
 def test_a_finished_run_is_replaced_by_force_only(rls: BankedModel, tmp_path: Path) -> None:
@@ -564,7 +615,7 @@ def test_the_per_image_table_agrees_with_the_accuracies(rls: BankedModel, tmp_pa
     result = attack(rls, DATA, **PGD, n_samples=3, repeats=2, batch_size=16, out=tmp_path)
     assert result.per_image == "per_image.csv"
     rows = list(csv.DictReader(io.StringIO((tmp_path / "per_image.csv").read_text())))
-    assert [row["index"] for row in rows] == [str(i) for i in range(50)] * 2
+    assert [int(row["index"]) for row in rows] == DATA.index.tolist() * 2
     assert [int(row["label"]) for row in rows] == LABELS.tolist() * 2
     for kind in ("clean", "robust"):
         right = [row[kind] == row["label"] for row in rows]
