@@ -400,7 +400,7 @@ def test_an_interruption_names_what_is_kept_and_nothing_else(
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlskit.cli.app", interrupted)
+    monkeypatch.setattr("rlskit.cli.app.app", interrupted)
     said = {}
     for command in ("attack", "eval", "train", "run", "audit", "diversity", "convert"):
         assert run([command]) == 130
