@@ -30,6 +30,7 @@ from rlskit.pixels import round_to_8bit
 from rlskit.results import Result, digest, read_run
 from rlskit.results.result import ImageFacts
 from rlskit.threat.adaptive import prepare_adaptive
+from rlskit.threat.parts import Part
 from rlskit.threat.single import Threat
 from rlskit.threat.view import DrawsView, attackers_view
 
@@ -399,7 +400,6 @@ def test_what_decides_numbers_is_of_the_request(rls: BankedModel) -> None:
     one, other = prepare("pgd", eps=0.1), prepare("pgd", eps=0.2)
     threat = Threat(one, "eot", 2, "mean-prob")
     adaptive = prepare_adaptive(rls, eps=0.1)
-    part = dataclasses.replace(adaptive.parts[0], attack=other)
     changes: tuple[tuple[Any, dict[str, Any]], ...] = (
         (
             MoreOptions(),
@@ -413,15 +413,21 @@ def test_what_decides_numbers_is_of_the_request(rls: BankedModel) -> None:
         ),
         (
             adaptive,
-            {"parts": (part, *adaptive.parts[1:]), "norm": "l2", "eps": 0.2, "n_attacked": 3,
+            {"parts": adaptive.parts[1:], "norm": "l2", "eps": 0.2, "n_attacked": 3,
              "stated": {"eps": 0.4, "pixel_range": "-1:1"}, "settings": {}, "answering": 3,
              "save": True, "early_exit": False},
+        ),
+        (
+            adaptive.parts[0],
+            {"name": "x", "attack": other, "n_attacked": 3, "goes_on": True, "last_resort": True},
         ),
     )  # fmt: skip
 
     def request(options: Any, given: Any) -> str:
         if isinstance(given, EvalOptions):
             options, given = given, threat
+        if isinstance(given, Part):
+            given = dataclasses.replace(adaptive, parts=(given,))
         return digest(Run(subject, options, given).request())
 
     for given, values in changes:
@@ -429,9 +435,8 @@ def test_what_decides_numbers_is_of_the_request(rls: BankedModel) -> None:
         assert values.keys() == fields
         known = request(EvalOptions(), given)
         for name, value in values.items():
-            assert request(EvalOptions(), dataclasses.replace(given, **{name: value})) != known, (
-                name
-            )
+            changed = dataclasses.replace(given, **{name: value})
+            assert request(EvalOptions(), changed) != known, name
     same = EvalOptions(num_workers=2, expect_clean=0.1, gated=True, n_samples=10)
     assert request(same, threat) == request(EvalOptions(), threat)
 
