@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from rlskit.attacks import ATTACKS, ENGINES, prepare
 from rlskit.attacks.ead import ead
 from rlskit.attacks.options import READERS
 from rlskit.errors import RequestError, UntrustedError
+from rlskit.evaluation.subject import library_versions
 
 
 @pytest.fixture(autouse=True)
@@ -170,36 +172,36 @@ def test_another_scale_is_the_same_attack() -> None:
     [
         ("pdg", {}, "'pdg' is unknown; did you mean pgd?"),
         ("zzz", {}, "'zzz' is unknown; `rlskit attacks` lists them"),
-        ("pgd", {"engine": "foolbox"}, "--engine 'foolbox' is unknown; it is rlskit or"),
-        ("pgd", {"pixel_range": "0:255"}, "--pixel-range '0:255' is unknown"),
-        ("deepfool", {"eps": 0.1}, "--eps is no option of deepfool .* takes --norm, --steps, "),
-        ("fgsm", {"step_size": 0.1}, "--step-size is no option of fgsm .* it takes --eps, "),
-        ("deepfool", {"engine": "torchattacks", "norm": "l2"}, "--norm is no option of deepfool"),
-        ("ead", {"engine": "torchattacks", "optimizer": "adam"}, "--optimizer is no option of ead"),
-        ("pgd", {"eps": 8}, "--eps 8 is more than the whole pixel range 0:1; did you mean 8/255"),
-        ("pgd", {"eps": -0.1}, "--eps -0.1 must be a finite number of at least 0"),
-        ("pgd", {"eps": "lots"}, "--eps 'lots' is not a number"),
-        ("pgd", {"eps": float("nan")}, "--eps nan must be a finite number"),
-        ("pgd", {"step_size": 3}, "--step-size 3 is more than the whole pixel range"),
-        ("pgd", {"steps": 0}, "--steps must be at least 1, not 0"),
-        ("pgd", {"steps": 2.5}, "--steps 2.5 is not a whole number"),
-        ("pgd", {"random_start": "perhaps"}, "--random-start 'perhaps' is unknown"),
-        ("deepfool", {"norm": "l1"}, "--norm 'l1' is unknown to deepfool; it is l2 or linf"),
-        ("apgd-ce", {"norm": "l2"}, "--norm l2 needs --eps, as 0.5: the default"),
-        ("deepfool", {"overshoot": -1}, "--overshoot -1 must be a finite number of at least 0"),
-        ("deepfool", {"top_classes": 1}, "--top-classes must be at least 2, not 1"),
-        ("cw", {"c": 0}, "--c must be above 0"),
-        ("cw", {"lr": "0"}, "--lr must be above 0"),
-        ("cw", {"kappa": "x"}, "--kappa 'x' is not a number"),
-        ("cw", {"search_steps": 0}, "--search-steps must be at least 1, not 0"),
-        ("ead", {"beta": -1}, "--beta -1 must be a finite number"),
-        ("ead", {"decision_rule": "l2"}, "--decision-rule 'l2' is unknown; it is en or l1"),
-        ("pgd", {"target": "nearest"}, "--target 'nearest' is no class, random or least-likely"),
-        ("pgd", {"loss": "mse"}, "--loss 'mse' is unknown; it is ce or margin or dlr"),
-        ("pgd", {"restarts": 0}, "--restarts must be at least 1, not 0"),
-        ("bim", {"restarts": 2}, "--restarts is no option of bim"),
-        ("cw", {"engine": "torchattacks", "target": 1}, "--target is no option of cw"),
-        ("ead", {"optimizer": "sgd"}, "--optimizer 'sgd' is unknown; it is adam or fista"),
+        ("pgd", {"engine": "foolbox"}, "`engine` 'foolbox' is unknown; it is rlskit or"),
+        ("pgd", {"pixel_range": "0:255"}, "`pixel_range` '0:255' is unknown"),
+        ("deepfool", {"eps": 0.1}, "`eps` is no option of deepfool .* takes `norm`, `steps`, "),
+        ("fgsm", {"step_size": 0.1}, "`step_size` is no option of fgsm .* it takes `eps`, "),
+        ("deepfool", {"engine": "torchattacks", "norm": "l2"}, "`norm` is no option of deepfool"),
+        ("ead", {"engine": "torchattacks", "optimizer": "adam"}, "`optimizer` is no option of ead"),
+        ("pgd", {"eps": 8}, "`eps` 8 is more than the whole pixel range 0:1; did you mean 8/255"),
+        ("pgd", {"eps": -0.1}, "`eps` -0.1 must be a finite number of at least 0"),
+        ("pgd", {"eps": "lots"}, "`eps` 'lots' is not a number"),
+        ("pgd", {"eps": float("nan")}, "`eps` nan must be a finite number"),
+        ("pgd", {"step_size": 3}, "`step_size` 3 is more than the whole pixel range"),
+        ("pgd", {"steps": 0}, "`steps` must be at least 1, not 0"),
+        ("pgd", {"steps": 2.5}, "`steps` 2.5 is not a whole number"),
+        ("pgd", {"random_start": "perhaps"}, "`random_start` 'perhaps' is unknown"),
+        ("deepfool", {"norm": "l1"}, "`norm` 'l1' is unknown to deepfool; it is l2 or linf"),
+        ("apgd-ce", {"norm": "l2"}, "`norm='l2'` needs `eps`, as 0.5: the default"),
+        ("deepfool", {"overshoot": -1}, "`overshoot` -1 must be a finite number of at least 0"),
+        ("deepfool", {"top_classes": 1}, "`top_classes` must be at least 2, not 1"),
+        ("cw", {"c": 0}, "`c` must be above 0"),
+        ("cw", {"lr": "0"}, "`lr` must be above 0"),
+        ("cw", {"kappa": "x"}, "`kappa` 'x' is not a number"),
+        ("cw", {"search_steps": 0}, "`search_steps` must be at least 1, not 0"),
+        ("ead", {"beta": -1}, "`beta` -1 must be a finite number"),
+        ("ead", {"decision_rule": "l2"}, "`decision_rule` 'l2' is unknown; it is en or l1"),
+        ("pgd", {"target": "nearest"}, "`target` 'nearest' is no class, random or least-likely"),
+        ("pgd", {"loss": "mse"}, "`loss` 'mse' is unknown; it is ce or margin or dlr"),
+        ("pgd", {"restarts": 0}, "`restarts` must be at least 1, not 0"),
+        ("bim", {"restarts": 2}, "`restarts` is no option of bim"),
+        ("cw", {"engine": "torchattacks", "target": 1}, "`target` is no option of cw"),
+        ("ead", {"optimizer": "sgd"}, "`optimizer` 'sgd' is unknown; it is adam or fista"),
     ],
 )  # fmt: skip
 def test_what_is_refused(method: str, options: Any, message: str) -> None:
@@ -215,6 +217,23 @@ def test_engines_are_named_once() -> None:
         else:
             with pytest.raises(RequestError, match=f"torchattacks has no {method}"):
                 prepare(method, engine="torchattacks")
+
+
+def test_what_needs_torchattacks_says_so_where_it_is_absent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    absent = "needs torchattacks, which is not installed: pip install 'rlskit\\[torchattacks\\]'"
+    with pytest.raises(RequestError, match=f"--engine torchattacks {absent}"):
+        prepare("pgd", engine="torchattacks")
+    for method, attack in ATTACKS.items():
+        assert attack.borrowed == hasattr(sys.modules[attack.run.__module__], "attack_one_by_one")
+        if attack.borrowed:
+            with pytest.raises(RequestError, match=f"--method {method} {absent}"):
+                prepare(method)
+        else:
+            assert prepare(method).engine == "rlskit"
+    assert library_versions().keys() == {"rlskit", "torch", "torchvision", "timm"}
 
 
 def test_a_broken_budget_is_the_attacks_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ class Attack:
             first backward pass, and may answer further ones wrongly, so no attack may that
             differentiates one forward pass several times.
         members: Whether it attacks the view's draws one by one, and so needs them to stay the same.
+        borrowed: Whether `run` itself calls torchattacks, which is an extra.
     """
 
     title: str
@@ -59,6 +60,7 @@ class Attack:
     upstream: Upstream | None = None
     compiles: bool = True
     members: bool = False
+    borrowed: bool = False
 
     @property
     def has_budget(self) -> bool:
@@ -322,6 +324,7 @@ ATTACKS: dict[str, Attack] = {
         needs="logits",
         random=True,
         defaults={"restarts": 20, "steps": 10, "smallest_patch": 2, "largest_patch": 10},
+        borrowed=True,
     ),
     "onepixel": Attack(
         title="One pixel attack",
@@ -331,6 +334,7 @@ ATTACKS: dict[str, Attack] = {
         needs="logits",
         random=True,
         defaults={"pixels": 1, "steps": 10, "population": 10},
+        borrowed=True,
     ),
 }  # fmt: skip
 """Name of a method -> what is known about it."""

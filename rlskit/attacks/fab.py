@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rlskit.attacks.losses import margin
 from rlskit.attacks.minimum_norm import attack_correct, keep_better
 from rlskit.attacks.randomness import image_generators, normal, uniform
+from rlskit.seeds import Purpose
 
 ORDER = {"linf": math.inf, "l2": 2, "l1": 1}
 """Norm of the perturbation -> its order."""
@@ -91,7 +92,7 @@ def fab(
                 x = clean[todo]
                 if restart:
                     widest = START_RADIUS[norm] if eps is None else eps
-                    streams = image_generators(x, generator, "fab", target, restart)
+                    streams = image_generators(x, generator, Purpose.FAB, target, restart)
                     x = _start(x, streams, norm, distance[todo].clamp_max(widest) / 2)
                 found = _walk(
                     model, clean[todo], own[todo], rivals[todo], x,

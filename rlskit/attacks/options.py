@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rlskit.arguments import argument
 from rlskit.attacks.losses import LOSSES
 from rlskit.attacks.targets import TARGETS
 from rlskit.errors import RequestError
 from rlskit.pixels import parse_budget, parse_number, range_width
-
-
-def flag(option: str) -> str:
-    """Return the command line's name of an option: `step_size` -> `--step-size`."""
-    return "--" + option.replace("_", "-")
 
 
 def read(option: str, value: Any, pixel_range: str, norm: str = "linf") -> Any:
@@ -29,8 +25,8 @@ def read(option: str, value: Any, pixel_range: str, norm: str = "linf") -> Any:
         RequestError: The option cannot have this value.
     """
     if option in BUDGETS and norm != "linf":
-        return parse_number(value, flag(option))
-    return READERS[option](value, flag(option), pixel_range)
+        return parse_number(value, argument(option))
+    return READERS[option](value, argument(option), pixel_range)
 
 
 def in_unit_range(stated: Mapping[str, Any], pixel_range: str) -> dict[str, Any]:
@@ -146,7 +142,7 @@ READERS: dict[str, Callable[[Any, str, str], Any]] = {
     "decision_rule": _choice("en", "l1"),
     "optimizer": _choice("adam", "fista"),
 }
-"""Option -> what reads it: (value, the option's flag, the pixel scale) -> its value there."""
+"""Option -> what reads it: (value, its name in sentences, the pixel scale) -> its value there."""
 
 POWERS_OF_PIXELS = {"eps": 1, "step_size": 1, "theta": 1, "beta": 1, "c": 2}
 """Options that are stated in pixels -> the power of pixels that they are."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -61,6 +63,12 @@ def options(
 
         typer.echo(f"rlskit {__version__}")
         raise typer.Exit
+
+
+@functools.cache  # building it takes as long as reading ten command lines
+def group() -> Any:
+    """Return Typer's object of all commands."""
+    return typer.main.get_command(app)
 
 
 def main() -> None:

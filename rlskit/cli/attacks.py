@@ -9,6 +9,11 @@ import typer
 from rlskit.cli.show import print_table
 from rlskit.errors import RequestError
 
+_CAPTION = (
+    "torchattacks: yes, --engine torchattacks has it, too; needed, it runs on that only. "
+    r"The extra rlskit\[torchattacks] brings it."
+)
+
 
 def attacks(
     pattern: Annotated[str, typer.Argument(help="Part of a name, or a glob.")] = "*",
@@ -19,7 +24,7 @@ def attacks(
     from rich.table import Column, Table
 
     from rlskit.attacks import ATTACKS
-    from rlskit.attacks.options import flag
+    from rlskit.cli.wording import flag_of
 
     names = [name for name in ATTACKS if fnmatch.fnmatch(name, pattern) or pattern in name]
     if not names:
@@ -32,12 +37,14 @@ def attacks(
         "torchattacks",
         "options",
         show_lines=True,
+        caption=_CAPTION,
+        caption_justify="left",
     )
     for name in names:
         known = ATTACKS[name]
         kind = "" if known.has_budget else "least "
         options = [
-            flag(option) if default is None else f"{flag(option)} {default}"
+            f"{flag_of(option)} {'' if default is None else default}".strip()
             for option, default in known.defaults.items()
         ]
         table.add_row(
@@ -45,7 +52,7 @@ def attacks(
             kind + ", ".join(known.norms),
             known.needs,
             "yes" if known.random else "no",
-            "no" if known.upstream is None else "yes",
+            "needed" if known.borrowed else "no" if known.upstream is None else "yes",
             "  ".join(options),
         )
     print_table(table)

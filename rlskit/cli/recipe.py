@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -100,9 +99,11 @@ def _check(arguments: list[str]) -> None:
     Raises:
         RequestError: It refuses.
     """
+    from rlskit.cli.app import group
+
     name, *rest = arguments
     try:
-        check_values(_group().commands[name].make_context(name, rest).params)
+        check_values(group().commands[name].make_context(name, rest).params)
     except RequestError:
         raise
     except typer.Exit as error:
@@ -111,14 +112,6 @@ def _check(arguments: list[str]) -> None:
         if not hasattr(error, "format_message"):  # Typer's own usage errors have one
             raise
         raise RequestError(" ".join(error.format_message().split())) from error
-
-
-@functools.cache  # building it takes as long as reading ten command lines
-def _group() -> Any:
-    """Return Typer's object of all commands."""
-    from rlskit.cli import app
-
-    return typer.main.get_command(app.app)
 
 
 def _print_plan(recipe: Recipe, only: str | None, out: Path | None, *, trust: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from rlskit.threat.preflight import check_weights
 
 LIBRARIES = ("rlskit", "torch", "torchvision", "timm", "torchattacks")
 """What a number depends on."""
+
+
+def library_versions() -> dict[str, str]:
+    """Return the version of each of `LIBRARIES`; without torchattacks, where that is absent."""
+    return {name: version(name) for name in LIBRARIES if find_spec(name)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Subject:
             "attack": self.attack,
             "n_attacked": None if self.saved is None else self.saved.n_attacked,
             "device": self.model.device.type,
-            "versions": {name: version(name) for name in LIBRARIES},
+            "versions": library_versions(),
             "warnings": self._warnings(),
         }
 
@@ -152,7 +158,7 @@ def subject_of(
 
     Args:
         model: From `convert` or `load`.
-        data: A `--data` name, or data from `load_data`; by default what the model was made for.
+        data: A data set's name, or data from `load_data`; by default what the model was made for.
         adversarial: A file that an attack saved; its images take the place of the data, which may
             be given as the clean images that they were made from.
 
