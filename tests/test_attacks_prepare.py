@@ -224,12 +224,12 @@ def test_what_needs_torchattacks_says_so_where_it_is_absent(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchattacks", None)
     absent = "needs torchattacks, which is not installed: pip install 'rlskit\\[torchattacks\\]'"
-    with pytest.raises(RequestError, match=f"--engine torchattacks {absent}"):
+    with pytest.raises(RequestError, match=f"`engine='torchattacks'` {absent}"):
         prepare("pgd", engine="torchattacks")
     for method, attack in ATTACKS.items():
         assert attack.borrowed == hasattr(sys.modules[attack.run.__module__], "attack_one_by_one")
         if attack.borrowed:
-            with pytest.raises(RequestError, match=f"--method {method} {absent}"):
+            with pytest.raises(RequestError, match=f"`method={method!r}` {absent}"):
                 prepare(method)
         else:
             assert prepare(method).engine == "rlskit"

@@ -143,7 +143,7 @@ def prepare(
     known = _known(method)
     defaults = _defaults(method, known, engine)
     if known.borrowed or engine == "torchattacks":
-        require_torchattacks(f"--method {method}" if known.borrowed else f"--engine {engine}")
+        require_torchattacks(f"`{method=}`" if known.borrowed else f"`{engine=}`")
     given = {option: value for option, value in options.items() if value is not None}
     for option in (option for option in given if option not in defaults):
         takes = ", ".join(map(argument, defaults))
