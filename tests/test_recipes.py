@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import made_results
 from rlskit import recipes
 from rlskit.cli import run as command
 from rlskit.cli.recipe import _check
@@ -17,6 +19,7 @@ from rlskit.errors import RequestError, RlskitError
 from rlskit.recipes.cost import Cost, cost
 from rlskit.recipes.toml_file import merged, read
 from rlskit.report import markdown_grid
+from rlskit.results.result import Measure
 from small_models import model as small_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,20 +114,15 @@ class Commands:
 
 def result(**changes: Any) -> dict[str, Any]:
     """A result as a command writes it: 7 of 10 images right, kappa 0.25."""
-    share = {"mean": 0.7, "std": None, "ci95": [0.4, 0.9], "n": 10, "lower_bound": 0.4}
-    values = {
-        "schema": "rlskit.result/1", "command": "attack", "checkpoint": {},
-        "model": {"architecture": "tiny"}, "data": {"name": "digits", "split": "test", "n": 10},
-        "defense": "rls", "protocol": "transfer", "n_samples": 10, "repeats": 1,
-        "seed": 0, "batch_size": 128, "device": "cpu", "versions": {},
-        "accuracy": {"clean": share, "robust": share}, "n_attacked": 1,
-        "agreement": {"kappa": {"mean": 0.25, "std": 0.125}},
-        "attack": {
-            "method": "pgd", "engine": "rlskit", "view": "mean-prob", "params": {"eps": 0.1},
-            "stated": {"eps": 0.1}, "pixel_range": "0:1",
-        },
-    }  # fmt: skip
-    return values | changes
+    share = replace(made_results.ACCURACY, mean=0.7, ci95=(0.4, 0.9), n=10, lower_bound=0.4)
+    found = made_results.result(
+        protocol="transfer",
+        n_attacked=1,
+        accuracy={"clean": share, "robust": share},
+        agreement={"kappa": Measure(mean=0.25, std=0.125, ci95=None)},
+        attack=replace(made_results.PGD, params={"eps": 0.1}, stated={"eps": 0.1}),
+    )
+    return found.to_json() | changes
 
 
 def go(recipe: Path, commands: Commands, **options: Any) -> recipes.Outcome:

@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"attacks", "defenses", "inputs", "results"}),
     frozenset({"models", "data"}),
     frozenset({"arguments", "pixels", "runtime", "seeds", "stats", "storage"}),
-    frozenset({"errors", "progress", "text"}),
+    frozenset({"documents", "errors", "progress", "text"}),
 )
 """Top-level modules from the top down; one imports from the layers below its own, not beside it."""
 

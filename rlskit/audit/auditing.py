@@ -12,7 +12,7 @@ from rlskit.arguments import checked
 from rlskit.attacks import PreparedAttack, prepare
 from rlskit.attacks.options import READERS
 from rlskit.audit.advice import advice
-from rlskit.audit.audit_result import FAIL, PASS, SKIPPED, AuditResult, Check, finite
+from rlskit.audit.audit_result import FAIL, PASS, SKIPPED, AuditedAttack, AuditResult, Check, finite
 from rlskit.audit.case import Case
 from rlskit.audit.checks import CHECKS, Kind
 from rlskit.audit.defended import SHOWN, Defended, at_the_boundary, attacked, banked, own
@@ -26,7 +26,7 @@ from rlskit.evaluation.eval_options import EvalOptions
 from rlskit.models.banks import BankedModel
 from rlskit.progress import Progress, no_progress
 from rlskit.seeds import Purpose
-from rlskit.stats import accuracy
+from rlskit.stats import Accuracy, accuracy
 from rlskit.threat.view import protocol_of
 
 METHODS = ("pgd", "bim", "mifgsm", "eotpgd", "apgd-ce", "apgd-dlr")
@@ -105,7 +105,7 @@ def audit_model(
         progress("auditing", done, len(CHECKS))
     return AuditResult(
         **found.facts,
-        attack={"method": method, "params": dict(attack.params)},
+        attack=AuditedAttack(method, attack.params),
         protocol=protocol,
         n_attacked=n_attacked,
         n_samples=case.defended.n_samples,
@@ -192,14 +192,12 @@ def _check(name: str, kind: Kind, case: Case) -> Check:
     return Check(name, kind.title, value, kind.unit, kind.threshold, verdict, found.detail, meaning)
 
 
-def _accuracies(case: Case) -> dict[str, dict[str, Any] | None]:
+def _accuracies(case: Case) -> dict[str, Accuracy | None]:
     """Return the accuracy on clean images and under the attack; None where answers are NaN."""
     n = len(case.labels)
-    found: dict[str, dict[str, Any] | None] = {
-        "clean": accuracy([float(case.clean.double().mean())], n).to_json()
-    }
+    found: dict[str, Accuracy | None] = {"clean": accuracy([float(case.clean.double().mean())], n)}
     try:
-        found["robust"] = accuracy([float(case.robust.double().mean())], n).to_json()
+        found["robust"] = accuracy([float(case.robust.double().mean())], n)
     except UntrustedError:
         found["robust"] = None
     return found

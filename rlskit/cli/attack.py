@@ -188,7 +188,8 @@ def attack(
         if twin is not None:
             raise RequestError("--twin is an option of --protocol adaptive; leave it out")
     options = EvalOptions(
-        n_samples, repeats, batch_size, num_workers, seed, per_example, expect_clean,
+        n_samples=n_samples, repeats=repeats, batch_size=batch_size, num_workers=num_workers,
+        seed=seed, per_example=per_example, expect_clean=expect_clean,
         gated=fail_under is not None,
     )  # fmt: skip
     banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))

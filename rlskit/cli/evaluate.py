@@ -83,7 +83,8 @@ def evaluate(
 
     check_source(adversarial, data=data, split=split, limit=limit)
     options = EvalOptions(
-        counts_of(n_samples), repeats, batch_size, num_workers, seed, per_example, expect_clean,
+        n_samples=counts_of(n_samples), repeats=repeats, batch_size=batch_size,
+        num_workers=num_workers, seed=seed, per_example=per_example, expect_clean=expect_clean,
         gated=fail_under is not None,
     )  # fmt: skip
     banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))

@@ -180,7 +180,7 @@ def gate(results: Sequence[Result], *, quiet: bool) -> int:
     from rlskit.results import NOT_MET, gate_sentence
 
     gates = [result for result in results if result.gate is not None]
-    failed = [result for result in gates if result.gate["verdict"] == NOT_MET]  # type: ignore[index]
+    failed = [result for result in gates if result.gate and result.gate.verdict == NOT_MET]
     for result in gates:
         note(gate_sentence(result), quiet=quiet, loud=result in failed)
     return 1 if failed else 0

@@ -24,6 +24,7 @@ from rlskit.models.folding import check_compiler
 from rlskit.models.wrapping import wrap
 from rlskit.progress import Progress, no_progress
 from rlskit.results import PARTS, RESULTS, Journal, Result, claim, digest, dump, summary
+from rlskit.results.result import AttackFacts
 from rlskit.storage.files import write_text
 from rlskit.storage.locks import only_writer, refuse_busy
 from rlskit.threat.adaptive import OPTIONS as ADAPTIVE_OPTIONS
@@ -250,14 +251,14 @@ def _worst_case(results: Sequence[Result], journals: Sequence[Journal]) -> Resul
     """Return the result under all attacks: an image is robust where it withstood every one."""
     first = results[0]
     assert first.attack is not None
-    attack = {
-        "method": WORST_CASE,
-        "engine": first.attack["engine"],
-        "params": {"of": [result.attack for result in results]},
-        "stated": {},
-        "pixel_range": first.attack["pixel_range"],
-        "view": first.attack["view"],
-    }
+    attack = AttackFacts(
+        method=WORST_CASE,
+        engine=first.attack.engine,
+        params={"of": tuple(result.attack for result in results if result.attack)},
+        stated={},
+        pixel_range=first.attack.pixel_range,
+        view=first.attack.view,
+    )
     return dataclasses.replace(
         first,
         attack=attack,

@@ -36,9 +36,11 @@ def check_options(stage: Stage) -> None:
     elif stage.command in ("attack", "eval"):
         expected = given.get("expect_clean")
         EvalOptions(
-            samples_of(stage), int(given.get("repeats", 1)), int(given.get("batch_size", 128)),
+            n_samples=samples_of(stage),
+            repeats=int(given.get("repeats", 1)),
+            batch_size=int(given.get("batch_size", 128)),
             expect_clean=None if expected is None else float(expected),
-        )  # fmt: skip
+        )
     elif stage.command == "diversity":
         for name in _OF_TRANSFER:
             if stage.options.get(name, False) is not False:
