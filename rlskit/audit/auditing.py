@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlskit.attacks import PreparedAttack, prepare
+from rlskit.attacks import ATTACKS, PreparedAttack, prepare
 from rlskit.audit.advice import advice
 from rlskit.audit.audit_result import FAIL, PASS, SKIPPED, AuditResult, Check, finite
 from rlskit.audit.case import Case
@@ -26,7 +26,7 @@ from rlskit.progress import Progress, no_progress
 from rlskit.stats import accuracy
 from rlskit.threat.view import protocol_of
 
-METHODS = ("pgd", "bim", "mifgsm", "eotpgd", "apgd-ce", "apgd-dlr")
+METHODS = tuple(name for name, one in ATTACKS.items() if one.ascends and "linf" in one.norms)
 """The attacks that can be audited: in linf, along gradients, under any protocol and loss."""
 
 LIMIT = 100

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 from rlskit.attacks import PreparedAttack
-from rlskit.attacks.options import READERS, read
+from rlskit.attacks.options import OPTIONS, read
 from rlskit.attacks.requests import prepare_all
 from rlskit.errors import RequestError
 from rlskit.evaluation import EvalOptions, counts_of
@@ -60,14 +60,14 @@ def prepared(stage: Stage) -> list[PreparedAttack]:
     """
     given = _given(stage)
     if given.get("protocol") == ADAPTIVE:
-        own = ("method", "n_attacked", "twin", *READERS)
+        own = ("method", "n_attacked", "twin", *OPTIONS)
         adaptive_options({name: value for name, value in given.items() if name in own})
         return []
     return prepare_all(
         str(given.get("method", "pgd")),
         pixel_range=str(given.get("pixel_range", "0:1")),
         engine=str(given.get("engine", "rlskit")),
-        **{name: value for name, value in given.items() if name in READERS},
+        **{name: value for name, value in given.items() if name in OPTIONS},
     )
 
 
