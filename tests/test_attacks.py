@@ -23,6 +23,7 @@ from rlskit.attacks.deepfool import BEYOND, deepfool
 from rlskit.attacks.ead import ead
 from rlskit.attacks.losses import LOSSES, gradient, margin, mean_over_calls, objective
 from rlskit.attacks.minimum_norm import search_constant, wins
+from rlskit.attacks.pgd import pgd
 from rlskit.attacks.randomness import image_generators
 from rlskit.attacks.targets import choose_targets
 from rlskit.errors import RequestError, UntrustedError
@@ -485,6 +486,21 @@ class Faint(nn.Module):
         logits = self.plane(images)
         faint: Tensor = torch.tensor([3.0, 2.0, 1.0]) + self.size * (logits - logits.detach())
         return faint
+
+
+@pytest.mark.parametrize(
+    ("norm", "step"), [("linf", [0.06, -0.02]), ("l2", [0.06 / 2**0.5, -0.06 / 2**0.5])]
+)
+def test_a_step_of_the_other_kind_has_the_same_length(norm: str, step: list[float]) -> None:
+    """On logits of slopes 3 and -1: along the gradient in linf, along its sign in l2."""
+    plane = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    plane[1].weight.data = torch.tensor([[-1.5, 0.5], [1.5, -0.5]])
+    images = torch.full((1, 1, 1, 2), 0.5)
+    found = pgd(
+        plane, images, torch.tensor([0]), norm=norm, eps=0.06, steps=1, step_size=0.06,
+        random_start=False, steepest=False, generator=generator(),
+    )  # fmt: skip
+    assert (found - images).flatten().tolist() == pytest.approx(step, rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [1e-42, 1e-30, 1.0, 1e30])

@@ -427,6 +427,29 @@ def test_m13_tries_the_other_losses(method: str) -> None:
     assert "on ce-saturating 100.0 %, on ce 0.0 %, on margin 0.0 %" in found.detail
 
 
+class Distracting(nn.Module):
+    """The first pixel decides by its whole way, 63 others by how far they are from gray."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        first, others = torch.split(images.flatten(1), [1, 63], 1)
+        lead = first - 0.5 + 0.1 * (others - 0.5).abs().sum(1, keepdim=True)
+        return torch.cat([lead, -lead], 1)
+
+
+def test_m13_tries_the_other_kind_of_steps() -> None:
+    """Signs of length 0.05 throw the others from 0.525 to 0.475 and back; gradients let them rest.
+
+    The lead of 0.1 * 63 * 0.025 less the budget of 0.1 stays above 0, and that of less than
+    0.1 * 63 * 0.005 does not.
+    """
+    images = torch.full((12, 1, 1, 64), 0.525)
+    images[..., 0] = 0.5
+    ours = case(Distracting(), [0.0] * 12, attack={"random_start": False})
+    found = CHECKS["M13"].measure(dataclasses.replace(ours, images=images))
+    assert (found.value, found.failed) == (100, True)
+    assert "on margin 100.0 %, with steps along gradients 0.0 %" in found.detail
+
+
 @pytest.mark.parametrize("protocol", ["transfer", "eot"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("loss", ["ce", "margin"])

@@ -65,7 +65,7 @@ def test_wrong_budgets(text: str | float, pixel_range: str, message: str) -> Non
 
 
 def test_the_papers_scale() -> None:
-    """eps' = 2 eps, c = c'/4, beta = beta'/2 (design, section 2), and both are kept."""
+    """eps' = 2 eps, c = c'/4, beta = beta'/2, and both are kept."""
     pgd = prepare("pgd", eps="0.02", pixel_range="-1:1")
     assert pgd.params["eps"] == pytest.approx(0.01)
     assert pgd.params["step_size"] == pytest.approx(0.001)

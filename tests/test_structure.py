@@ -6,6 +6,7 @@ module must be placed in `LAYERS` before anything may import it.
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -134,6 +135,23 @@ def test_init_files_hand_out_names_only() -> None:
         assert kinds <= {"Expr", "ImportFrom", "Assign"}, path  # docstring, names, __all__
 
 
+def test_the_page_on_architecture_names_every_file_in_the_order_of_the_layers() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    named = {row[1].strip(" `"): re.findall("`([a-z_]+)`", row[3]) for row in rows}
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert named == {room: sorted(modules(PACKAGE / room)) for room in rooms}
+    level = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
+    depths = [level[room] for room in named]
+    assert depths == sorted(depths)
+    beside = re.findall("`([a-z_]+)`", page.split("Beside the rooms")[1].split("`__init__")[0])
+    assert modules(PACKAGE) <= set(beside)
+
+
+def modules(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("*.py") if not path.stem.startswith("__")}
+
+
 def test_recipes_is_no_package() -> None:
     done = subprocess.run([sys.executable, "-c", "import recipes"], cwd=ROOT, capture_output=True)
     assert b"the library is rlskit.recipes" in done.stderr
@@ -160,7 +178,7 @@ def test_no_file_is_a_drawer_for_anything() -> None:
         (
             "results/html.py",
             "import rlskit.models.checkpoint",
-            ["results knows nothing of checkpoint"],
+            ["results knows nothing of models"],
         ),
         ("results/html.py", "from rlskit.evaluation import x", ["results knows nothing of eval"]),
         ("stats.py", "from rlskit.results import journal", ["stats -> results goes up"]),

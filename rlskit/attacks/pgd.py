@@ -36,6 +36,7 @@ def pgd(
     eot_samples: int = 1,
     targeted: bool = False,
     start: Tensor | None = None,
+    steepest: bool = True,
     generator: torch.Generator,
 ) -> Tensor:
     """Step along the gradient's direction, project onto the ball and the box; return the last.
@@ -61,6 +62,8 @@ def pgd(
         eot_samples: Calls of the model whose mean loss a step ascends.
         targeted: Descend towards the labels instead.
         start: Points of the ball to go on from, instead of random ones.
+        steepest: Step along what raises the loss most within the norm; else along what does so
+            within the other: in linf the gradient itself, in l2 its sign.
         generator: Its seed is that of the random starts.
 
     Returns:
@@ -83,7 +86,7 @@ def pgd(
                 slope = scaled(slope)
                 slope = slope / slope.abs().mean((1, 2, 3), keepdim=True).clamp_min(TINY)
                 velocity = slope = slope + momentum * velocity
-            moved = x + stride * _direction(slope, norm)
+            moved = x + stride * _direction(slope, norm, steepest)
             x = (images + _project(moved - images, norm, eps)).clamp(0, 1)
         return x
 
@@ -100,11 +103,14 @@ def pgd_passes(_: Setting, *, steps: int, restarts: int, eot_samples: int, **__:
     return Passes(gradients + 2 * (restarts - 1), gradients)
 
 
-def _direction(slope: Tensor, norm: str) -> Tensor:
-    """Return the step of length 1 that raises the loss most."""
-    if norm == "linf":
+def _direction(slope: Tensor, norm: str, steepest: bool) -> Tensor:
+    """Return the step of length 1 along the gradient or its sign."""
+    if norm == "linf" and steepest:
         return slope.sign()
-    slope = scaled(slope)
+    if norm == "linf":
+        slope = scaled(slope)
+        return slope / slope.abs().amax((1, 2, 3), keepdim=True).clamp_min(TINY)
+    slope = scaled(slope) if steepest else slope.sign()
     return slope / (_l2(slope) + TINY)
 
 

@@ -63,9 +63,9 @@ class PreparedAttack:
     def short(self) -> PreparedAttack:
         """The same attack with as few steps, runs and queries as show that it works."""
         few = {
-            option: min(row.short, value)
-            for option, value in self.params.items()
-            if (row := OPTIONS[option]).short is not None
+            option: min(row.short, self.params[option])
+            for option, row in OPTIONS.items()
+            if row.short is not None and option in self.params
         }
         if self.engine == "torchattacks" and "steps" in few:
             upstream = ATTACKS[self.method].upstream

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,7 +21,10 @@ from rlskit.pixels import Pixels
 if TYPE_CHECKING:
     from rlskit.data.dataset import Data
 
-SPECS = (*DATASETS, "folder:PATH", "npz:PATH")
+KINDS: dict[str, Callable[[str, str], Data]] = {"folder": load_folder, "npz": load_npz}
+"""Kind of data that lie at a path, as in `folder:PATH` -> what loads a split of them."""
+
+SPECS = (*DATASETS, *(f"{kind}:PATH" for kind in KINDS))
 """What `--data` may be."""
 
 MEASURED = 10_000
@@ -57,8 +61,8 @@ def load(
 
 def _load(spec: str, split: str, *, data_dir: str | Path | None, download: bool) -> Data:
     kind, _, path = spec.partition(":")
-    if kind in ("folder", "npz") and path:
-        return (load_folder if kind == "folder" else load_npz)(path, split)
+    if kind in KINDS and path:
+        return KINDS[kind](path, split)
     if spec == "digits":
         return load_digits(split)
     if spec in DATASETS:

@@ -30,7 +30,7 @@ COSTS = ("seconds", "forwards", "backwards")
 
 
 def accuracies(journals: Sequence[Journal], repeats: int, which: int) -> dict[str, dict[str, Any]]:
-    """Return every accuracy of the design's section 4 that was scored, each with its denominator.
+    """Return every accuracy that was scored, each with its denominator.
 
     `attack_success` is the share of the correctly classified images that the attack turned; its
     denominator is the least over repeats, and it is missing where a repeat got no image right.

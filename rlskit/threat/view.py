@@ -1,4 +1,4 @@
-"""What the attacker sees: the protocols of the design, section 4.
+"""What the attacker sees: the protocols.
 
 `transfer`: one fixed draw (the paper's Tables 1 to 3). `multi`: n fixed draws, attacked on their
 mean prediction (Table 4). `eot`: n fresh draws at every gradient step.
