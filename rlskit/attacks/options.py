@@ -176,7 +176,7 @@ SEARCHES = "Of square, autoattack and noise"
 FEW_PIXELS = "Of jsma, onepixel and pixle"
 
 OPTIONS: dict[str, Option] = {
-    "eps": Option(BUDGET, EFFORT, "Budget: 0.02 or 8/255; several with commas.", power=1),
+    "eps": Option(BUDGET, EFFORT, "Budget: 0.02 or 8/255.", power=1),
     "norm": Option(
         _choice("linf", "l2", "l1"), EFFORT, "linf, l2 or l1, where there is a choice."
     ),
