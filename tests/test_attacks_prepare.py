@@ -59,6 +59,13 @@ def test_defaults_are_those_of_the_function_but_what_the_name_implies() -> None:
     }  # fmt: skip
 
 
+def test_a_short_run_has_few_steps_and_is_the_same_attack_otherwise() -> None:
+    attack = prepare("pgd", eps=0.1, steps=40, restarts=3)
+    assert attack.short.params == {**attack.params, "steps": 2, "restarts": 1}
+    assert prepare("square", steps=1).short.params["steps"] == 1
+    assert prepare("ead", engine="torchattacks").short.params["steps"] == 10  # it takes no fewer
+
+
 def test_the_table_in_the_docs_is_that_of_the_defaults() -> None:
     page = (Path(__file__).resolve().parents[1] / "docs" / "attacks.md").read_text(encoding="utf-8")
     page = page.split("## The table")[1].split("## ")[0]
