@@ -214,8 +214,8 @@ def test_saving_needs_no_second_copy(tmp_path: Path) -> None:
     script = f"""
 import resource, torch
 from pathlib import Path
-from rlskit.files import write_tensors
-from rlskit.checkpoint import fingerprint
+from rlskit.storage.files import write_tensors
+from rlskit.storage.files import fingerprint
 tensors = {{str(i): torch.ones(1 << 20) for i in range(32)}}  # 128 MiB
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 fingerprint(tensors)

@@ -18,8 +18,8 @@ from rlskit.storage.locks import LOCK, locked, only_writer, refuse_busy
 HOLDER = """
 import sys, time
 from pathlib import Path
-from rlskit.files import replacing
-from rlskit.locks import only_writer
+from rlskit.storage.files import replacing
+from rlskit.storage.locks import only_writer
 
 with only_writer(Path("run")), replacing(Path("run/file"), force=True):
     print("ready", flush=True)
