@@ -13,7 +13,7 @@ from rlskit.models.banks import BankedModel
 from rlskit.models.wrapping import wrap
 
 GivenData = str | Data | tuple[Tensor, Tensor]
-"""A `--data` name, data, or images `[n, C, H, W]` with labels `[n]`."""
+"""A data set's name, data, or images `[n, C, H, W]` with labels `[n]`."""
 
 
 def taken(

@@ -93,7 +93,7 @@ def parse_number(text: str | float, option: str) -> float:
     return value
 
 
-def parse_budget(text: str | float, pixel_range: str = "0:1", option: str = "--eps") -> float:
+def parse_budget(text: str | float, pixel_range: str = "0:1", option: str = "`eps`") -> float:
     """Return a perturbation budget as a fraction of the pixel range, so in [0, 1].
 
     Args:
@@ -121,7 +121,7 @@ def range_width(pixel_range: str) -> float:
     """
     if pixel_range not in PIXEL_RANGES:
         known = " or ".join(PIXEL_RANGES)
-        raise RequestError(f"--pixel-range {pixel_range!r} is unknown; it is {known}")
+        raise RequestError(f"`pixel_range` {pixel_range!r} is unknown; it is {known}")
     return PIXEL_RANGES[pixel_range]
 
 

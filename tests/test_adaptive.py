@@ -18,6 +18,7 @@ from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
 from rlskit.report import broken_by
+from rlskit.seeds import Purpose
 from rlskit.threat.adaptive import CLEAN, Adaptive, prepare_adaptive
 from rlskit.threat.parts import Part
 
@@ -82,7 +83,7 @@ def test_an_image_is_robust_if_it_withstands_every_part(
     draw = undefended.sampled(torch.tensor([0, 0]))
     alone = []
     for index, part in enumerate(threat.parts):
-        noise = seeds.generator(0, "adaptive", 0, index)
+        noise = seeds.generator(0, Purpose.ADAPTIVE, 0, index)
         found = part.attack(draw, IMAGES, LABELS, generator=noise)
         alone.append(draw(found).argmax(-1) != LABELS)
     first = torch.stack(alone).int().argmax(0)
@@ -170,7 +171,7 @@ def test_pgd_goes_on_from_the_worst_version_so_far(undefended: BankedModel) -> N
     crafted = dataclasses.replace(threat, parts=parts).craft(
         undefended, IMAGES, LABELS, seed=0, repeat=0
     )
-    noise = seeds.generator(0, "unused")
+    noise = seeds.generator(0, Purpose.ATTACK)
     view = seen(seed=0, repeat=0, image=None)
     expected = whole(view, in_layout(IMAGES, layout_of(undefended)), LABELS, generator=noise)
     further = crafted.columns["broken_by"] == 1
@@ -245,8 +246,8 @@ def test_the_command(
     monkeypatch.chdir(tmp_path)
     checkpoint.save(undefended, "x.safetensors")
     for wrong, message in (
-        (["--eps", "0.1", "--method", "fgsm"], "--method is no option of --protocol adaptive"),
-        ([], "--protocol adaptive needs a budget"),
+        (["--eps", "0.1", "--method", "fgsm"], "--method is no option of the adaptive protocol"),
+        ([], "the adaptive protocol needs a budget, such as --eps 8/255"),
         (["--eps", "0.1", "--view", "mean-logit"], "chooses engine, view and risk itself"),
     ):
         assert command(["attack", "x.safetensors", "--protocol", "adaptive", *wrong]) == 2
@@ -258,9 +259,9 @@ def test_the_command(
 def test_wrong_requests(rls: BankedModel) -> None:
     with pytest.raises(RequestError, match="more than the whole pixel range"):
         prepare_adaptive(rls, eps=8)
-    with pytest.raises(RequestError, match="norm 'l7' is unknown"):
+    with pytest.raises(RequestError, match="`norm` 'l7' is unknown"):
         prepare_adaptive(rls, eps=0.1, norm="l7")
-    with pytest.raises(RequestError, match="--n-attacked must be at least 1, not 0"):
+    with pytest.raises(RequestError, match="`n_attacked` must be at least 1, not 0"):
         prepare_adaptive(rls, eps=0.1, n_attacked=0)
     other = small_models.model(1, "none")
     other.card.classes = 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -172,11 +173,18 @@ def test_it_buys_robustness_on_digits() -> None:
     ("fields", "message"),
     [
         ({"adversarial": "fgsm"}, "'fgsm' is unknown; it is one of none, pgd"),
-        ({"adversarial_eps": 8.0}, r"--adversarial-eps is a length in \(0, 1\]"),
-        ({"adversarial_step_size": 0.0}, "--adversarial-step-size"),
-        ({"adversarial_steps": 0}, "--adversarial-steps must be at least 1"),
+        ({"adversarial_eps": "8"}, "`adversarial_eps` 8 is more than the .* did you mean 8/255"),
+        ({"adversarial_step_size": 0.0}, "`adversarial_step_size` must be above 0"),
+        ({"adversarial_steps": 0}, "`adversarial_steps` must be at least 1"),
     ],
 )
 def test_wrong_options(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         TrainOptions(**fields)
+
+
+def test_a_budget_may_be_a_text() -> None:
+    options = TrainOptions(adversarial_eps="4/255", adversarial_step_size="0.01")
+    assert (options.adversarial_eps, options.adversarial_step_size) == (4 / 255, 0.01)
+    assert TrainOptions() == TrainOptions(adversarial_eps=8 / 255, adversarial_step_size=2 / 255)
+    assert dataclasses.replace(options, epochs=1).adversarial_eps == 4 / 255

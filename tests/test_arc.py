@@ -367,10 +367,10 @@ def test_an_evaluation_attacks_the_views_draws_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"protocol": "eot", "n_attacked": 4}, "arc needs fixed ones; use --protocol multi"),
-        ({"compiled": True}, "--compile cannot serve arc"),
+        ({"protocol": "eot", "n_attacked": 4}, "arc needs fixed ones; use `protocol='multi'`"),
+        ({"compiled": True}, "`compiled` cannot serve arc"),
         ({"engine": "torchattacks"}, "torchattacks has no arc"),
-        ({"top_classes": 1}, "--top-classes must be at least 2"),
+        ({"top_classes": 1}, "`top_classes` must be at least 2"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:

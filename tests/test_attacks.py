@@ -28,6 +28,7 @@ from rlskit.attacks.randomness import image_generators
 from rlskit.attacks.targets import choose_targets
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.pixels import perturbation_norms
+from rlskit.seeds import Purpose
 
 SHAPE = (3, 4, 4)
 
@@ -327,7 +328,7 @@ def test_ours_is_bit_equal_to_torchattacks_from_the_same_start(
 ) -> None:
     model, images, labels = net_and_images()
     ours = prepare(method, **options, loss="ce-saturating")
-    streams = image_generators(images, generator(7), "start", 0)
+    streams = image_generators(images, generator(7), Purpose.START, 0)
     for image, label, stream in zip(
         torch.split(images, 1), torch.split(labels, 1), streams, strict=True
     ):
@@ -407,7 +408,7 @@ def test_targets_by_hand() -> None:
         drawn[5:6], choose_targets("random", model, images[5:6], labels[5:6], generator())
     )
     assert choose_targets(3, model, images, labels, generator()).tolist() == [3] * 64
-    with pytest.raises(RequestError, match="--target 4 is no class: there are 4, from 0"):
+    with pytest.raises(RequestError, match="`target` 4 is no class: there are 4, from 0"):
         choose_targets(4, model, images, labels, generator())
 
 
@@ -439,7 +440,7 @@ def test_losses_by_hand() -> None:
     assert LOSSES["margin"](logits, torch.tensor([1])).item() == 2
     assert LOSSES["dlr"](logits, torch.tensor([1])).item() == pytest.approx(2 / 3)
     assert LOSSES["dlr"](logits, torch.tensor([0])).item() == pytest.approx(-2 / 3)
-    with pytest.raises(RequestError, match="--loss dlr needs at least 3 classes, not 2"):
+    with pytest.raises(RequestError, match="`loss='dlr'` needs at least 3 classes, not 2"):
         LOSSES["dlr"](logits[:, :2], torch.tensor([0]))
 
 
@@ -890,6 +891,6 @@ class Kept(nn.Module):
 
 
 def test_upstream_ead_needs_ten_steps() -> None:
-    with pytest.raises(RequestError, match="--steps of at least 10 here, not 9"):
+    with pytest.raises(RequestError, match="`steps` of at least 10 here, not 9"):
         run("ead", Linear(2), torch.rand(1, *SHAPE), torch.tensor([0]), engine="torchattacks",
             optimizer=None, steps=9)  # fmt: skip

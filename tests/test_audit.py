@@ -36,6 +36,7 @@ from rlskit.audit.defended import Own, influence, randomness
 from rlskit.cli import run
 from rlskit.data import Data, load
 from rlskit.errors import RequestError, UntrustedError
+from rlskit.seeds import Purpose
 
 SOUND: dict[str, Any] = {"eps": EPS, "steps": 20, "step_size": EPS / 5}
 """PGD that reaches all of the ball."""
@@ -461,9 +462,9 @@ def test_advice_names_only_what_is_there_and_not_given(
     said = " ".join(kind.failed.format(**advice(ours)) for kind in CHECKS.values())
     takes = ATTACKS[method].defaults
     for option in ("step_size", "restarts"):
-        assert (f"--{option.replace('_', '-')}" in said) == (option in takes)
-    assert ("--loss margin" in said) == ("loss" in takes and loss == "ce")
-    assert ("--protocol eot" in said) == (protocol != "eot")
+        assert (f"`{option}`" in said) == (option in takes)
+    assert ("`loss='margin'`" in said) == ("loss" in takes and loss == "ce")
+    assert ("`protocol='eot'`" in said) == (protocol != "eot")
 
 
 def test_m12_on_a_plane() -> None:
@@ -527,12 +528,13 @@ def test_global_randomness_and_the_module_are_left_alone() -> None:
 
 
 def test_randomness_is_seeded_by_its_purpose() -> None:
-    def drawn(seed: int, purpose: str) -> float:
+    def drawn(seed: int, purpose: Purpose) -> float:
         with randomness(seed, purpose, torch.device("cpu")):
             return float(torch.rand(()))
 
-    assert drawn(0, "a") == drawn(0, "a")
-    assert len({drawn(0, "a"), drawn(0, "b"), drawn(1, "a")}) == 3
+    one, other = Purpose.ATTACK, Purpose.ANSWER
+    assert drawn(0, one) == drawn(0, one)
+    assert len({drawn(0, one), drawn(0, other), drawn(1, one)}) == 3
 
 
 class Broken(nn.Module):
@@ -568,7 +570,7 @@ def test_nan_gradients_fail_and_do_not_end_the_audit() -> None:
         ({"eps": 8}, ["8/255"]),
         ({"target": 3}, ["untargeted"]),
         ({"protocol": "multi", "n_attacked": 3}, ["protocol='eot'"]),
-        ({"points": 0}, ["--points"]),
+        ({"points": 0}, ["`points`"]),
     ],
 )
 def test_wrong_requests_are_named(options: dict[str, Any], words: list[str]) -> None:

@@ -287,7 +287,7 @@ def test_flipped_bytes_of_the_header_never_crash(saved: Path) -> None:
 def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     plain, other = tmp_path / "plain.safetensors", tmp_path / "other.safetensors"
     save_file({"w": torch.zeros(1)}, plain)
-    refused(plain, "holds plain weights; `rlskit convert NAME --weights")
+    refused(plain, "holds plain weights; `rlskit.convert.name, weights=")
     for metadata, reason in (
         ("no json", "its metadata is no JSON"),
         ("[" * 100_000, "its metadata is no JSON"),
@@ -323,7 +323,7 @@ def put(*path: str | int, value: object) -> Callable[[dict[str, Any]], object]:
         (put("architecture", "name", value="test_vit"), "the partition does not fit the network"),
         (put("architecture", "name", value=["test_vit2"]), "timm has no model"),
         (put("architecture", "source", value="hub"), "no source is called 'hub'"),
-        (put("architecture", "source", value="own"), "unknown on this machine; name it with --mo"),
+        (put("architecture", "source", value="own"), "unknown on this machine; name it with `arch"),
         (put("architecture", "source", value=None), "no source is called None"),
         (put("architecture", "extra", value=1), "architecture is unreadable"),
         (put("architecture", value=[]), "architecture is unreadable"),
@@ -339,7 +339,7 @@ def put(*path: str | int, value: object) -> Callable[[dict[str, Any]], object]:
         (put("architecture", "kwargs", "num_classes", value=11), "does not fit its arch"),
         (put("architecture", "kwargs", "img_size", value=[64, 64]), "does not fit its"),
         (put("architecture", "in_chans", value=3), "does not fit its architecture"),
-        (put("architecture", "small_images", value=True), "--small-images knows"),
+        (put("architecture", "small_images", value=True), "`small_images` knows"),
         (put("banks", value=3), "it says 3 banks, but has tensors of 2"),
         (put("banks", value=10**18), "banks, but has tensors of 2"),
         (put("banks", value=0), "it says 0 banks"),
@@ -465,7 +465,7 @@ def test_code_of_ones_own_is_never_taken_from_the_file(
     assert_equal(load(path), model)  # this machine remembers
     remembered = own_module._memory_file()
     remembered.write_text("[1, 2]")
-    refused(path, "code of its author's unknown on this machine; name it with --model")
+    refused(path, "code of its author's unknown on this machine; name it with `architecture`")
     assert_equal(load(path, architecture=own), model)
     assert inspect(path)["architecture"]["name"] == "own.py:net"
     (tmp_path / "own.py").write_text(OWN + "\n# changed\n")
@@ -508,7 +508,7 @@ def test_inspect_needs_no_code(saved: Path) -> None:
 def test_an_existing_file_is_kept(saved: Path) -> None:
     content = saved.read_bytes()
     model = load(saved)
-    with pytest.raises(RequestError, match="exists already; --force replaces it"):
+    with pytest.raises(RequestError, match="exists already; `force` replaces it"):
         save(model, saved)
     assert saved.read_bytes() == content
     save(model, saved, force=True)

@@ -181,9 +181,9 @@ def test_expected_accuracy(good: BankedModel, tmp_path: Path) -> None:
     with pytest.raises(UntrustedError, match=rf"is {100 * share:.1f} % \(\d+ of 80 clean images\)"):
         attack(good, DATA, **FGSM, expect_clean=share + 0.01, out=tmp_path)
     assert not (tmp_path / "results.json").exists()
-    with pytest.raises(UntrustedError, match="below the 99 % of --expect-clean"):
+    with pytest.raises(UntrustedError, match="below the 99 % of `expect_clean`"):
         audit_model(good, DATA, expect_clean=0.99)
-    with pytest.raises(RequestError, match=r"--expect-clean is a share in \[0, 1\], .* not 90"):
+    with pytest.raises(RequestError, match=r"`expect_clean` is a share in \[0, 1\], .* not 90"):
         evaluate(good, DATA, expect_clean=90)
 
 
@@ -199,7 +199,7 @@ def test_it_is_refused_early_where_a_few_images_show_it(
     share = evaluate(model, DATA)[0].accuracy["clean"]["mean"]
     assert 0.2 < share < 0.7  # it still knows something, so that only the user can tell
     monkeypatch.setattr(Threat, "craft", lambda *_, **__: pytest.fail("an attack ran"))
-    with pytest.raises(UntrustedError, match=r"of 64 clean images\), below the 90 %.*--mean"):
+    with pytest.raises(UntrustedError, match=r"of 64 clean images\), below the 90 %.*`mean`"):
         attack(model, DATA, **FGSM, expect_clean=0.9)
 
 
@@ -233,7 +233,7 @@ def test_saved_images_of_unknown_data(good: BankedModel, tmp_path: Path) -> None
     assert result.warnings[-1].startswith("CLEAN ACCURACY UNKNOWN: the model is right on")
     with pytest.raises(UntrustedError, match="its clean accuracy is not known here"):
         evaluate(guesser(), adversarial=path, gated=True)
-    with pytest.raises(RequestError, match="--expect-clean needs the clean images"):
+    with pytest.raises(RequestError, match="`expect_clean` needs the clean images"):
         evaluate(good, adversarial=path, expect_clean=0.5)
     with pytest.raises(UntrustedError, match=r"below the 99 %"):
         evaluate(good, DATA, adversarial=path, expect_clean=0.99)

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import rlskit
-from rlskit.attacks.options import OPTIONS, flag, read
+from rlskit.attacks.options import OPTIONS, read
 from rlskit.cli import run
 from rlskit.cli.app import COMMANDS
-from rlskit.cli.flags import HEADINGS, TRANSFER
+from rlskit.cli.flags import HEADINGS, TRANSFER, flag
 from rlskit.cli.help import EXAMPLES
 from rlskit.cli.recipe import _check
 from rlskit.errors import RequestError

@@ -41,7 +41,7 @@ from rlskit.errors import RequestError, RunError
 from rlskit.models.published import library_classes
 from rlskit.pixels import Pixels
 from rlskit.runtime.torchvision_ops import declare_missing_operators
-from rlskit.seeds import generator
+from rlskit.seeds import Purpose, generator
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -164,8 +164,8 @@ def test_a_missing_data_set_is_told_with_its_folder(name: str, tmp_path: Path) -
     with pytest.raises(RequestError) as error:
         load(name, data_dir=tmp_path)
     assert f"{name} is missing or damaged in {tmp_path}" in refusal(error)
-    assert "--download" in str(error.value)
-    assert "--data-dir" in str(error.value)
+    assert "`download`" in str(error.value)
+    assert "`data_dir`" in str(error.value)
 
 
 def test_a_truncated_data_set_is_refused(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_limit_takes_one_image_of_each_stretch(n: int, limit: int) -> None:
 
 
 def test_a_limit_below_one_is_refused() -> None:
-    with pytest.raises(RequestError, match="--limit 0 leaves no image"):
+    with pytest.raises(RequestError, match="`limit` 0 leaves no image"):
         load("digits", limit=0)
 
 
@@ -557,7 +557,7 @@ def test_resizing_is_that_of_torchvision(size: tuple[int, int]) -> None:
     declare_missing_operators()
     from torchvision.transforms.v2 import functional as peer
 
-    images = torch.rand(2, 3, *size, generator=generator(0, "test"))
+    images = torch.rand(2, 3, *size, generator=generator(0, Purpose.ATTACK))
     resized = peer.resize(images, [16], antialias=True)
     top, left = (resized.shape[2] - 16) // 2, (resized.shape[3] - 16) // 2
     expected = resized[:, :, top : top + 16, left : left + 16]
@@ -583,7 +583,7 @@ def test_what_would_change_the_question_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="3 channels, but the checkpoint takes 1") as error:
         colour.adapted(pixels(1, 5, 5), 2)
     refusal(error)
-    with pytest.raises(RequestError, match=r"2 classes \(the entry `classes` of the file"):
+    with pytest.raises(RequestError, match=r"2 classes \(its entry 'classes' can state it"):
         colour.adapted(pixels(3, 5, 5), 3)
     with pytest.raises(RequestError, match="1 channel, but the checkpoint takes 4"):
         digits.adapted(pixels(4, 8, 8), 10)
@@ -664,12 +664,12 @@ def test_a_corrupt_image_stops_the_reading_in_one_sentence(
 def test_a_last_batch_of_one_is_dropped(n: int, seen: int) -> None:
     source = ArrayImages("x", torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1))
     data = Data("x", "train", tuple(map(str, range(n))), torch.arange(n), source)
-    found = list(batches(data, 4, generator(0, "test")))
+    found = list(batches(data, 4, generator(0, Purpose.ATTACK)))
     labels = torch.cat([y for _, y in found])
     assert len(labels) == len(set(labels.tolist())) == seen
     assert labels.tolist() != sorted(labels.tolist())
     assert torch.equal((torch.cat([x for x, _ in found]) * 255).flatten().long(), labels)
-    assert len(list(batches(data, 1, generator(0, "test")))) == n
+    assert len(list(batches(data, 1, generator(0, Purpose.ATTACK)))) == n
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
@@ -677,7 +677,7 @@ def test_batches_depend_on_the_generator_alone(augment: str) -> None:
     data, state = load("digits"), torch.get_rng_state()
 
     def epoch(seed: int, num_workers: int) -> torch.Tensor:
-        found = batches(data, 100, generator(seed, "test"), augment, num_workers)
+        found = batches(data, 100, generator(seed, Purpose.ATTACK), augment, num_workers)
         return torch.cat([x for x, _ in found])
 
     assert torch.equal(epoch(0, 0), epoch(0, 2))
@@ -686,8 +686,8 @@ def test_batches_depend_on_the_generator_alone(augment: str) -> None:
 
 
 def test_crop_flip_is_a_padded_crop_and_a_flip_of_each_image() -> None:
-    images = torch.rand(200, 3, 6, 5, generator=generator(0, "images"))
-    changed = AUGMENTATIONS["crop-flip"](images, generator(0, "test"))
+    images = torch.rand(200, 3, 6, 5, generator=generator(0, Purpose.ATTACK))
+    changed = AUGMENTATIONS["crop-flip"](images, generator(0, Purpose.ATTACK))
     seen = set()
     for before, after in zip(F.pad(images, [4] * 4), changed, strict=True):
         matches = [
@@ -707,14 +707,14 @@ def test_crop_flip_is_a_padded_crop_and_a_flip_of_each_image() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
-        ({"batch_size": 2, "num_workers": -1}, "--num-workers -1 must be at least 0"),
+        ({"batch_size": 0}, "`batch_size` 0 must be at least 1"),
+        ({"batch_size": 2, "num_workers": -1}, "`num_workers` -1 must be at least 0"),
         ({"batch_size": 2, "augment": "mixup"}, "'mixup' is unknown; it is none or crop-flip"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        next(batches(load("digits"), generator=generator(0, "test"), **options))
+        next(batches(load("digits"), generator=generator(0, Purpose.ATTACK), **options))
 
 
 # Odd files
@@ -733,7 +733,7 @@ def test_every_file_that_is_no_image_is_named_before_anything_runs(tmp_path: Pat
     assert message.startswith(f"4 of 10 images of {spec} cannot be read: ")
     for name in ("7.png is no readable", "8.png is no reg", "8.jpg is no reg", "9.jpg is a link"):
         assert name in message
-    assert message.endswith("or leave them out with --skip-bad")
+    assert message.endswith("or leave them out with `skip_bad`")
     some = load(spec, skip_bad=True)
     assert (some.skipped, len(some), some.sha256) == (4, 6, whole.sha256)
     with pytest.raises(RequestError, match="4 of 10 images"):
@@ -820,7 +820,7 @@ def test_what_is_cut_off_is_said(tmp_path: Path) -> None:
 
     assert said(64, 64) == said(32, 36) == ""
     assert said(32, 48).startswith("CROPPED: 2 of 2 images lose up to 33% of an axis")
-    assert "--image-size H,W of their shape (32,48)" in said(32, 48)
+    assert "`image_size=(32, 48)` of their shape" in said(32, 48)
     assert said(16, 64).startswith("STRETCHED: 2 of 2 images are resized to 32x32")
     save_image(photos(tmp_path / "f") / "cat" / "9.png", noise(6, 12, 3))
     mixed = load(f"folder:{tmp_path / 'f'}").adapted(pixels(3, 8, 6), 2)

@@ -131,5 +131,5 @@ def test_cropping_and_assumptions_are_said_with_every_result(
     assert subject_of(own, f"npz:{tmp_path / 'd.npz'}").facts()["warnings"][1:] == (
         "ASSUMED: this.",
         "CROPPED: 20 of 20 images lose up to 33% of an axis to become 8x8; convert with "
-        "--image-size H,W of their shape (8,12) to keep it.",
+        "`image_size=(8, 12)` of their shape to keep it.",
     )

@@ -17,6 +17,7 @@ from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.partition import Layer, Partition
 from rlskit.models.trace import tensor_names
+from rlskit.seeds import Purpose
 
 
 def many_layers(banks: int, defense: str = "rls") -> BankedModel:
@@ -78,7 +79,7 @@ def test_banks_are_drawn_uniformly_and_independently() -> None:
     model = many_layers(3)
     count = 3000
     found = torch.stack(
-        [sample_plan(model, seeds.generator(0, "defender", 0, i)) for i in range(count)]
+        [sample_plan(model, seeds.generator(0, Purpose.DEFENDER, 0, i)) for i in range(count)]
     )
     assert found.shape == (count, 9)
     single = torch.stack([(found == bank).double().mean(0) for bank in range(3)])
@@ -160,12 +161,12 @@ def test_wrong_requests() -> None:
 
 def test_bank_probs_weigh_the_banks() -> None:
     model = convert("test_resnet", banks=3, bank_probs=(0.7, 0.3, 0.0), image_size=16)
-    generator = seeds.generator(0, "test")
+    generator = seeds.generator(0, Purpose.ATTACK)
     plans = torch.stack([sample_plan(model, generator) for _ in range(1000)]).flatten()
     shares = torch.bincount(plans, minlength=3) / len(plans)
     assert shares[:2].tolist() == pytest.approx([0.7, 0.3], abs=0.02)  # 4 standard deviations
     assert shares[2] == 0
     with pytest.raises(RequestError, match="add up to 1"):
         convert("test_resnet", banks=2, bank_probs=(0.7, 0.7), image_size=16)
-    with pytest.raises(RequestError, match="for --defense rls"):
+    with pytest.raises(RequestError, match="for `defense='rls'`"):
         convert("test_resnet", defense="ensemble", bank_probs=(0.5, 0.5), image_size=16)

@@ -16,5 +16,5 @@ def test_auto_is_a_gpu_if_there_is_one() -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", ""])
 def test_devices_that_are_not_there(name: str) -> None:
-    with pytest.raises(RequestError, match=f"--device {name} is not available here; use cpu"):
+    with pytest.raises(RequestError, match=f"`device` {name} is not available here; use cpu"):
         choose_device(name)

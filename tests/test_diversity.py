@@ -18,6 +18,7 @@ from rlskit.diversity import measure_diversity
 from rlskit.diversity.agreement import agreement, intervals
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
+from rlskit.seeds import Purpose
 from rlskit.training import train
 
 DATA = small_models.digits(60)
@@ -47,7 +48,7 @@ def test_measures_are_those_of_the_predictions(model: BankedModel) -> None:
         assert result.agreement[name]["mean"] == pytest.approx(statistics.fmean(values), rel=1e-12)
         assert result.agreement[name]["std"] == pytest.approx(statistics.stdev(values), rel=1e-12)
     assert 0 < result.agreement["kappa"]["mean"] < 1
-    rng = np.random.default_rng(seeds.derive(4, "bootstrap"))
+    rng = np.random.default_rng(seeds.derive(4, Purpose.BOOTSTRAP))
     spans = intervals([correct(model, 6, repeat) for repeat in range(3)], rng)
     for name in ("kappa", "disagreement", "double_fault"):
         assert result.agreement[name]["ci95"] == getattr(spans, name)
@@ -143,9 +144,9 @@ def test_a_file_of_adversarial_images(model: BankedModel, tmp_path: Path) -> Non
 
 
 def test_wrong_requests(model: BankedModel) -> None:
-    with pytest.raises(RequestError, match="--n-samples must be 2 or more, not 1"):
+    with pytest.raises(RequestError, match="`n_samples` must be 2 or more, not 1"):
         measure_diversity(model, DATA, n_samples=1)
-    with pytest.raises(RequestError, match="--repeats must be at least 1"):
+    with pytest.raises(RequestError, match="`repeats` must be at least 1"):
         measure_diversity(model, DATA, repeats=0)
     broken = small_models.model(2)
     small_models.tensor(broken, 1, "6.weight").fill_(torch.finfo().max)

@@ -28,6 +28,7 @@ from rlskit.evaluation import EvalOptions
 from rlskit.models.banks import BankedModel
 from rlskit.pixels import round_to_8bit
 from rlskit.results import Result, read_run
+from rlskit.seeds import Purpose
 from rlskit.threat.view import DrawsView, attackers_view
 
 DATA = small_models.digits(50)
@@ -149,7 +150,7 @@ def test_bits_are_those_of_torchattacks_called_directly(
         direct = torchattacks.PGD(view, eps=0.15, alpha=0.05, steps=4)
     wanted = []
     for block in (slice(0, 30), slice(30, 50)):
-        torch.manual_seed(seeds.derive(7, "attack", 0))
+        torch.manual_seed(seeds.derive(7, Purpose.ATTACK, 0))
         wanted.append(direct(IMAGES[block], LABELS[block]))
     found = load_file(tmp_path / "adversarial.safetensors")
     assert torch.equal(found["images"], torch.cat(wanted))
@@ -166,7 +167,7 @@ def test_eot_attacks_fresh_draws_at_every_step(rls: BankedModel, tmp_path: Path)
     )
     view = attackers_view(rls, "eot", 2, seed=0, repeat=0)
     options = {name: value for name, value in PGD.items() if name != "method"}
-    noise = seeds.generator(0, "attack", 0)
+    noise = seeds.generator(0, Purpose.ATTACK, 0)
     wanted = prepare("pgd", **options)(view, IMAGES, LABELS, generator=noise)
     assert torch.equal(load_file(tmp_path / "adversarial.safetensors")["images"], wanted)
     assert (result.protocol, result.n_attacked) == ("eot", 2)
@@ -231,7 +232,7 @@ def test_repeats_of_an_attack_have_their_own_views(rls: BankedModel, tmp_path: P
     shares, rounded = [], []
     for repeat in range(3):
         (draw,) = draws(rls, 1, seed=0, purpose="attacker", repeat=repeat)
-        torch.manual_seed(seeds.derive(0, "attack", repeat))
+        torch.manual_seed(seeds.derive(0, Purpose.ATTACK, repeat))
         changed = torchattacks.PGD(draw, eps=0.15, alpha=0.05, steps=4)(IMAGES, LABELS)
         members = defenders(rls, 2, repeat)
         shares.append(share(answers(members, changed) == LABELS))
@@ -388,7 +389,7 @@ def test_blocks_of_another_request_are_refused(
 def test_a_finished_run_is_replaced_by_force_only(rls: BankedModel, tmp_path: Path) -> None:
     evaluate(rls, DATA, n_samples=1, out=tmp_path)
     before = (tmp_path / "results.json").read_text()
-    with pytest.raises(RequestError, match="holds a finished run; name another --out, or use"):
+    with pytest.raises(RequestError, match="holds a finished run; name another `out`, or use"):
         evaluate(rls, DATA, n_samples=1, out=tmp_path)
     with pytest.raises(RequestError, match="holds a finished run"):
         attack_all(
@@ -704,12 +705,12 @@ def test_an_optimistic_protocol_is_called_that(rls: BankedModel, undefended: Ban
         (warning,) = attack(rls, data, **few, **protocol).warnings
         count = protocol.get("n_attacked", 1)
         assert warning.startswith(f"OPTIMISTIC: the attacker of this rls saw {count} of its draws")
-        assert "`rlskit attack CHECKPOINT --protocol adaptive --eps 0.15" in warning
-        assert ("--pixel-range -1:1`" in warning) == ("pixel_range" in protocol)
+        assert "`rlskit.attack_adaptively(model, eps=0.15" in warning
+        assert ("pixel_range='-1:1')`" in warning) == ("pixel_range" in protocol)
     (in_l2,) = attack(rls, data, method="pgd-l2", eps=0.5, steps=1, n_samples=2).warnings
-    assert "--protocol adaptive --eps 0.5 --norm l2`" in in_l2
+    assert "(model, eps=0.5, norm='l2')`" in in_l2
     *_, least = attack(rls, data, method="deepfool", steps=1, n_samples=2).warnings
-    assert "--protocol adaptive --eps EPS`" in least
+    assert "(model, eps=EPS)`" in least
     assert attack(rls, data, **few, protocol="eot", n_attacked=2).warnings == ()
     assert attack(undefended, data, **few).warnings == ()
     ensemble = small_models.trained("ensemble", 2)
@@ -720,28 +721,29 @@ def test_an_optimistic_protocol_is_called_that(rls: BankedModel, undefended: Ban
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"n_samples": 0}, "--n-samples must be at least 1, not 0"),
-        ({"n_samples": (5, 0)}, "--n-samples must be at least 1"),
-        ({"n_samples": ()}, "--n-samples must be at least 1"),
-        ({"repeats": 0}, "--repeats must be at least 1, not 0"),
-        ({"batch_size": 0}, "--batch-size must be at least 1, not 0"),
-        ({"n_samples": (1, 5)}, "an attack is scored with one --n-samples"),
-        ({"n_attacked": 0}, "--n-attacked must be at least 1"),
+        ({"n_samples": 0}, "`n_samples` must be at least 1, not 0"),
+        ({"n_samples": (5, 0)}, "`n_samples` must be at least 1"),
+        ({"n_samples": ()}, "`n_samples` must be at least 1"),
+        ({"repeats": 0}, "`repeats` must be at least 1, not 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, not 0"),
+        ({"n_samples": (1, 5)}, "an attack is scored with one `n_samples`"),
+        ({"n_attacked": 0}, "`n_attacked` must be at least 1"),
         ({"protocol": "adaptive"}, "'adaptive' is unknown"),
-        ({"view": "max"}, "--view 'max' is unknown"),
-        ({"risk": "worst"}, "--risk 'worst' is unknown; it is one of mean, gibbs"),
-        ({"risk": "gibbs"}, "--risk gibbs is for --protocol eot"),
+        ({"view": "max"}, "`view` 'max' is unknown"),
+        ({"risk": "worst"}, "`risk` 'worst' is unknown; it is one of mean, gibbs"),
+        ({"risk": "gibbs"}, "`risk='gibbs'` is for `protocol='eot'`"),
         (
             {"risk": "gibbs", "protocol": "eot", "method": "square"},
-            "--risk gibbs averages the gradients of --n-attacked draws, which square cannot",
+            "`risk='gibbs'` averages the gradients of `n_attacked` draws, which square cannot",
         ),
-        ({"method": "deepfool", "compiled": True}, "--compile cannot serve deepfool"),
+        ({"method": "deepfool", "compiled": True}, "`compiled` cannot serve deepfool"),
         (
             {"method": "cw", "protocol": "eot"},
-            "--protocol eot needs a.* budget, not cw",
+            "`protocol='eot'` needs a.* budget, not cw",
         ),
         ({"eps": 8}, "did you mean 8/255"),
-        ({"epz": 0.1}, "--epz is no option of pgd"),
+        ({"epz": 0.1}, "`epz` is no option; did you mean `eps`?"),
+        ({"kappa": 0.1}, "`kappa` is no option of pgd"),
         ({"save_adversarial": True}, "need a folder"),
     ],
 )
@@ -864,10 +866,10 @@ def test_a_loss_that_saturates_is_said() -> None:
         attack(confident(15), DATA, method="pgd", eps=0.2, **change) for change in changes
     )
     assert not default.warnings
-    for result, instead in ((saturating, "--loss margin"), (theirs, "--engine rlskit")):
+    for result, instead in ((saturating, "`loss='margin'`"), (theirs, "`engine='rlskit'`")):
         (said,) = result.warnings
         assert said.startswith("MASKED GRADIENTS: at 46 of 50 images looked at, the gradient of ")
-        assert f"try {instead} or --protocol adaptive or --method square" in said
+        assert f"try {instead} or `rlskit.attack_adaptively()` or `method='square'`" in said
         assert result.accuracy["robust"]["mean"] > default.accuracy["robust"]["mean"] + 0.1
 
 
@@ -885,7 +887,7 @@ def test_a_model_that_masks_its_gradients_has_no_result(
     monkeypatch.setattr(head, "forward", squeezed)
     with pytest.raises(UntrustedError, match=r"gradients at the images are|MASKED") as caught:
         attack(model, DATA, method=method, eps=0.05, **options)
-    assert "--loss margin" not in str(caught.value)
+    assert "`loss=" not in str(caught.value)
 
 
 def test_per_example_gives_each_image_draws_of_its_own(rls: BankedModel) -> None:
@@ -905,7 +907,7 @@ def test_per_example_gives_each_image_draws_of_its_own(rls: BankedModel) -> None
     for i in range(50):
         image, label = IMAGES[i : i + 1], LABELS[i : i + 1]
         view = attackers_view(rls, "transfer", 1, seed=0, repeat=0, image=i)
-        found = prepare(**PGD)(view, image, label, generator=seeds.generator(0, "attack", 0))
+        found = prepare(**PGD)(view, image, label, generator=seeds.generator(0, Purpose.ATTACK, 0))
         members = draws(rls, 3, seed=0, purpose="defender", image=i)
         robust.append(bool(answers(members, found) == label))
     assert several[0].accuracy["robust"]["mean"] == pytest.approx(sum(robust) / 50)

@@ -167,5 +167,5 @@ def test_a_compiled_draw_answers_as_before_for_any_batch_size() -> None:
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(RequestError, match=r"--compile needs a C\+\+ compiler on the path"):
+    with pytest.raises(RequestError, match=r"`compiled` needs a C\+\+ compiler on the path"):
         check_compiler()

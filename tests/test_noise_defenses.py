@@ -166,7 +166,9 @@ def test_sap_prunes_after_training_only_and_finds_functional_relus() -> None:
     plain = (1 - small_models.PIXELS.mean[0]) / PIXEL_STD
     plan = torch.zeros(1, dtype=torch.long)
     assert training_logits(model, white, plan)[0].tolist() == pytest.approx([plain] * 64)
-    shares = [(draw(white) != 0).double().mean() for draw in draws(model, 200, seed=0, purpose="x")]
+    shares = [
+        (draw(white) != 0).double().mean() for draw in draws(model, 200, seed=0, purpose="eot")
+    ]
     stays = 1 - (1 - 1 / 64) ** (0.2 * 64)
     assert torch.stack(shares).mean().item() == pytest.approx(stays, abs=0.011)  # 3 of 0.0034
 
@@ -175,7 +177,9 @@ def test_sap_knows_a_relu6_by_its_bounds() -> None:
     for activation, stays in ((nn.ReLU6(), 1 - (1 - 1 / 64) ** 12.8), (nn.Hardtanh(-1, 6), 1.0)):
         build = lambda one=activation: nn.Sequential(identity_conv(), one, nn.Flatten())  # noqa: E731
         model = model_of("sap", build, fraction=0.2)
-        answers = [draw(torch.ones(1, 1, 8, 8)) for draw in draws(model, 100, seed=0, purpose="x")]
+        answers = [
+            draw(torch.ones(1, 1, 8, 8)) for draw in draws(model, 100, seed=0, purpose="eot")
+        ]
         shares = [(answer != 0).double().mean() for answer in answers]
         assert torch.stack(shares).mean().item() == pytest.approx(stays, abs=0.015)
 
@@ -186,7 +190,7 @@ def test_a_defense_without_anything_to_act_on_is_refused() -> None:
         ("rse", {"init_sigma": 0.2, "inner_sigma": 0.1}),
         ("sap", {"fraction": 1}),
     ):
-        with pytest.raises(RequestError, match=f"--defense {defense} finds nothing to act on"):
+        with pytest.raises(RequestError, match=f"`defense='{defense}'` finds nothing to act on"):
             check_effect(model_of(defense, flat, **settings))
 
 

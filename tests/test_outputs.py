@@ -130,7 +130,7 @@ def test_an_answer_without_classes_says_what_there_is() -> None:
         key_of({"map": torch.zeros(5, 3, 4, 4)}, 5, 10)
     with pytest.raises(HeadlessError, match="answers with a str, not with logits"):
         key_of("seven", 5, 10)
-    with pytest.raises(RequestError, match=r"no tensor called 'x': there is a, b; .*--output-key"):
+    with pytest.raises(RequestError, match=r"no tensor called 'x': there is a, b; .*`output_key`"):
         tensor_at({"a": F7, "b": F10}, "x")
     with pytest.raises(RequestError, match=r"answers with torch\.int64, not"):
         Reading().logits(lambda images: images.flatten(1).long(), IMAGES)
@@ -217,7 +217,7 @@ def test_what_nothing_tells_is_asked(factories: str, weights: str) -> None:
     data = rlskit.load_data("digits", limit=20)
     unsure = converted(factories, weights, "handmade")
     for run in (rlskit.attack, rlskit.evaluate):
-        with pytest.raises(UntrustedError, match=r"lies in \[0, 1\].*--outputs sigmoid, prob"):
+        with pytest.raises(UntrustedError, match=r"lies in \[0, 1\].*`outputs` 'sigmoid', 'prob"):
             run(unsure, data)
     told = converted(factories, weights, "handmade", outputs="sigmoid")
     images = data.adapted(told.card.pixels, 10).images(range(20))
@@ -228,7 +228,7 @@ def test_what_nothing_tells_is_asked(factories: str, weights: str) -> None:
     )
     as_it_is = converted(factories, weights, "handmade", outputs="logits")
     assert rlskit.evaluate(as_it_is, data)[0].model["outputs"] == "logits"
-    with pytest.raises(RequestError, match="--outputs 'odds' is unknown"):
+    with pytest.raises(RequestError, match="`outputs` 'odds' is unknown"):
         converted(factories, weights, "handmade", outputs="odds")
 
 

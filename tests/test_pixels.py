@@ -43,10 +43,10 @@ def test_budgets(text: str | float, pixel_range: str, eps: float) -> None:
 @pytest.mark.parametrize(
     ("text", "pixel_range", "message"),
     [
-        ("8", "0:1", "--eps 8 is more than the whole pixel range 0:1; did you mean 8/255?"),
+        ("8", "0:1", "`eps` 8 is more than the whole pixel range 0:1; did you mean 8/255?"),
         (1.5, "0:1", "did you mean 1.5/255?"),
         ("3", "-1:1", "more than the whole pixel range -1:1; did you mean 3/255?"),
-        ("-0.1", "0:1", "--eps -0.1 must be a finite number of at least 0"),
+        ("-0.1", "0:1", "`eps` -0.1 must be a finite number of at least 0"),
         ("-8/255", "0:1", "at least 0"),
         ("nan", "0:1", "finite"),
         ("inf", "0:1", "finite"),
@@ -55,7 +55,7 @@ def test_budgets(text: str | float, pixel_range: str, eps: float) -> None:
         ("eight", "0:1", "'eight' is not a number"),
         ("8/255/2", "0:1", "is not a number"),
         ("", "0:1", "is not a number"),
-        ("0.1", "0:255", "--pixel-range '0:255' is unknown; it is 0:1 or -1:1"),
+        ("0.1", "0:255", "`pixel_range` '0:255' is unknown; it is 0:1 or -1:1"),
     ],
 )
 def test_wrong_budgets(text: str | float, pixel_range: str, message: str) -> None:

@@ -121,7 +121,7 @@ def test_a_lead_that_no_logits_can_have(method: str) -> None:
     checks.check_confidence(prepare(method), Answering(honest), IMAGES)
     tiny = Answering(lambda x: honest(x) * 1e-3)
     checks.check_confidence(prepare(method, kappa=0), tiny, IMAGES)
-    with pytest.raises(UntrustedError, match=r"--kappa 0\.1, and the logits .* give a smaller"):
+    with pytest.raises(UntrustedError, match=r"`kappa=0\.1`, and the logits .* give a smaller"):
         checks.check_confidence(prepare(method), tiny, IMAGES)
 
 

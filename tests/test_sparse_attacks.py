@@ -16,6 +16,7 @@ from rlskit.attacks.pixle import pixle
 from rlskit.attacks.upstream import run_torchattacks
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.pixels import perturbation_norms
+from rlskit.seeds import Purpose
 
 Sparse = Callable[..., Tensor]
 BLACK_BOX: list[tuple[Sparse, dict[str, Any]]] = [(onepixel, {"pixels": 2}), (pixle, {})]
@@ -191,7 +192,7 @@ def test_pixle_refuses_what_torchattacks_would_crash_on() -> None:
     images, labels = torch.rand(2, 3, 6, 8), torch.tensor([0, 0])
     with pytest.raises(RequestError, match="pixle needs square images, not 6 x 8"):
         pixle(nn.Flatten(), images, labels, generator=generator())
-    with pytest.raises(RequestError, match="--largest-patch 2 must be at least --smallest-patch 3"):
+    with pytest.raises(RequestError, match="`largest_patch` 2 must be at least `smallest_patch` 3"):
         pixle(
             nn.Flatten(), images[..., :6], labels, smallest_patch=3, largest_patch=2,
             generator=generator(),
@@ -210,8 +211,8 @@ class Gambler(nn.Module):
         return images.flatten(1)[:, :2] / (self.calls < 5)
 
 
-@pytest.mark.parametrize("attack", ["OnePixel", "Pixle"])
-def test_global_random_states_are_given_back_also_after_an_error(attack: str) -> None:
+@pytest.mark.parametrize("attack", [Purpose.ONEPIXEL, Purpose.PIXLE])
+def test_global_random_states_are_given_back_also_after_an_error(attack: Purpose) -> None:
     def states() -> tuple[Any, ...]:
         return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
 

@@ -124,9 +124,9 @@ def test_protocols(protocol: str | None, n: int, name: str) -> None:
 @pytest.mark.parametrize(
     ("protocol", "n", "message"),
     [
-        (None, 0, "--n-attacked must be at least 1, not 0"),
-        ("blind", 1, "--protocol 'blind' is unknown; it is one of transfer, multi, eot"),
-        ("transfer", 2, "transfer attacks 1 draw, not 2; use multi"),
+        (None, 0, "`n_attacked` must be at least 1, not 0"),
+        ("blind", 1, "`protocol` 'blind' is unknown; it is one of transfer, multi, eot"),
+        ("transfer", 2, "`protocol='transfer'` attacks 1 draw, not 2; use multi"),
     ],
 )
 def test_wrong_protocols(protocol: str | None, n: int, message: str) -> None:
@@ -135,5 +135,5 @@ def test_wrong_protocols(protocol: str | None, n: int, message: str) -> None:
 
 
 def test_unknown_view() -> None:
-    with pytest.raises(RequestError, match="--view 'median' is unknown; it is one of mean-prob"):
+    with pytest.raises(RequestError, match="`view` 'median' is unknown; it is one of mean-prob"):
         check_view("median")

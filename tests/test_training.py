@@ -25,6 +25,7 @@ from rlskit.defenses import draws
 from rlskit.errors import RequestError, RunError
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
+from rlskit.seeds import Purpose
 from rlskit.training import TrainOptions, group_loss, reestimate_batch_norm, separate_loss, train
 from rlskit.training.epochs import Run, split
 from rlskit.training.kept import Files
@@ -85,7 +86,7 @@ def plain_sgd(network: nn.Module, normalize: nn.Module, options: TrainOptions) -
         network.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay
     )
     for epoch in range(options.epochs):
-        order = seeds.generator(options.seed, "train-order", epoch)
+        order = seeds.generator(options.seed, Purpose.TRAIN_ORDER, epoch)
         for images, labels in batches(small_models.digits(50, "train"), options.batch_size, order):
             sgd.zero_grad()
             F.cross_entropy(network(normalize(images)), labels).backward()  # type: ignore[no-untyped-call]
@@ -180,7 +181,7 @@ def test_batch_norm_gets_the_statistics_of_the_data(defense: str, banks: int) ->
     model.train()
     data = small_models.digits(40, "train")
     reestimate_batch_norm(model, data, TrainOptions(batch_size=20, bn_batches=50))
-    order = seeds.generator(0, "batch-norm-order")
+    order = seeds.generator(0, Purpose.BATCH_NORM_ORDER)
     halves = [images for images, _ in batches(data, 20, order)]
     for bank in range(banks):
         norm = list(model.banks)[bank].get_submodule("2")
@@ -368,23 +369,23 @@ def test_group_optimisation_learns_digits() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"epochs": 0}, "--epochs must be at least 1, not 0"),
-        ({"batch_size": 0}, "--batch-size"),
-        ({"group_size": 0}, "--group-size"),
-        ({"step_epochs": 0}, "--step-epochs"),
-        ({"lr": 0.0}, "--lr must be a positive"),
-        ({"lr": math.nan}, "--lr must be a positive"),
-        ({"momentum": -0.1}, "--momentum"),
-        ({"momentum": math.nan}, "--momentum"),
-        ({"weight_decay": math.inf}, "--weight-decay"),
-        ({"individual": 1.5}, "--individual is a weight in"),
-        ({"individual": math.nan}, "--individual is a weight in"),
-        ({"holdout": 1.0}, "--holdout is a share"),
-        ({"bn_batches": -1}, "--bn-batches"),
-        ({"num_workers": -1}, "--num-workers"),
-        ({"loss": "hinge"}, "--loss 'hinge' is unknown; it is one of ce, mse"),
-        ({"schedule": "exp"}, "--schedule 'exp' is unknown"),
-        ({"augment": "mixup"}, "--augment 'mixup' is unknown"),
+        ({"epochs": 0}, "`epochs` must be at least 1, not 0"),
+        ({"batch_size": 0}, "`batch_size`"),
+        ({"group_size": 0}, "`group_size`"),
+        ({"step_epochs": 0}, "`step_epochs`"),
+        ({"lr": 0.0}, "`lr` must be a positive"),
+        ({"lr": math.nan}, "`lr` must be a positive"),
+        ({"momentum": -0.1}, "`momentum`"),
+        ({"momentum": math.nan}, "`momentum`"),
+        ({"weight_decay": math.inf}, "`weight_decay`"),
+        ({"individual": 1.5}, "`individual` is a weight in"),
+        ({"individual": math.nan}, "`individual` is a weight in"),
+        ({"holdout": 1.0}, "`holdout` is a share"),
+        ({"bn_batches": -1}, "`bn_batches`"),
+        ({"num_workers": -1}, "`num_workers`"),
+        ({"loss": "hinge"}, "`loss` 'hinge' is unknown; it is one of ce, mse"),
+        ({"schedule": "exp"}, "`schedule` 'exp' is unknown"),
+        ({"augment": "mixup"}, "`augment` 'mixup' is unknown"),
     ],
 )
 def test_wrong_options(fields: dict[str, Any], message: str) -> None:
@@ -413,7 +414,7 @@ def test_only_the_model_itself_is_trained_over(tmp_path: Path) -> None:
     other.write_text("two hundred pages")
     once = SHORT | {"epochs": 1}
     options: dict[str, Any] = {"data": small_models.digits(40), **once}
-    with pytest.raises(RequestError, match=r"thesis.txt exists already; --force"):
+    with pytest.raises(RequestError, match=r"thesis.txt exists already; `force`"):
         train(small_models.model(1), out=other, **options)
     with pytest.raises(RequestError, match=r"own.safetensors exists already"):
         train(small_models.model(1), out=own, **options)  # of another model

@@ -22,6 +22,7 @@ from rlskit.diversity.transfer import Transfer, block_of, measure_transfer, summ
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
 from rlskit.report import check_plot, plot_transfer
+from rlskit.seeds import Purpose
 from rlskit.training import train
 
 DATA = small_models.digits(60)
@@ -128,7 +129,7 @@ def by_hand(model: BankedModel, repeat: int = 0) -> tuple[Tensor, Tensor, int]:
     cosine, share = torch.zeros(2, 3, 3, dtype=torch.float64)
     attack = prepare("pgd", eps=0.1, steps=10, step_size=0.02)
     for i, attacked in enumerate(members):
-        generator = seeds.generator(4, "draw-to-draw", repeat)
+        generator = seeds.generator(4, Purpose.DRAW_TO_DRAW, repeat)
         changed = attack(attacked, images, labels, generator=generator)
         for j, scored in enumerate(members):
             cosine[i, j] = nn.functional.cosine_similarity(slopes[i], slopes[j]).mean()
@@ -197,7 +198,7 @@ def test_draws_with_noise_in_them() -> None:
 
 
 def test_wrong_requests(model: BankedModel) -> None:
-    with pytest.raises(RequestError, match="--n-samples must be 2 or more, not 1"):
+    with pytest.raises(RequestError, match="`n_samples` must be 2 or more, not 1"):
         measure_transfer(model, DATA, n_samples=1)
     with pytest.raises(RequestError, match="8/255"):
         measure_transfer(model, DATA, eps=8)

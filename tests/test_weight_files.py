@@ -140,7 +140,7 @@ def test_raw_and_averaged_weights_are_a_choice_of_the_users(tmp_path: Path) -> N
         message = refusal(tmp_path, both)
         assert f"{raw}, {ema}" in message
         assert f"{ema}.module: EMA" in message
-        assert "--weights-key" in message
+        assert "`weights_key=" in message
         assert refusal(tmp_path, both, banks=2) == message  # they are no members of an ensemble
         assert same(found(tmp_path, both, key=raw).members[0], RAW)
         assert same(found(tmp_path, both, key=ema).members[0], OTHER)
@@ -160,12 +160,12 @@ def test_averaged_weights_that_cannot_be_taken_are_said(tmp_path: Path) -> None:
 
 def test_more_than_the_network_is_refused_unless_asked_for(tmp_path: Path) -> None:
     more = {**below("backbone."), "head.weight": torch.ones(3, 10)}
-    assert re.search(r"also head\.weight; --weights-key backbone takes", refusal(tmp_path, more))
+    assert re.search(r"also head\.weight; `weights_key='backbone'` takes", refusal(tmp_path, more))
     asked = found(tmp_path, more, key="backbone")
     assert same(asked.members[0], RAW)
     assert "head.weight are left out" in asked.notes[0]
     normalised = {**below("model."), "mu": torch.tensor([0.25])}
-    assert "mu [0.25] belong into --mean and --std" in refusal(tmp_path, normalised)
+    assert "mu [0.25] belong into `mean` and `std`" in refusal(tmp_path, normalised)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_what_convert_takes_for_granted_is_said_and_kept(tmp_path: Path) -> None
     model = convert(own, banks=1, weights=weights, data="digits", image_size=8, std=(0.4,))
     (said,) = model.card.assumed
     assert "the weights expect mean 0.3054, as of digits" in said
-    assert said.endswith("state --mean.")
+    assert said.endswith("state `mean`.")
     checkpoint.save(model, tmp_path / "m.safetensors")
     assert checkpoint.load(tmp_path / "m.safetensors").card.assumed == (said,)
     resnet = tmp_path / "r.pth"
@@ -250,9 +250,9 @@ def test_what_convert_takes_for_granted_is_said_and_kept(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": (123.7, 116.3, 103.5)}, r"divide by 255: --mean 0\.4851,0\.4561,0\.4059"),
-        ({"std": (58.4, 57.1, 57.4)}, r"divide by 255: --std 0\.229,0\.2239,0\.2251"),
-        ({"mean": (-0.5,)}, r"--mean -0\.5 is not of pixels in \[0, 1\]$"),
+        ({"mean": (123.7, 116.3, 103.5)}, r"255: `mean=\(0\.4851, 0\.4561, 0\.4059\)`"),
+        ({"std": (58.4, 57.1, 57.4)}, r"255: `std=\(0\.229, 0\.2239, 0\.2251\)`"),
+        ({"mean": (-0.5,)}, r"`mean=\(-0\.5,\)` is not of pixels in \[0, 1\]$"),
     ],
 )
 def test_constants_of_other_pixels_are_refused(options: Any, message: str) -> None:
@@ -268,12 +268,12 @@ def test_a_refusal_names_the_option_that_fits(tmp_path: Path) -> None:
         return str(error.value).rpartition("; it would fit with ")[2]
 
     test = dict(timm.create_model("test_resnet", num_classes=7).state_dict())
-    assert advice("test_resnet", test) == "--num-classes 7"
+    assert advice("test_resnet", test) == "`num_classes=7`"
     resnet = dict(torchvision.models.resnet18(num_classes=10).state_dict())
     resnet["conv1.weight"] = resnet["conv1.weight"][:, :, 2:5, 2:5].clone()
-    assert advice("resnet18", resnet) == "--num-classes 10 --small-images"
+    assert advice("resnet18", resnet) == "`num_classes=10, small_images=True`"
     vit = dict(timm.create_model("test_vit", img_size=96).state_dict())
-    assert advice("test_vit", vit) == "--image-size 96"
+    assert advice("test_vit", vit) == "`image_size=96`"
     dense = dict(torchvision.models.efficientnet_b0(num_classes=10).state_dict())
     assert advice("efficientnet_b0", dense, num_classes=10) == "torchvision:efficientnet_b0"
 
@@ -326,7 +326,7 @@ def test_a_file_is_called_what_it_is(tmp_path: Path, content: bytes, what: str, 
     (tmp_path / name).write_bytes(content)
     for read in (lambda path: find_weights(net(), [path]), checkpoint.load):
         zipped = content.startswith(b"PK") and read is checkpoint.load
-        with pytest.raises(RequestError, match="convert NAME --weights" if zipped else what):
+        with pytest.raises(RequestError, match=r"convert\(name, weights=" if zipped else what):
             read(tmp_path / name)
 
 
@@ -335,7 +335,7 @@ def test_the_ending_of_a_name_does_not_matter(tmp_path: Path) -> None:
     save_file(RAW, tmp_path / "safe.pth")
     for name in ("torch.safetensors", "safe.pth"):
         assert same(find_weights(net(), [tmp_path / name]).members[0], RAW)
-        with pytest.raises(RequestError, match=f"rlskit convert NAME --weights .*{name}"):
+        with pytest.raises(RequestError, match=rf"rlskit.convert\(name, weights=.*{name}"):
             checkpoint.load(tmp_path / name)
 
 

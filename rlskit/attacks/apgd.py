@@ -25,6 +25,7 @@ from rlskit.attacks.losses import LOSSES, mean_over_calls, scaled
 from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.randomness import image_generators, normal, uniform
 from rlskit.errors import RequestError
+from rlskit.seeds import Purpose
 
 TINY = 1e-12
 """Added to what is divided by, as torchattacks does."""
@@ -116,7 +117,7 @@ def apgd_t(
         UntrustedError: Non-finite logits or gradients.
     """
     if target_classes < 1:
-        raise RequestError(f"--target-classes must be at least 1 here, not {target_classes}")
+        raise RequestError(f"`target_classes` must be at least 1 here, not {target_classes}")
 
     def runs(classes: int) -> list[Attempt]:
         return targeted_ascents(
@@ -162,7 +163,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     if logits.shape[1] < 4:
         raise RequestError(
             "the targeted DLR loss of APGD-T needs at least 4 classes, and the model has "
-            f"{logits.shape[1]}; use --method apgd-ce"
+            f"{logits.shape[1]}; use `method='apgd-ce'`"
         )
     highest = logits.topk(4, dim=1).values
     scale = highest[:, 0] - 0.5 * highest[:, 2] - 0.5 * highest[:, 3] + TINY
@@ -185,7 +186,7 @@ def ascents(
     """Return the runs of `apgd`, for `attempts.best_of`."""
 
     def run(restart: int, images: Tensor, labels: Tensor) -> Found:
-        streams = image_generators(images, generator, f"apgd {loss}", restart)
+        streams = image_generators(images, generator, Purpose(f"apgd {loss}"), restart)
         start = _start(images, streams, norm, eps)
         return _climb(
             model, images, labels, start, LOSSES[loss], norm=norm, eps=eps, steps=steps, rho=rho,
@@ -210,7 +211,7 @@ def targeted_ascents(
     """Return the runs of `apgd_t`, for `attempts.best_of`."""
 
     def run(rank: int, restart: int, images: Tensor, labels: Tensor) -> Found:
-        streams = image_generators(images, generator, "apgd-t", rank, restart)
+        streams = image_generators(images, generator, Purpose.APGD_T, rank, restart)
         start = _start(images, streams, norm, eps)
         target = _class_of_rank(model, images, labels, rank, eot_samples)
         return _climb(

@@ -17,6 +17,7 @@ from rlskit.attacks.losses import margin
 from rlskit.attacks.minimum_norm import attack_correct, keep_better
 from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.randomness import image_generators, normal, uniform
+from rlskit.seeds import Purpose
 
 ORDER = {"linf": math.inf, "l2": 2, "l1": 1}
 """Norm of the perturbation -> its order."""
@@ -92,7 +93,7 @@ def fab(
                 x = clean[todo]
                 if restart:
                     widest = START_RADIUS[norm] if enough is None else enough
-                    streams = image_generators(x, generator, "fab", target, restart)
+                    streams = image_generators(x, generator, Purpose.FAB, target, restart)
                     x = _start(x, streams, norm, distance[todo].clamp_max(widest) / 2)
                 found = _walk(
                     model, clean[todo], own[todo], rivals[todo], x,

@@ -66,7 +66,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
         RequestError: Fewer than 3 classes.
     """
     if logits.shape[1] < 3:
-        raise RequestError(f"--loss dlr needs at least 3 classes, not {logits.shape[1]}")
+        raise RequestError(f"`loss='dlr'` needs at least 3 classes, not {logits.shape[1]}")
     top = logits.topk(3, dim=1).values
     return trail(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 

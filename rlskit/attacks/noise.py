@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.randomness import image_generators, normal, uniform
+from rlskit.seeds import Purpose
 
 
 def noise(
@@ -34,7 +35,7 @@ def noise(
     """
     sample = uniform if distribution == "uniform" else normal
     spread = eps if distribution == "uniform" else eps / 2
-    streams = image_generators(images, generator, distribution)
+    streams = image_generators(images, generator, Purpose(distribution))
     delta = (spread * sample(images, streams)).clamp(-eps, eps)
     return (images.detach() + delta).clamp(0, 1)
 

@@ -15,10 +15,11 @@ from rlskit.attacks.losses import margin
 from rlskit.attacks.minimum_norm import attack_correct
 from rlskit.attacks.randomness import image_generators
 from rlskit.attacks.upstream import run_torchattacks
+from rlskit.seeds import Purpose
 
 
 def attack_one_by_one(
-    attack: str,
+    attack: Purpose,
     model: nn.Module,
     images: Tensor,
     labels: Tensor,

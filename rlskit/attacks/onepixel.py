@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rlskit.attacks.one_by_one import attack_one_by_one
 from rlskit.attacks.passes import Passes, Setting
+from rlskit.seeds import Purpose
 
 
 def onepixel(
@@ -44,7 +45,7 @@ def onepixel(
     """
     pixels = min(pixels, images[0, 0].numel())  # candidates grow with them, and so does memory
     return attack_one_by_one(
-        "OnePixel", model, images, labels,
+        Purpose.ONEPIXEL, model, images, labels,
         generator=generator, pixels=pixels, steps=steps, popsize=population,
     )  # fmt: skip
 

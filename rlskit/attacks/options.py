@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlskit.arguments import argument
 from rlskit.errors import RequestError
 from rlskit.pixels import parse_budget, parse_number, range_width
 
@@ -46,11 +47,6 @@ class Option:
     short: int | None = None
 
 
-def flag(option: str) -> str:
-    """Return the command line's name of an option: `step_size` -> `--step-size`."""
-    return "--" + option.replace("_", "-")
-
-
 def read(option: str, value: Any, pixel_range: str, norm: str = "linf") -> Any:
     """Return the value that a user states for an option, checked, in the scale it is stated in.
 
@@ -65,8 +61,8 @@ def read(option: str, value: Any, pixel_range: str, norm: str = "linf") -> Any:
     """
     reader = OPTIONS[option].reader
     if reader is BUDGET and norm != "linf":
-        return parse_number(value, flag(option))
-    return reader.parse(value, flag(option), pixel_range)
+        return parse_number(value, argument(option))
+    return reader.parse(value, argument(option), pixel_range)
 
 
 def in_unit_range(stated: Mapping[str, Any], pixel_range: str) -> dict[str, Any]:
@@ -213,7 +209,7 @@ OPTIONS: dict[str, Option] = {
         _choice("standard", "rand"), SEARCHES, "Of autoattack: standard or rand."
     ),
     "queries": Option(
-        COUNT, SEARCHES, "Of autoattack's Square; of --protocol adaptive's.", short=2
+        COUNT, SEARCHES, "Of autoattack's Square, and of adaptive's.", short=2
     ),
     "p_init": Option(SHARE, SEARCHES, "Of square: first share of pixels."),
     "distribution": Option(

@@ -12,6 +12,7 @@ from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import gradient, objective, scaled, trail
 from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.randomness import image_generators, normal, uniform
+from rlskit.seeds import Purpose
 
 TINY = 1e-10
 """Least norm that is divided by: where there is no gradient, nothing moves.
@@ -125,7 +126,7 @@ def _start(
     images: Tensor, norm: str, eps: float, generator: torch.Generator, restart: int
 ) -> Tensor:
     """Return a random perturbation inside the ball, each image's from its own stream."""
-    streams = image_generators(images, generator, "start", restart)
+    streams = image_generators(images, generator, Purpose.START, restart)
     if norm == "linf":
         return uniform(images, streams, eps)
     delta = normal(images, streams)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from rlskit.attacks.one_by_one import attack_one_by_one
 from rlskit.attacks.passes import Passes, Setting
 from rlskit.errors import RequestError
+from rlskit.seeds import Purpose
 
 
 def pixle(
@@ -52,11 +53,11 @@ def pixle(
         raise RequestError(f"pixle needs square images, not {height} x {width}")
     if largest_patch < smallest_patch:
         raise RequestError(
-            f"--largest-patch {largest_patch} must be at least --smallest-patch {smallest_patch}"
+            f"`largest_patch` {largest_patch} must be at least `smallest_patch` {smallest_patch}"
         )
     patch = (smallest_patch, largest_patch)
     return attack_one_by_one(
-        "Pixle", model, images, labels,
+        Purpose.PIXLE, model, images, labels,
         generator=generator, restarts=restarts, max_iterations=steps,
         x_dimensions=patch, y_dimensions=patch,
     )  # fmt: skip

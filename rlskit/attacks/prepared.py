@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlskit.arguments import argument
 from rlskit.attacks.catalogue import ATTACKS, Attack
-from rlskit.attacks.options import OPTIONS, flag, in_unit_range, read
+from rlskit.attacks.options import OPTIONS, in_unit_range, read
 from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.targets import choose_targets
 from rlskit.errors import RequestError
@@ -167,17 +168,19 @@ def prepare(
     defaults = _defaults(method, known, engine)
     given = {option: value for option, value in options.items() if value is not None}
     for option in (option for option in given if option not in defaults):
-        flags = ", ".join(map(flag, defaults))
-        raise RequestError(f"{flag(option)} is no option of {method} ({engine}): it takes {flags}")
+        takes = ", ".join(map(argument, defaults))
+        raise RequestError(
+            f"{argument(option)} is no option of {method} ({engine}): it takes {takes}"
+        )
     if engine == "torchattacks" and given.get("loss", "ce") not in ("ce", "margin"):
-        raise RequestError(f"torchattacks has no --loss {given['loss']}; it has ce and margin")
+        raise RequestError(f"torchattacks has no `loss={given['loss']!r}`; it has ce and margin")
     norm = given.get("norm", known.norms[0])
     if norm not in known.norms:
         known_norms = " or ".join(known.norms)
-        raise RequestError(f"--norm {norm!r} is unknown to {method}; it is {known_norms}")
+        raise RequestError(f"`norm` {norm!r} is unknown to {method}; it is {known_norms}")
     if known.has_budget and norm != known.norms[0] and "eps" not in given:
         raise RequestError(
-            f"--norm {norm} needs --eps, as 0.5: the default of {method} is a budget in "
+            f"`norm={norm!r}` needs `eps`, as 0.5: the default of {method} is a budget in "
             f"{known.norms[0]}"
         )
     stated: dict[str, Any] = {
@@ -194,16 +197,16 @@ def _known(method: str) -> Attack:
     if method not in ATTACKS:
         near = " or ".join(difflib.get_close_matches(method, ATTACKS, cutoff=0.4))
         hint = f"did you mean {near}?" if near else "`rlskit attacks` lists them"
-        raise RequestError(f"--method {method!r} is unknown; {hint}")
+        raise RequestError(f"`method` {method!r} is unknown; {hint}")
     return ATTACKS[method]
 
 
 def _defaults(method: str, known: Attack, engine: str) -> dict[str, Any]:
     """Return the options that an engine's version takes, with their defaults."""
     if engine not in ENGINES:
-        raise RequestError(f"--engine {engine!r} is unknown; it is {' or '.join(ENGINES)}")
+        raise RequestError(f"`engine` {engine!r} is unknown; it is {' or '.join(ENGINES)}")
     if engine == "rlskit":
         return dict(known.defaults)
     if known.upstream is None:
-        raise RequestError(f"torchattacks has no {method}; use --engine rlskit")
+        raise RequestError(f"torchattacks has no {method}; use `engine='rlskit'`")
     return {k: v for k, v in known.defaults.items() if k in known.upstream.options}

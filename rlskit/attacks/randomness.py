@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from rlskit import seeds
+from rlskit.seeds import Purpose
 
 
 def image_generators(
-    images: Tensor, generator: torch.Generator, purpose: str, *indices: int
+    images: Tensor, generator: torch.Generator, purpose: Purpose, *indices: int
 ) -> list[torch.Generator]:
     """Return one CPU generator per image.
 
     Args:
         images: The clean images, `[B, C, H, W]`.
         generator: Its seed is the attack's.
-        purpose: What the numbers are for, so that no two uses share a stream.
+        purpose: What the numbers are for.
         indices: For example the restart.
     """
     seed = generator.initial_seed()
@@ -31,7 +32,7 @@ def image_generators(
         hashlib.blake2b(image.numpy().tobytes(), digest_size=16).hexdigest()
         for image in images.detach().cpu().contiguous()
     )
-    return [seeds.generator(seed, f"{purpose}|{digest}", *indices) for digest in digests]
+    return [seeds.generator(seed, purpose, digest, *indices) for digest in digests]
 
 
 def uniform(images: Tensor, streams: list[torch.Generator], radius: float = 1.0) -> Tensor:

@@ -22,6 +22,7 @@ from rlskit.attacks.attempts import Attempt, Found, best_of
 from rlskit.attacks.losses import LOSSES
 from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.randomness import image_generators
+from rlskit.seeds import Purpose
 
 TINY = 1e-12
 """Added to a norm before dividing by it."""
@@ -93,7 +94,7 @@ def searches(
     """Return the runs of `square`, for `attempts.best_of`."""
 
     def run(restart: int, images: Tensor, labels: Tensor) -> Found:
-        streams = image_generators(images, generator, "square", restart)
+        streams = image_generators(images, generator, Purpose.SQUARE, restart)
         return _search(
             model, images, labels, streams,
             norm=norm, eps=eps, steps=steps, p_init=p_init, loss=loss,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.randomness import image_generators
 from rlskit.errors import RequestError
+from rlskit.seeds import Purpose
 
 TARGETS = ("random", "least-likely")
 """What `--target` may be besides the number of a class."""
@@ -35,12 +36,12 @@ def choose_targets(
     classes = logits.shape[1]
     if isinstance(target, int):
         if target >= classes:
-            raise RequestError(f"--target {target} is no class: there are {classes}, from 0")
+            raise RequestError(f"`target` {target} is no class: there are {classes}, from 0")
         return torch.full_like(labels, target)
     if target == "least-likely":
         return logits.scatter(1, labels[:, None], float("inf")).argmin(1)
     ahead = [
         int(torch.randint(1, classes, (), generator=stream))
-        for stream in image_generators(images, generator, "target")
+        for stream in image_generators(images, generator, Purpose.TARGET)
     ]
     return (labels + torch.tensor(ahead).to(labels)) % classes

@@ -67,7 +67,7 @@ class Upstream:
         """
         if options.get("steps", self.least_steps) < self.least_steps:
             raise RequestError(
-                f"torchattacks needs --steps of at least {self.least_steps} here, "
+                f"torchattacks needs `steps` of at least {self.least_steps} here, "
                 f"not {options['steps']}"
             )
         attack = self.attack

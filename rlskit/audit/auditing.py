@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlskit.arguments import checked
 from rlskit.attacks import ATTACKS, PreparedAttack, prepare
+from rlskit.attacks.options import OPTIONS
 from rlskit.audit.advice import advice
 from rlskit.audit.audit_result import FAIL, PASS, SKIPPED, AuditResult, Check, finite
 from rlskit.audit.case import Case
@@ -23,6 +25,7 @@ from rlskit.evaluation.clean import check_knowledge, knowledge
 from rlskit.evaluation.eval_options import EvalOptions
 from rlskit.models.banks import BankedModel
 from rlskit.progress import Progress, no_progress
+from rlskit.seeds import Purpose
 from rlskit.stats import accuracy
 from rlskit.threat.view import protocol_of
 
@@ -33,6 +36,7 @@ LIMIT = 100
 EPS = "8/255"
 
 
+@checked(*OPTIONS)
 def audit_model(
     model: BankedModel | nn.Module,
     data: str | Data | tuple[Tensor, Tensor] | None = None,
@@ -61,7 +65,7 @@ def audit_model(
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
             logits, or to what holds them. The latter is scored in the mode it is in, and attacked
             in eval mode, as every attack library does; neither it nor the images are changed.
-        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+        data: A data set's name, data from `load_data`, or images and labels; by default what the
             model was made for.
         method: The attack under audit, one of `METHODS`.
         n_attacked: Draws in its view; of an own module under `eot`, calls.
@@ -127,16 +131,16 @@ def _attack(method: str, pixel_range: str, params: Mapping[str, Any]) -> Prepare
     if attack.norm != "linf":
         raise RequestError(f"an audit is of an attack in linf, not in {attack.norm}")
     if attack.params.get("target") is not None:
-        raise RequestError("an audit is of an untargeted attack; leave --target out")
+        raise RequestError("an audit is of an untargeted attack; leave `target` out")
     if not attack.eps:
-        raise RequestError("an audit needs a budget above 0; give --eps 8/255")
+        raise RequestError("an audit needs a budget above 0; give `eps='8/255'`")
     return attack
 
 
 def _check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
-            raise RequestError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+            raise RequestError(f"`{name}` must be at least 1, not {value}")
 
 
 def _defended(
@@ -158,7 +162,7 @@ def _network(
     """Return the network to transfer from, which must take the images and know their classes."""
     network = surrogate
     if isinstance(surrogate, BankedModel):
-        (network,) = draws(surrogate, 1, seed=seed, purpose="attacker")
+        (network,) = draws(surrogate, 1, seed=seed, purpose=Purpose.ATTACKER)
     if network is None:
         return None
     try:

@@ -25,6 +25,7 @@ from rlskit.audit.case import Case
 from rlskit.audit.chance import clearly_more_than
 from rlskit.audit.defended import attacked, is_random, randomness
 from rlskit.audit.measurement import Measurement
+from rlskit.seeds import Purpose
 
 IMAGES = 24
 INNER = 200
@@ -109,7 +110,7 @@ def binarize(case: Case) -> Measurement:
         return Measurement.skip("one draw of the model is random, so that no readout fits it")
     attack, features = _for_two_classes(case), Features(network, case.images[:1])
     count = min(IMAGES, len(case.images))
-    with randomness(case.seed, "binarization", case.images.device):
+    with randomness(case.seed, Purpose.BINARIZATION, case.images.device):
         found = [_solved(case, features, attack, index) for index in range(count)]
     tried = [one for one in found if one is not None]
     if len(tried) < LEAST_PROBLEMS:
@@ -136,7 +137,7 @@ def _solved(
 ) -> tuple[bool, bool] | None:
     """Return whether the attack and noise solve one image's problem; None if it is none."""
     image = case.images[index : index + 1]
-    generator = seeds.generator(case.seed, "binarization", index)
+    generator = seeds.generator(case.seed, Purpose.BINARIZATION, index)
     inner = image + INNER_RADIUS * case.eps * _uniform((INNER, *image.shape[1:]), generator, image)
     corner = image + case.eps * _uniform(image.shape, generator, image).sign()
     tries = image + case.eps * _uniform((INNER // 10, *image.shape[1:]), generator, image)
@@ -149,7 +150,7 @@ def _solved(
     weight, bias = (torch.as_tensor(part).to(image) for part in fitted)
     readout = Readout(features, weight, bias)
     zero = torch.zeros(1, dtype=torch.long, device=image.device)
-    moved = attack(readout, image, zero, generator=seeds.generator(case.seed, "attack"))
+    moved = attack(readout, image, zero, generator=seeds.generator(case.seed, Purpose.ATTACK))
     with torch.no_grad(), under_attack(readout):
         answers = readout(torch.cat([image, moved, tries.clamp(0, 1)])).argmax(1).bool()
     if answers[0]:

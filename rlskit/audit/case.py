@@ -17,6 +17,7 @@ from rlskit import seeds
 from rlskit.attacks import PreparedAttack
 from rlskit.audit.defended import Defended, randomness
 from rlskit.errors import UntrustedError
+from rlskit.seeds import Purpose
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,12 @@ class Case:
         rows = self.everything if rows is None else rows
         parts = [rows[:0].bool()]
         for some in torch.split(rows, self.batch_size) if len(rows) else ():
-            with randomness(self.seed, "attack", self.images.device):
+            with randomness(self.seed, Purpose.ATTACK, self.images.device):
                 moved = attack(
                     self.view() if view is None else view,
                     self.images[some],
                     self.labels[some],
-                    generator=seeds.generator(self.seed, "attack"),
+                    generator=seeds.generator(self.seed, Purpose.ATTACK),
                 )
             parts.append(self.right(moved, some))
         return torch.cat(parts)
@@ -142,7 +143,7 @@ class Case:
         Raises:
             UntrustedError: An answer is NaN or infinite.
         """
-        with randomness(self.seed, "answer", images.device):
+        with randomness(self.seed, Purpose.ANSWER, images.device):
             answer = self.defended.answer()
             logits = torch.cat([answer(some) for some in torch.split(images, self.batch_size)])
         if not logits.isfinite().all():

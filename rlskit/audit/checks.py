@@ -27,6 +27,7 @@ from rlskit.audit.chance import A_FEW, clearly_above, clearly_more_than, points
 from rlskit.audit.defended import SHOWN, VARIATION, attacked, influence, randomness, variation
 from rlskit.audit.measurement import Measurement
 from rlskit.errors import UntrustedError
+from rlskit.seeds import Purpose
 
 LARGE = 0.5
 """A budget that can make every image gray."""
@@ -127,10 +128,10 @@ def random_search(case: Case) -> Measurement:
     rows, view = case.survivors, case.fixed_view()
     images, labels = case.images[rows], case.labels[rows]
     best, harm = images.clone(), torch.full((len(rows),), -torch.inf, device=images.device)
-    generator = seeds.generator(case.seed, "random search")
-    with randomness(case.seed, "random search", images.device), under_attack(view):
+    generator = seeds.generator(case.seed, Purpose.RANDOM_SEARCH)
+    with randomness(case.seed, Purpose.RANDOM_SEARCH, images.device), under_attack(view):
         for point in range(case.points if len(rows) else 0):
-            streams = image_generators(images, generator, "point", point)
+            streams = image_generators(images, generator, Purpose.POINT, point)
             direction = uniform(images, streams)
             # the ball's corners are its farthest points; every other point is one
             delta = case.eps * (direction.sign() if point % 2 else direction)
@@ -161,7 +162,7 @@ def gradient_agreement(case: Case) -> Measurement:
     if not case.is_random:
         return Measurement.skip("the model under attack has one draw")
     images, labels = case.images[:GRADIENT_IMAGES], case.labels[:GRADIENT_IMAGES]
-    with randomness(case.seed, "cosine", images.device):
+    with randomness(case.seed, Purpose.COSINE, images.device):
         slopes = [
             slope(case.view(repeat), images, labels, case.attack.loss).flatten(1).double()
             for repeat in range(GRADIENT_SETS)
@@ -179,7 +180,7 @@ def gradient_agreement(case: Case) -> Measurement:
 def vanishing(case: Case) -> Measurement:
     """M9: share of the images whose gradient cannot be followed, or is NaN or infinite, in %."""
     loss, kinds = case.attack.loss, []
-    with randomness(case.seed, "vanishing", case.images.device):
+    with randomness(case.seed, Purpose.VANISHING, case.images.device):
         for rows in torch.split(case.everything, case.batch_size):
             view, images = case.view(), case.images[rows]
             found = slope(view, images, case.labels[rows], loss)
@@ -305,7 +306,7 @@ CHECKS: dict[str, Kind] = {
         "the attack is not weaker than one step", 1.0, "points", one_step,
         "iterating helps, as it must",
         "one step of FGSM does better: the step size, the number of steps or the gradients are "
-        "wrong; give more --steps{step_size}",
+        "wrong; give more `steps`{step_size}",
     ),
     "M2": Kind(
         "white-box is not weaker than black-box", 0.2, "points", black_box,
@@ -362,7 +363,7 @@ CHECKS: dict[str, Kind] = {
         "no randomness goes unnoticed", VARIATION, "logits", randomness_seen,
         "what is attacked is what answers",
         "what is attacked is not what answers: {eot}randomness that eval mode switches off must "
-        "not ask `training` (F.dropout(x, p, training=True))",
+        "not ask self.training (F.dropout(x, p, training=True))",
     ),
     "M12": Kind(
         "the attack solves problems that have a solution", 95.0, "%", binarize,
@@ -375,7 +376,7 @@ CHECKS: dict[str, Kind] = {
         "the same attack on other losses, or with other steps, does no better",
         "the same attack does better on another loss: attack that one, too ({other_loss}), and "
         "report the worst case; or with other steps: its own are misled, so use "
-        "--protocol adaptive",
+        "`rlskit.attack_adaptively`",
     ),
 }  # fmt: skip
 """Name of a check -> what is known of it."""

@@ -21,6 +21,7 @@ from rlskit.defenses.answers import mean_log_probabilities
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
 from rlskit.models.outputs import Reading, in_unit_range, kind_of, reading_of
+from rlskit.seeds import Purpose
 from rlskit.threat.view import DrawsView, attackers_view
 
 CALLS = 5
@@ -88,7 +89,7 @@ def at_the_boundary(module: nn.Module, images: Tensor) -> Boundary:
         UntrustedError: Its answers may be probabilities, and nothing tells of what kind.
     """
     asked, reading = attacked(module), reading_of(module)
-    with randomness(0, "boundary", images.device), torch.no_grad():
+    with randomness(0, Purpose.BOUNDARY, images.device), torch.no_grad():
         kind = kind_of(asked, images.to(reading.dtype, copy=True))
         answer = reading.logits(asked, images.clone())
     if not kind and answer.ndim == 2 and in_unit_range(answer):
@@ -130,12 +131,12 @@ class Banked:
 
     def answer(self) -> nn.Module:
         """Return the mean probability of N draws."""
-        found = draws(self.model, self.n_samples, seed=self.seed, purpose="defender")
+        found = draws(self.model, self.n_samples, seed=self.seed, purpose=Purpose.DEFENDER)
         return found[0] if self.n_samples == 1 else DrawsView(found)
 
     def one(self) -> nn.Module:
         """Return one draw."""
-        return draws(self.model, 1, seed=self.seed, purpose="attacker")[0]
+        return draws(self.model, 1, seed=self.seed, purpose=Purpose.ATTACKER)[0]
 
     def view(self, protocol: str, n_attacked: int, repeat: int = 0) -> nn.Module:
         """Return what an attack is computed on (`rlskit.threat.view`)."""
@@ -217,7 +218,7 @@ def influence(module: nn.Module, images: Tensor, seed: int) -> float:
     batches = (torch.cat([kept, mates]) for mates in (kept, kept, 1 - kept))
     found = []
     for batch in batches:
-        with randomness(seed, "influence", images.device):
+        with randomness(seed, Purpose.INFLUENCE, images.device):
             found.append(_scaled(module(batch)[: len(kept)]))
     again, among_others = (float((one - found[0]).abs().max()) for one in found[1:])
     return among_others if again <= VARIATION else 0.0
@@ -241,13 +242,13 @@ def variation(module: nn.Module, images: Tensor, seed: int) -> float:
     AutoAttack scales them so, too (`check_randomized` of
     https://github.com/fra31/auto-attack/blob/master/autoattack/checks.py).
     """
-    with randomness(seed, "variation", images.device):
+    with randomness(seed, Purpose.VARIATION, images.device):
         scaled = _scaled(torch.stack([module(images) for _ in range(CALLS)]))
     return float((scaled.amax(0) - scaled.amin(0)).max())
 
 
 @contextmanager
-def randomness(seed: int, purpose: str, device: torch.device) -> Iterator[None]:
+def randomness(seed: int, purpose: Purpose, device: torch.device) -> Iterator[None]:
     """Seed the global randomness that a module of one's own may use, and put it back after."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

@@ -52,7 +52,7 @@ def material(
 
     Args:
         model: The model under audit.
-        data: A `--data` name, data, or images and labels.
+        data: A data set's name, data, or images and labels.
         limit: Most images; None for all.
 
     Raises:

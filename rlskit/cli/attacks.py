@@ -19,7 +19,7 @@ def attacks(
     from rich.table import Column, Table
 
     from rlskit.attacks import ATTACKS
-    from rlskit.attacks.options import flag
+    from rlskit.cli.wording import flag_of
 
     names = [name for name in ATTACKS if fnmatch.fnmatch(name, pattern) or pattern in name]
     if not names:
@@ -37,7 +37,7 @@ def attacks(
         known = ATTACKS[name]
         kind = "" if known.has_budget else "least "
         options = [
-            flag(option) if default is None else f"{flag(option)} {default}"
+            f"{flag_of(option)} {'' if default is None else default}".strip()
             for option, default in known.defaults.items()
         ]
         table.add_row(

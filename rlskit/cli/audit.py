@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from rlskit.cli.flags import (
 )
 from rlskit.cli.option_sets import Images, Network, Rows
 from rlskit.cli.show import check_json, note, print_table, progress_bar
+from rlskit.cli.wording import worded
 from rlskit.errors import UntrustedError
 
 A_FEW = Images(limit=100)
@@ -79,7 +81,11 @@ def audit(
     else:
         if json_to is not None:
             write_text(Path(json_to), text, force=force)
-        print_table(audit_table(found))
+        said = [
+            dataclasses.replace(one, detail=worded(one.detail), meaning=worded(one.meaning))
+            for one in found.checks
+        ]
+        print_table(audit_table(dataclasses.replace(found, checks=tuple(said))))
     if found.passed:
         return 0
     note(f"audit failed: {', '.join(found.failed)}; the attack shows no robustness", loud=True)

@@ -20,6 +20,7 @@ from rlskit.cli.flags import (
 )
 from rlskit.cli.option_sets import Images, Network
 from rlskit.cli.show import check_json, check_source, progress_bar, show
+from rlskit.cli.wording import flag_of
 from rlskit.errors import RequestError
 
 
@@ -92,7 +93,7 @@ def _check_options(transfer: bool, adversarial: Path | None, only: dict[str, Any
     if transfer and adversarial is not None:
         raise RequestError("--transfer makes its own adversarial images; leave --adversarial out")
     if not transfer and (given := _given(only)):
-        flag = "--" + next(iter(given)).replace("_", "-")
+        flag = flag_of(next(iter(given)))
         raise RequestError(f"{flag} is an option of --transfer; add that, or leave {flag} out")
 
 

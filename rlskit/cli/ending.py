@@ -21,6 +21,7 @@ from typing import Any
 
 import typer
 
+from rlskit.cli.wording import worded
 from rlskit.errors import RequestError, RlskitError, RunError
 from rlskit.text import printable
 
@@ -137,7 +138,7 @@ def fail(message: str, code: int, debug: bool) -> int:
     with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or not there
         if debug:
             traceback.print_exc()
-        sys.stderr.write(f"rlskit: {printable(' '.join(message.split()))}\n")
+        sys.stderr.write(f"rlskit: {printable(' '.join(worded(message).split()))}\n")
     return code
 
 

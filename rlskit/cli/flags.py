@@ -30,6 +30,11 @@ HEADINGS = (
 """The headings of a command's help, in order; what stands under none comes before them."""
 
 
+def flag(option: str) -> str:
+    """Return the command line's name of an option: `step_size` -> `--step-size`."""
+    return "--" + option.replace("_", "-")
+
+
 def under(heading: str, help: str, *spelled: str, **more: Any) -> Any:  # noqa: A002
     """Return Typer's description of an option that stands under a heading."""
     return typer.Option(*spelled, help=help, rich_help_panel=heading, **more)

@@ -10,6 +10,7 @@ import typer
 
 from rlskit.cli.flags import DEFAULT_CHECKPOINT
 from rlskit.cli.show import print_table, say
+from rlskit.cli.wording import worded
 from rlskit.text import printable
 
 _SHOWN = 5
@@ -51,7 +52,7 @@ def inspect(
     for name, value in facts.items():
         say(f"{name:24}{printable(str(value))}")
     for sentence in (*about.get("assumed", ()), *about.get("notes", ())):
-        say(f"{'':24}{printable(str(sentence))}")
+        say(f"{'':24}{printable(worded(str(sentence)))}")
     for number, record in enumerate(about["training"], 1):
         say(f"{f'training {number}':24}{printable(_summary(record))}")
     if not about["training"]:

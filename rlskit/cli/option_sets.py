@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from rlskit.attacks.options import OPTIONS, flag
+from rlskit.attacks.options import OPTIONS
 from rlskit.cli.flags import (
     DEFAULT_CHECKPOINT,
     BatchSizeOption,
@@ -34,6 +34,7 @@ from rlskit.cli.flags import (
     SeedOption,
     SkipBadOption,
     WorkersOption,
+    flag,
 )
 
 if TYPE_CHECKING:

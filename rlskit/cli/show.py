@@ -8,6 +8,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlskit.cli.wording import worded
 from rlskit.errors import RequestError
 from rlskit.progress import Progress, no_progress
 from rlskit.text import lines
@@ -124,14 +125,14 @@ def say(text: str) -> None:
 
 
 def note(message: str, *, quiet: bool = False, loud: bool = False) -> None:
-    """Print a line on stderr; a loud one stands out, and is not silenced."""
+    """Print a line on stderr, in the command line's words; a loud one is not silenced."""
     if quiet and not loud:
         return
     from rich.console import Console
     from rich.text import Text
 
     style = "bold red" if loud else ""
-    Console(stderr=True, soft_wrap=True).print(Text(lines(message), style=style))
+    Console(stderr=True, soft_wrap=True).print(Text(lines(worded(message)), style=style))
 
 
 def show(table: Table, results: Sequence[Result], *, json_to: str | None, force: bool) -> None:

@@ -52,7 +52,6 @@ def train(
 ) -> None:
     """Train a model by group optimization; writes the last and the best epoch, and a log."""
     import rlskit
-    from rlskit.pixels import parse_budget
     from rlskit.training import TrainOptions
 
     options = TrainOptions(
@@ -60,11 +59,8 @@ def train(
         individual=individual, lr=lr, momentum=momentum, weight_decay=weight_decay,
         schedule=schedule, step_epochs=step_epochs, augment=augment, amp=amp, holdout=holdout,
         bn_batches=bn_batches, num_workers=num_workers, seed=seed, adversarial=adversarial,
-        adversarial_eps=parse_budget(adversarial_eps, option="--adversarial-eps"),
-        adversarial_steps=adversarial_steps,
-        adversarial_step_size=parse_budget(
-            adversarial_step_size, option="--adversarial-step-size"
-        ),
+        adversarial_eps=adversarial_eps, adversarial_steps=adversarial_steps,
+        adversarial_step_size=adversarial_step_size,
     )  # fmt: skip
     model = network.load()
     data = images.load(model, "train")

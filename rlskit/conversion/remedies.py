@@ -107,15 +107,16 @@ def _channels(state: StateDict) -> list[int]:
 
 def _difference(asked: Asked, other: Asked) -> str:
     """Return the options that lead from one request to the other."""
-    options = []
+    changed = {
+        "num_classes": (asked.classes, other.classes),
+        "in_chans": (asked.channels, other.channels),
+        "image_size": (asked.size[0], other.size[0]),
+        "small_images": (asked.small_images, other.small_images or None),
+    }
+    given = [f"{n}={new}" for n, (old, new) in changed.items() if new not in (old, None)]
+    found = [f"`{', '.join(given)}`"] if given else []
     if other.architecture != asked.architecture:
-        options.append(other.architecture.label)
-    if other.classes != asked.classes:
-        options.append(f"--num-classes {other.classes}")
-    if other.channels != asked.channels:
-        options.append(f"--in-chans {other.channels}")
-    if other.size != asked.size:
-        options.append(f"--image-size {other.size[0]}")
-    if other.small_images != asked.small_images:
-        options.append("--small-images" if other.small_images else "--small-images left out")
-    return " ".join(options)
+        found.insert(0, other.architecture.label)
+    if asked.small_images and not other.small_images:
+        found.append("`small_images` left out")
+    return " ".join(found)

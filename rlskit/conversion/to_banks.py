@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit import seeds
+from rlskit.arguments import checked
 from rlskit.conversion.remedies import Asked, remedy
 from rlskit.conversion.weights import Weights, find_weights, load_weights
 from rlskit.data import describe, read_classes
@@ -31,6 +32,7 @@ from rlskit.models.stem import first_convolution
 from rlskit.models.trace import Trace, tensor_names, trace
 from rlskit.models.trial import try_own
 from rlskit.pixels import Pixels
+from rlskit.seeds import Purpose
 
 LIBRARY = "library"
 """A card's `pretrained` where timm's or torchvision's weights were taken."""
@@ -41,7 +43,7 @@ FACTORY = "factory"
 _ASSUMED_TRANSFORM = (
     "ASSUMED: {file} was trained from torchvision's own weights of {name}, whose images are "
     "normalised once more (transform_input=True); if it was trained from scratch its numbers are "
-    "wrong: give --no-transform-input. --transform-input confirms it."
+    "wrong: give `transform_input=False`. `transform_input=True` confirms it."
 )
 
 INITS = ("independent", "copy", "jitter")
@@ -52,6 +54,7 @@ _SMALLEST_SIDE, _ENLARGED_SIDE = 28, 32  # most stems halve the image five times
 _LONGEST_SIDE = 4096  # that enlarging may lead to
 
 
+@checked()
 def convert(
     name: str,
     *,
@@ -124,20 +127,20 @@ def convert(
         RunError: Pretrained weights could not be downloaded.
     """
     if defense not in DEFENSES:
-        raise RequestError(f"--defense {defense!r} is unknown; it is one of {', '.join(DEFENSES)}")
+        raise RequestError(f"`defense` {defense!r} is unknown; it is one of {', '.join(DEFENSES)}")
     size, files = _checked_size(image_size), _files(weights)
     _check_counts(num_classes=num_classes, in_chans=in_chans)
     _check_constants(mean=mean, std=std)
     _check_banks(banks, defense)
     check_outputs(outputs)
     if bank_probs and defense != "rls":
-        raise RequestError(f"--bank-probs is for --defense rls, not {defense}")
+        raise RequestError(f"`bank_probs` is for `defense='rls'`, not {defense}")
     if weights_key is not None and not files:
-        raise RequestError("--weights-key names a part of --weights FILE; give that, too")
+        raise RequestError("`weights_key` names a part of `weights='FILE'`; give that, too")
     init = _checked_init(init, pretrained=pretrained, files=files)
     architecture = resolve(name)
     if pretrained and architecture.source == "own":
-        raise RequestError(f"--pretrained: no library has weights of {name}; give --weights FILE")
+        raise RequestError(f"`pretrained`: no library has weights of {name}; give `weights='FILE'`")
     facts = _facts(
         architecture, data, data_dir, size, pretrained=pretrained, files=files, skip_bad=skip_bad
     )
@@ -211,9 +214,9 @@ def _transforms(
     can = architecture.source == "torchvision" and architecture.name in WITH_AUXILIARY_HEADS
     if asked is not None and not can:
         known = " and ".join(WITH_AUXILIARY_HEADS)
-        raise RequestError(f"--transform-input is for torchvision's {known}, not for this model")
+        raise RequestError(f"`transform_input` is for torchvision's {known}, not for this model")
     if asked and pixels.channels != 3:
-        raise RequestError(f"--transform-input is for 3 channels, not {pixels.channels}")
+        raise RequestError(f"`transform_input` is for 3 channels, not {pixels.channels}")
     return can and pixels.channels == 3 and (given if asked is None else asked)
 
 
@@ -223,21 +226,21 @@ def _check_channels(architecture: Architecture) -> None:
     if found is not None and architecture.in_chans not in (None, found[1].in_channels):
         raise RequestError(
             f"{architecture.name} brings weights for images of {found[1].in_channels} channels, "
-            f"not {architecture.in_chans}; give --in-chans {found[1].in_channels}, or --data"
+            f"not {architecture.in_chans}; give `in_chans={found[1].in_channels}`, or `data`"
         )
 
 
 def _check_counts(**options: int | None) -> None:
     for name, value in options.items():
         if value is not None and value < 1:
-            raise RequestError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+            raise RequestError(f"`{name}` must be at least 1, not {value}")
 
 
 def _check_banks(banks: int | None, defense: str) -> None:
     if banks is not None and banks < 1:
-        raise RequestError(f"--banks must be at least 1, not {banks}")
+        raise RequestError(f"`banks` must be at least 1, not {banks}")
     if banks not in (None, 1) and DEFENSES[defense].plan is bank_zero:
-        raise RequestError(f"--defense {defense} has 1 bank, not {banks}")
+        raise RequestError(f"`defense={defense!r}` has 1 bank, not {banks}")
 
 
 def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -245,9 +248,9 @@ def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
         return None
     both = (size, size) if isinstance(size, int) else tuple(size)
     if len(both) != 2 or not all(isinstance(side, int) for side in both):
-        raise RequestError(f"--image-size is a side, or height and width as H,W, not {size}")
+        raise RequestError(f"`image_size` is a side, or height and width, not {size}")
     if min(both) < 1:
-        raise RequestError(f"--image-size must be at least 1, not {min(both)}")
+        raise RequestError(f"`image_size` must be at least 1, not {min(both)}")
     return both[0], both[1]
 
 
@@ -255,11 +258,9 @@ def _check_constants(**given: tuple[float, ...] | None) -> None:
     """Require constants of pixels in [0, 1]; those of 0 to 255 would blank every image."""
     for name, values in given.items():
         if values is not None and any(not 0 <= v <= 1 for v in values if math.isfinite(v)):
-            scaled = ",".join(f"{value / 255:.4g}" for value in values)
-            hint = f"; divide by 255: --{name} {scaled}" if max(values) > 1 else ""
-            raise RequestError(
-                f"--{name} {','.join(map(str, values))} is not of pixels in [0, 1]{hint}"
-            )
+            scaled = tuple(float(f"{value / 255:.4g}") for value in values)
+            hint = f"; divide by 255: `{name}={scaled}`" if max(values) > 1 else ""
+            raise RequestError(f"`{name}={tuple(values)}` is not of pixels in [0, 1]{hint}")
 
 
 def _files(weights: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:
@@ -276,13 +277,13 @@ def _files(weights: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...
 def _checked_init(init: str | None, *, pretrained: bool, files: Sequence[Path]) -> str:
     given = pretrained or bool(files)
     if pretrained and files:
-        raise RequestError("--pretrained and --weights exclude each other")
+        raise RequestError("`pretrained` and `weights` exclude each other")
     if init is None:
         return "copy" if given else "independent"
     if init not in INITS:
-        raise RequestError(f"--init {init!r} is unknown; it is one of {', '.join(INITS)}")
+        raise RequestError(f"`init` {init!r} is unknown; it is one of {', '.join(INITS)}")
     if given and init == "independent":
-        raise RequestError("--init independent would throw the weights away; use copy or jitter")
+        raise RequestError("`init='independent'` would throw the weights away; use copy or jitter")
     return init
 
 
@@ -345,7 +346,7 @@ def _pixels(
     if channels is None:
         found = first_convolution(build_on_meta(architecture))
         if found is None:
-            raise RequestError(f"{architecture.name} does not say its channels; give --in-chans")
+            raise RequestError(f"{architecture.name} does not say its channels; give `in_chans`")
         channels = found[1].in_channels
     constants = [
         _constant(given, facts[name], channels, facts["channels"])
@@ -353,8 +354,8 @@ def _pixels(
     ]
     if height is None or None in constants:
         raise RequestError(
-            f"{architecture.name} does not say what images its weights expect; give --data, or "
-            "--image-size with --mean and --std"
+            f"{architecture.name} does not say what images its weights expect; give `data`, or "
+            "`image_size` with `mean` and `std`"
         )
     return Pixels(channels, height, width, *constants)  # type: ignore[arg-type]
 
@@ -380,9 +381,9 @@ def _assumed(
 ) -> tuple[str, ...]:
     """Say which constants nobody stated for weights that were trained elsewhere."""
     options = {
-        "--image-size": (size, f"{pixels.height}x{pixels.width} pixels"),
-        "--mean": (mean, f"mean {','.join(f'{value:.4g}' for value in pixels.mean)}"),
-        "--std": (std, f"std {','.join(f'{value:.4g}' for value in pixels.std)}"),
+        "`image_size`": (size, f"{pixels.height}x{pixels.width} pixels"),
+        "`mean`": (mean, f"mean {','.join(f'{value:.4g}' for value in pixels.mean)}"),
+        "`std`": (std, f"std {','.join(f'{value:.4g}' for value in pixels.std)}"),
     }
     open_ones = {option: text for option, (given, text) in options.items() if given is None}
     if not open_ones:
@@ -396,7 +397,7 @@ def _assumed(
 
 def _agreed(num_classes: int | None, named: int) -> int | None:
     if named and num_classes not in (None, named):
-        raise RequestError(f"--classes names {named} classes, but --num-classes is {num_classes}")
+        raise RequestError(f"`classes` names {named} classes, but `num_classes` is {num_classes}")
     return num_classes or named or None
 
 
@@ -413,8 +414,8 @@ def _named_classes(
 def _wanted_classes(wanted: int | None, name: str) -> int | None:
     if wanted == 0:
         raise RequestError(
-            f"the published weights of {name} have no classification head; --num-classes or "
-            "--data gives it one to train"
+            f"the published weights of {name} have no classification head; `num_classes` or "
+            "`data` gives it one to train"
         )
     return wanted
 
@@ -422,7 +423,7 @@ def _wanted_classes(wanted: int | None, name: str) -> int | None:
 def _checked_classes(found: int, wanted: int | None, architecture: Architecture) -> int:
     if wanted is not None and found != wanted:
         own = architecture.source == "own"
-        advice = "let its factory take num_classes" if own else f"give --num-classes {found}"
+        advice = "let its factory take num_classes" if own else f"give `num_classes={found}`"
         raise RequestError(
             f"{architecture.name} answers with {found} classes, not {wanted}; {advice}"
         )
@@ -464,13 +465,13 @@ def _banks(
         load_weights(network, member)
     if init == "jitter":
         for bank, network in enumerate(networks):
-            _jitter(network, seeds.generator(seed, "jitter", bank))
+            _jitter(network, seeds.generator(seed, Purpose.JITTER, bank))
     return networks
 
 
 def _seeded(card: Card, seed: int, bank: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seeds.derive(seed, "init", bank))  # no GPU's
+        torch.default_generator.manual_seed(seeds.derive(seed, Purpose.INIT, bank))  # no GPU's
         library = card.pretrained == LIBRARY
         return build(card.architecture, card.pixels.shape, pretrained=library)
 

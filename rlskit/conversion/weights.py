@@ -70,7 +70,7 @@ def find_weights(
     if len(files) > 1:
         if banks not in (None, len(files)):
             raise RequestError(
-                f"--weights names {len(files)} files for {_banks(banks)}; name one each"
+                f"`weights` names {len(files)} files for {_banks(banks)}; name one each"
             )
         each = [_chosen(path, wanted, kind, key, 1, remedy) for path in files]
         chosen = [fits[0] for fits, _ in each]
@@ -108,13 +108,13 @@ def _chosen(
             _named(path, one, found, kind, wanted, lambda: remedy(states)) for one in key.split(",")
         ]
         if len(chosen) > 1 and banks not in (None, len(chosen)):
-            raise RequestError(f"--weights-key names {len(chosen)} parts for {_banks(banks)}")
+            raise RequestError(f"`weights_key` names {len(chosen)} parts for {_banks(banks)}")
     if key is None:
         _check_outside(path, chosen, kind)
         used = {fit.key for fit in found if fit.whole}
         return chosen, _notes(path, chosen) + _notes_on_averages(path, chosen, content, used)
     left = [name for fit in chosen for name in fit.outside]
-    said = [f"{path.name}: {listed(left)} are left out, as --weights-key says."] if left else []
+    said = [f"{path.name}: {listed(left)} are left out, as `weights_key` says."] if left else []
     return chosen, _notes(path, chosen) + said
 
 
@@ -138,14 +138,14 @@ def _only(path: Path, whole: list[Fit], banks: int | None) -> list[Fit]:
             return members
         raise RequestError(
             f"{path} holds {len(members)} members ({listed([m.key for m in members])}) for "
-            f"{_banks(banks)}; give --banks {len(members)}, or choose with --weights-key"
+            f"{_banks(banks)}; give `banks={len(members)}`, or choose with `weights_key`"
         )
     choices = [fit.key or "the top level" for fit in whole]
     averaged = [choice for choice in choices if _AVERAGED.search(choice)]
     hint = f" ({listed(averaged)}: EMA, averaged over the training)" if averaged else ""
     raise RequestError(
         f"{path} holds {len(whole)} different sets of weights that fit, {listed(choices)}{hint}; "
-        f"choose one with --weights-key {averaged[0] if averaged else whole[0].key}"
+        f"choose one with `weights_key={(averaged[0] if averaged else whole[0].key)!r}`"
     )
 
 
@@ -167,14 +167,14 @@ def _named(
     if not named:
         keys = dict.fromkeys(fit.key for fit in found if fit.key and fit.tensors)
         has = f"it has {listed(keys)}" if keys else "it has no keys, only tensors"
-        raise RequestError(f"--weights-key {key!r} names no weights in {path}; {has}")
+        raise RequestError(f"`weights_key` {key!r} names no weights in {path}; {has}")
     whole = _distinct([fit for fit in named if fit.whole])
     if not whole:
         raise _misfit(path, kind, _nearest(named), wanted, advice())
     exact = [fit for fit in whole if fit.key == key] or whole
     if len(exact) > 1:
         raise RequestError(
-            f"--weights-key {key!r} leaves a choice in {path}: {listed([f.key for f in exact])}"
+            f"`weights_key` {key!r} leaves a choice in {path}: {listed([f.key for f in exact])}"
         )
     return exact[0]
 
@@ -221,10 +221,10 @@ def _check_outside(path: Path, chosen: list[Fit], kind: str) -> None:
             if re.search(r"(^|\.)(mean|mu|std|sigma)$", name)
         ]
         if left:
-            hint = f"; {' and '.join(constants)} belong into --mean and --std" if constants else ""
+            hint = f"; {' and '.join(constants)} belong into `mean` and `std`" if constants else ""
             raise RequestError(
                 f"{path} has more than {kind}: what is below {fit.key} fits, but there is also "
-                f"{listed(left)}{hint}; --weights-key {fit.key} takes what fits"
+                f"{listed(left)}{hint}; `weights_key={fit.key!r}` takes what fits"
             )
 
 

@@ -61,11 +61,13 @@ def read_adversarial(
     """
     path = Path(path)
     if not path.is_file():
-        raise RequestError(f"there is no file {path}; `rlskit attack --save-adversarial` makes one")
+        raise RequestError(
+            f"there is no file {path}; `rlskit.attack(save_adversarial=True)` makes one"
+        )
     try:
         about, tensors = read_sealed(path, FORMAT)
     except RequestError as error:
-        again = "make it again with `rlskit attack --save-adversarial`"
+        again = "make it again with `rlskit.attack(save_adversarial=True)`"
         raise RequestError(f"{error}; {again}") from error
     try:
         images, labels = tensors["images"], tensors["labels"].to(torch.int64)

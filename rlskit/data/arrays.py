@@ -93,7 +93,7 @@ def check_split(name: str, split: str) -> None:
         RequestError: It is another; `name` says whose.
     """
     if split not in SPLITS:
-        raise RequestError(f"--split {split!r} is unknown; {name} has {' and '.join(SPLITS)}")
+        raise RequestError(f"`split` {split!r} is unknown; {name} has {' and '.join(SPLITS)}")
 
 
 def as_pixels(images: Any, what: str) -> Tensor:

@@ -30,7 +30,7 @@ def runs(n: int, batch_size: int) -> list[range]:
         RequestError: `batch_size` is below 1.
     """
     if batch_size < 1:
-        raise RequestError(f"--batch-size {batch_size} must be at least 1")
+        raise RequestError(f"`batch_size` {batch_size} must be at least 1")
     return [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
 
 
@@ -82,7 +82,7 @@ def batches(
         RequestError: A bad option or a corrupt image.
     """
     if augment not in AUGMENTATIONS:
-        raise RequestError(f"--augment {augment!r} is unknown; it is {' or '.join(AUGMENTATIONS)}")
+        raise RequestError(f"`augment` {augment!r} is unknown; it is {' or '.join(AUGMENTATIONS)}")
     order = torch.randperm(len(data), generator=generator)
     chosen = [order[run.start : run.stop] for run in runs(len(data), batch_size)]
     if batch_size > 1 and len(chosen[-1]) == 1:
@@ -134,7 +134,7 @@ def _read_ahead(
     resize, and nothing has to be copied, pickled or fit in /dev/shm.
     """
     if num_workers < 0:
-        raise RequestError(f"--num-workers {num_workers} must be at least 0")
+        raise RequestError(f"`num_workers` {num_workers} must be at least 0")
     if num_workers == 0:
         yield from map(data.images, chosen)
         return

@@ -33,11 +33,11 @@ def read_classes(names: str | Path | Sequence[str] | None) -> tuple[str, ...]:
     if isinstance(names, str | Path):
         where, path = str(names), Path(names)
         if not path.is_file() or path.stat().st_size > _LARGEST_FILE:
-            raise RequestError(f"--classes {path} is no file with a name a line")
+            raise RequestError(f"`classes` {path} is no file with a name a line")
         try:
             names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"--classes {path} cannot be read as UTF-8 text") from error
+            raise RequestError(f"`classes` {path} cannot be read as UTF-8 text") from error
     stripped = tuple(str(name).strip() for name in names)
     if not stripped or not all(stripped):
         raise RequestError(f"{where}: a class has no name; one stands on each line")

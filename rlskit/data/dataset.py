@@ -166,7 +166,7 @@ class Data:
             raise RequestError(
                 f"{len(bad)} of {len(self)} images of {self.name} cannot be read: "
                 f"{'; '.join(list(bad.values())[:_SHOWN])}{more}; repair or remove them, or leave "
-                "them out with --skip-bad"
+                "them out with `skip_bad`"
             )
         if len(bad) == len(self):
             raise RequestError(f"no image of {self.name} can be read: {next(iter(bad.values()))}")
@@ -210,7 +210,7 @@ class Data:
             return self._replaced(labels=labels, class_names=tuple(names), source=source)
         if classes != self.classes:
             # Only an npz: file leaves its number of classes to its labels.
-            hint = " (the entry `classes` of the file can state it)" * self.name.startswith("npz:")
+            hint = " (its entry 'classes' can state it)" * self.name.startswith("npz:")
             raise RequestError(
                 f"{self.name} has {self.classes} classes{hint}, but the checkpoint has {classes}; "
                 "use data of the same classes"
@@ -231,14 +231,14 @@ class Data:
             found.append(
                 f"CROPPED: {sum(sizes[size] for size in cut)} of {len(self)} images lose up to "
                 f"{share[most]:.0%} of an axis to become {height}x{width}; convert with "
-                f"--image-size H,W of their shape ({most[0]},{most[1]}) to keep it."
+                f"`image_size={most}` of their shape to keep it."
             )
         if stretched:
             most = max(stretched, key=lambda size: share[size])
             found.append(
                 f"STRETCHED: {sum(sizes[size] for size in stretched)} of {len(self)} images are "
                 f"resized to {height}x{width} without keeping their shape; convert with "
-                f"--image-size H,W of it ({most[0]},{most[1]}) to keep it."
+                f"`image_size={most}` of it to keep it."
             )
         return tuple(found)
 
@@ -258,7 +258,7 @@ def spread(count: int, limit: int) -> Tensor:
         RequestError: `limit` is below 1.
     """
     if limit < 1:
-        raise RequestError(f"--limit {limit} leaves no image; it must be at least 1")
+        raise RequestError(f"`limit` {limit} leaves no image; it must be at least 1")
     bounds = torch.arange(limit + 1) * count // limit
     where = torch.arange(limit, dtype=torch.float64) * GOLDEN_RATIO % 1
     return bounds[:-1] + (where * bounds.diff()).long()

@@ -129,8 +129,8 @@ def _open_torchvision(name: str, split: str, data_dir: Path, *, download: bool) 
         raise
     except Exception as error:  # missing is a RuntimeError; damage fails in any way
         raise RequestError(
-            f"{name} is missing or damaged in {data_dir}; fetch it with --download, "
-            "or name the folder that holds it with --data-dir"
+            f"{name} is missing or damaged in {data_dir}; fetch it with `download`, "
+            "or name the folder that holds it with `data_dir`"
         ) from error
 
 

@@ -68,7 +68,7 @@ def _load(spec: str, split: str, *, data_dir: str | Path | None, download: bool)
     if spec in DATASETS:
         where = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
         return load_torchvision(spec, split, where, download=download)
-    raise RequestError(f"--data {spec!r} is unknown; {_meant(spec)}")
+    raise RequestError(f"`data` {spec!r} is unknown; {_meant(spec)}")
 
 
 def _meant(spec: str) -> str:

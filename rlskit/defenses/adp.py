@@ -75,6 +75,6 @@ def check(model: BankedModel) -> None:
     """
     if model.num_banks > model.card.classes - 1:
         raise RequestError(
-            f"--defense adp with {model.card.classes} classes takes at most "
+            f"`defense='adp'` with {model.card.classes} classes takes at most "
             f"{model.card.classes - 1} banks, not {model.num_banks}"
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rlskit.defenses.variates import Variates
 from rlskit.models.banks import BankedModel
+from rlskit.seeds import Purpose
 
 Settings = Mapping[str, float]
 """A defense's own numbers by name, such as RSE's sigmas."""
@@ -19,7 +20,7 @@ Perturb = Callable[[nn.Module, Variates], AbstractContextManager[None]]
 """(network, variates) -> a context in which one forward pass of the network is perturbed."""
 
 
-def bank_zero(model: BankedModel, seed: int, purpose: str, *indices: int) -> Tensor:  # noqa: ARG001
+def bank_zero(model: BankedModel, seed: int, purpose: Purpose, *indices: int) -> Tensor:  # noqa: ARG001
     """Return the plan of the one network there is, whatever the key."""
     return torch.zeros(model.num_layers, dtype=torch.long)
 

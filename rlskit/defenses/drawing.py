@@ -14,6 +14,7 @@ from rlskit.defenses.perturbed import PerturbedDraw
 from rlskit.defenses.variates import Fresh
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
+from rlskit.seeds import Purpose, purpose_of
 
 
 def defense_of(model: BankedModel) -> Defense:
@@ -46,12 +47,12 @@ def check_effect(model: BankedModel) -> None:
     defense = defense_of(model)
     if defense.perturb is None:
         return
-    (draw,) = draws(model, 1, seed=0, purpose="effect")
+    (draw,) = draws(model, 1, seed=0, purpose=Purpose.EFFECT)
     assert isinstance(draw, PerturbedDraw)
     draw(torch.zeros(1, *model.card.pixels.shape, device=model.device))
     if not draw.variates.asked:
         raise RequestError(
-            f"--defense {model.card.defense} finds nothing to act on in "
+            f"`defense={model.card.defense!r}` finds nothing to act on in "
             f"{model.card.architecture.label} by {model.partition.granularity}: {defense.summary}"
         )
 
@@ -61,7 +62,7 @@ def draws(
     count: int,
     *,
     seed: int,
-    purpose: str,
+    purpose: Purpose | str,
     repeat: int = 0,
     first: int = 0,
     image: int | None = None,
@@ -72,21 +73,22 @@ def draws(
         model: The defended model.
         count: Number of draws, at least 1.
         seed: The user's seed.
-        purpose: "attacker" and "defender" draws are independent.
+        purpose: What they are for: "attacker" and "defender" draws are independent.
         repeat: Index of the repeat.
         first: Index of the first draw.
         image: Index of the image in its data set, where each image has draws of its own.
 
     Raises:
-        RequestError: `count` is below 1.
+        RequestError: `count` is below 1, or there is no such purpose.
     """
     if count < 1:
         raise RequestError(f"the number of draws must be at least 1, not {count}")
     own = () if image is None else (image,)
-    return [_draw(model, seed, purpose, repeat, first + index, *own) for index in range(count)]
+    known = purpose_of(purpose)
+    return [_draw(model, seed, known, repeat, first + index, *own) for index in range(count)]
 
 
-def _draw(model: BankedModel, seed: int, purpose: str, *indices: int) -> nn.Module:
+def _draw(model: BankedModel, seed: int, purpose: Purpose, *indices: int) -> nn.Module:
     defense = defense_of(model)
     classifier = model.sampled(defense.plan(model, seed, purpose, *indices))
     if defense.perturb is None:

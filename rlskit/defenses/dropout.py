@@ -52,7 +52,7 @@ def check(model: BankedModel) -> None:
     """
     rate = model.card.settings["rate"]
     if not 0 <= rate < 1:
-        raise RequestError(f"--settings rate is a share in [0, 1), not {rate}")
+        raise RequestError(f"`settings` rate is a share in [0, 1), not {rate}")
 
 
 def _places(model: BankedModel) -> list[str]:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from rlskit import seeds
 from rlskit.models.banks import BankedModel
+from rlskit.seeds import Purpose
 
 
 def plan(
-    model: BankedModel, seed: int, purpose: str, repeat: int, index: int, *image: int
+    model: BankedModel, seed: int, purpose: Purpose, repeat: int, index: int, *image: int
 ) -> Tensor:
     """Return the plan of the member whose turn it is: each comes once in every M draws."""
     order = torch.randperm(

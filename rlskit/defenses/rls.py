@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rlskit import seeds
 from rlskit.models.banks import BankedModel
+from rlskit.seeds import Purpose
 
 SAMPLES = 10
 """N, the draws whose mean answers (section 4.2)."""
@@ -20,7 +21,7 @@ def sample_plan(model: BankedModel, generator: torch.Generator) -> Tensor:
     return torch.randint(model.num_banks, (model.num_layers,), generator=generator)
 
 
-def plan(model: BankedModel, seed: int, purpose: str, *indices: int) -> Tensor:
+def plan(model: BankedModel, seed: int, purpose: Purpose, *indices: int) -> Tensor:
     """Return the plan of this key, long `[L]`."""
     return sample_plan(model, seeds.generator(seed, purpose, *indices))
 

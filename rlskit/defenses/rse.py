@@ -66,4 +66,4 @@ def check(model: BankedModel) -> None:
     """
     for name, sigma in model.card.settings.items():
         if not sigma >= 0:
-            raise RequestError(f"--settings {name} must be at least 0, not {sigma}")
+            raise RequestError(f"`settings` {name} must be at least 0, not {sigma}")

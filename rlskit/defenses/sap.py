@@ -84,4 +84,4 @@ def check(model: BankedModel) -> None:
     """
     fraction = model.card.settings["fraction"]
     if not fraction > 0:
-        raise RequestError(f"--settings fraction must be positive, not {fraction}")
+        raise RequestError(f"`settings` fraction must be positive, not {fraction}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlskit import seeds
+from rlskit.seeds import Purpose
 
 
 class Variates(Protocol):
@@ -90,6 +91,6 @@ class Fixed:
         place, self._place = self._place, self._place + 1
         key = (place, sample, *shape[1:], like.dtype, like.device)
         if key not in self._kept:
-            generator = seeds.generator(self._seed, "variates", place)
+            generator = seeds.generator(self._seed, Purpose.VARIATES, place)
             self._kept[key] = sample((1, *shape[1:]), generator=generator).to(like)
         return self._kept[key]

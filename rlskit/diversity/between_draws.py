@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit import seeds
+from rlskit.arguments import checked
 from rlskit.data import blocks
 from rlskit.defenses import defense_of, draws
 from rlskit.defenses.answers import finite_logits
@@ -21,6 +22,7 @@ from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
 from rlskit.progress import Progress, no_progress
 from rlskit.results import Result
+from rlskit.seeds import Purpose
 from rlskit.stats import accuracy, spread
 
 DRAWS, REPEATS = 10, 10
@@ -29,6 +31,7 @@ DRAWS, REPEATS = 10, 10
 _MEASURES = ("kappa", "disagreement", "double_fault", "q_statistic")
 
 
+@checked()
 def measure_diversity(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,
@@ -46,7 +49,7 @@ def measure_diversity(
     Args:
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
             logits, on the device to use; it is not changed.
-        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+        data: A data set's name, data from `load_data`, or images and labels; by default what the
             model was made for.
         adversarial: A file that an attack saved; its images take the place of the data.
         n_samples: Draws per repeat, at least 2. A defense with fewer draws than that, such as an
@@ -70,7 +73,7 @@ def measure_diversity(
     """
     if n_samples < 2:
         raise RequestError(
-            f"diversity compares draws: --n-samples must be 2 or more, not {n_samples}"
+            f"diversity compares draws: `n_samples` must be 2 or more, not {n_samples}"
         )
     model, data = taken(model, data)
     count = min(n_samples, defense_of(model).distinct(model) or n_samples)
@@ -80,7 +83,7 @@ def measure_diversity(
     start = time.perf_counter()
     correct = [_correct(subject, options, count, repeat, progress) for repeat in range(repeats)]
     seconds = time.perf_counter() - start
-    resampling = np.random.default_rng(seeds.derive(seed, "bootstrap"))
+    resampling = np.random.default_rng(seeds.derive(seed, Purpose.BOOTSTRAP))
     found = [agreement(one) for one in correct]
     result = _result(subject, options, count, found, intervals(correct, resampling), seconds)
     return dataclasses.replace(result, warnings=result.warnings + doubts)
@@ -92,7 +95,7 @@ def _correct(
 ) -> Tensor:
     """Return whether draw t is right on image j, bool `[T, n]`."""
     model, data = subject.model, subject.data
-    members = draws(model, count, seed=options.seed, purpose="diversity", repeat=repeat)
+    members = draws(model, count, seed=options.seed, purpose=Purpose.DIVERSITY, repeat=repeat)
     columns = []
     for indices, images, labels in blocks(data, options.batch_size, options.num_workers):
         answers = finite_logits(members, images.to(model.device)).argmax(-1)

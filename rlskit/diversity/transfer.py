@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit import seeds
+from rlskit.arguments import checked
 from rlskit.attacks import PreparedAttack, prepare
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import gradient, objective
@@ -32,6 +33,7 @@ from rlskit.models.folding import InPieces, ready_for_attack
 from rlskit.models.layout import in_layout, layout_of
 from rlskit.progress import Progress, no_progress
 from rlskit.results import Result
+from rlskit.seeds import Purpose
 from rlskit.stats import accuracy, spread
 from rlskit.threat.meter import Meter
 from rlskit.threat.preflight import IMAGES, preflight
@@ -79,6 +81,7 @@ class Block(NamedTuple):
     fooled: Tensor
 
 
+@checked()
 def measure_transfer(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,
@@ -103,7 +106,7 @@ def measure_transfer(
     Args:
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
             logits, on the device to use; it is not changed.
-        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+        data: A data set's name, data from `load_data`, or images and labels; by default what the
             model was made for.
         n_samples: T, at least 2; a defense with fewer draws than that gives each of them once.
         repeats: R sets of fresh draws. The matrices are those of the first; the means off their
@@ -128,7 +131,7 @@ def measure_transfer(
     """
     if n_samples < 2:
         raise RequestError(
-            f"transfer is between draws: --n-samples must be 2 or more, not {n_samples}"
+            f"transfer is between draws: `n_samples` must be 2 or more, not {n_samples}"
         )
     model, data = taken(model, data)
     count = min(n_samples, defense_of(model).distinct(model) or n_samples)
@@ -235,7 +238,7 @@ def _attack(eps: float | str, steps: int, step_size: float | str | None) -> Prep
 
 def _draws(model: BankedModel, count: int, seed: int, repeat: int) -> list[nn.Module]:
     """Return the draws that `rlskit.diversity.between_draws` compares, too."""
-    return draws(model, count, seed=seed, purpose="diversity", repeat=repeat)
+    return draws(model, count, seed=seed, purpose=Purpose.DIVERSITY, repeat=repeat)
 
 
 def _ready(model: BankedModel, found: list[nn.Module]) -> list[Meter]:
@@ -266,7 +269,7 @@ def _measure(
     model, data = subject.model, subject.data
     scored = _draws(model, count, options.seed, repeat)
     attacked = _ready(model, _draws(model, count, options.seed, repeat))
-    seed = seeds.derive(options.seed, PROTOCOL, repeat)
+    seed = seeds.derive(options.seed, Purpose.DRAW_TO_DRAW, repeat)
     found = []
     for indices, images, labels in blocks(data, options.batch_size, options.num_workers):
         images, labels = images.to(model.device), labels.to(model.device)

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from rlskit.arguments import checked
 from rlskit.attacks import PreparedAttack, prepare
+from rlskit.attacks.options import OPTIONS
 from rlskit.data import Data
 from rlskit.evaluation.eval_options import OPTION_NAMES, EvalOptions
 from rlskit.evaluation.run import Run, run_folder
@@ -24,11 +26,13 @@ from rlskit.progress import Progress, no_progress
 from rlskit.results import PARTS, RESULTS, Journal, Result, claim, digest, dump, summary
 from rlskit.storage.files import write_text
 from rlskit.storage.locks import only_writer, refuse_busy
+from rlskit.threat.adaptive import OPTIONS as ADAPTIVE_OPTIONS
 from rlskit.threat.adaptive import Adaptive, prepare_adaptive
 from rlskit.threat.single import Threat
 from rlskit.threat.view import check_view, protocol_of
 
 
+@checked(*OPTION_NAMES, *OPTIONS)
 def attack(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,
@@ -53,7 +57,7 @@ def attack(
     Args:
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
             logits, on the device to use; it is not changed.
-        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+        data: A data set's name, data from `load_data`, or images and labels; by default what the
             model was made for.
         method: A key of `rlskit.attacks.ATTACKS`.
         n_attacked: Draws in the attacker's view.
@@ -99,6 +103,7 @@ def attack(
     return result
 
 
+@checked()
 def attack_all(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,
@@ -174,6 +179,7 @@ def _finish_all(
     return results
 
 
+@checked(*OPTION_NAMES, *ADAPTIVE_OPTIONS, "pixel_range", "early_exit")
 def attack_adaptively(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,
@@ -191,7 +197,7 @@ def attack_adaptively(
     Args:
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
             logits, on the device to use; it is not changed.
-        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+        data: A data set's name, data from `load_data`, or images and labels; by default what the
             model was made for.
         eps: The budget.
         options: Draws, repeats, block size, seed; one N only.

@@ -20,6 +20,7 @@ from rlskit.errors import RequestError, UntrustedError
 from rlskit.evaluation.eval_options import EvalOptions
 from rlskit.evaluation.subject import Subject
 from rlskit.models.banks import BankedModel
+from rlskit.seeds import Purpose
 from rlskit.stats import clearly_more_than, guessed_share
 from rlskit.threat.preflight import LOOKED_AT
 
@@ -92,7 +93,7 @@ def look(model: BankedModel, data: Data, options: EvalOptions) -> Knowledge:
     Raises:
         UntrustedError: Logits are not finite.
     """
-    members = draws(model, options.counts(model)[-1], seed=options.seed, purpose="defender")
+    members = draws(model, options.counts(model)[-1], seed=options.seed, purpose=Purpose.DEFENDER)
     answers = [
         mean_log_probabilities(finite_logits(members, images.to(model.device))).argmax(-1).cpu()
         for _, images, _ in blocks(data, options.batch_size, options.num_workers)
@@ -125,7 +126,7 @@ def check_knowledge(
     if expected is not None and found.below(expected, surely=not final):
         raise UntrustedError(
             f"the clean accuracy is {100 * found.accuracy:.1f} % ({counted}), below the "
-            f"{100 * expected:g} % of --expect-clean; {_ADVICE}"
+            f"{100 * expected:g} % of `expect_clean`; {_ADVICE}"
         )
     strict = options.gated or expected is not None
     if found.above_guessing or not (trained or strict):
@@ -165,8 +166,8 @@ def check_expectable(options: EvalOptions) -> None:
     """
     if options.expect_clean is not None:
         raise RequestError(
-            "--expect-clean needs the clean images that the adversarial ones were made from, which "
-            "are not at hand; leave it out here, and run `rlskit eval --expect-clean` on them"
+            "`expect_clean` needs the clean images that the adversarial ones were made from, which "
+            "are not at hand; leave it out here, and run `rlskit.evaluate` with it on them"
         )
 
 
@@ -190,11 +191,11 @@ def check_unseen(attacked: Knowledge, options: EvalOptions) -> tuple[str, ...]:
         f"guessing could be, too, and its clean accuracy is not known here"
     )
     if options.gated:
-        raise UntrustedError(f"{doubt}, so no gate can decide on it; run `rlskit eval` on them")
-    return (f"CLEAN ACCURACY UNKNOWN: {doubt}; `rlskit eval` on the clean images tells it.",)
+        raise UntrustedError(f"{doubt}, so no gate can decide on it; run `rlskit.evaluate` on them")
+    return (f"CLEAN ACCURACY UNKNOWN: {doubt}; `rlskit.evaluate` on the clean images tells it.",)
 
 
 _ADVICE = (
-    "is it trained, does it take images of this size, with these constants (--mean, --std), are "
+    "is it trained, does it take images of this size, with these constants (`mean`, `std`), are "
     "its classes in this order, and does it expect images in [0, 1] and not 0..255?"
 )

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlskit.arguments import check_types
 from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
@@ -41,13 +42,14 @@ class EvalOptions:
     gated: bool = False
 
     def __post_init__(self) -> None:
+        check_types(vars(self), EvalOptions)
         if self.n_samples is not None and (least := min(self._given(), default=0)) < 1:
-            raise RequestError(f"--n-samples must be at least 1, not {least}")
-        repeats = ("--repeats", self.repeats)
-        for flag, value in (repeats, ("--batch-size", self.batch_size)):
+            raise RequestError(f"`n_samples` must be at least 1, not {least}")
+        repeats = ("`repeats`", self.repeats)
+        for flag, value in (repeats, ("`batch_size`", self.batch_size)):
             if value < 1:
                 raise RequestError(f"{flag} must be at least 1, not {value}")
-        for flag, value in (("--n-samples", max(self._given(), default=1)), repeats):
+        for flag, value in (("`n_samples`", max(self._given(), default=1)), repeats):
             if value > MOST_DRAWS:
                 raise RequestError(f"{flag} {value} is beyond reason; it is {MOST_DRAWS} at most")
         check_expected(self.expect_clean)
@@ -71,7 +73,7 @@ def check_expected(expect_clean: float | None) -> None:
     """
     if expect_clean is not None and not 0 <= expect_clean <= 1:
         raise RequestError(
-            f"--expect-clean is a share in [0, 1], such as 0.90, not {expect_clean:g}"
+            f"`expect_clean` is a share in [0, 1], such as 0.90, not {expect_clean:g}"
         )
 
 
@@ -87,7 +89,7 @@ def counts_of(text: str | None) -> tuple[int, ...] | None:
         return tuple(map(int, text.split(",")))
     except ValueError:
         raise RequestError(
-            f"--n-samples {text!r} is not a number of draws such as 10 or 1,5,10"
+            f"`n_samples` {text!r} is not a number of draws such as 10 or 1,5,10"
         ) from None
 
 

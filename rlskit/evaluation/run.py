@@ -36,6 +36,7 @@ from rlskit.pixels import perturbation_norms, round_to_8bit
 from rlskit.progress import Progress
 from rlskit.results import ADVERSARIAL, Journal, Result, refuse_finished, summary
 from rlskit.runtime.allocator import return_memory
+from rlskit.seeds import Purpose
 from rlskit.stats import lower_bound
 from rlskit.storage.locks import only_writer
 from rlskit.threat.adaptive import CLEAN, Adaptive
@@ -105,7 +106,7 @@ class Run:
         model, data = self.subject.model, self.subject.data
         images = data.images(range(min(IMAGES, len(data)))).to(model.device)
         labels = data.labels[:IMAGES].to(model.device)
-        (draw,) = draws(model, 1, seed=self.options.seed, purpose="defender")
+        (draw,) = draws(model, 1, seed=self.options.seed, purpose=Purpose.DEFENDER)
         if self.threat is None:
             check_answers(draw, images, model.card.classes, model.card.outputs)
         else:
@@ -194,9 +195,8 @@ class Run:
         if lower_bound([left / len(robust)], len(robust)) <= A_FEW:
             return ()
         method = self.threat.attack.method
-        more = (
-            "--search-steps 9" if self.threat.attack.params.get("search_steps") == 1 else "--steps"
-        )
+        fixed = self.threat.attack.params.get("search_steps") == 1
+        more = "`search_steps=9`" if fixed else "more `steps`"
         return (
             f"FAILED SEARCHES: {method} gave {left} of {len(robust)} images back as they were. "
             f"Nothing limits how far it may go, so unless the draws it saw err there, it failed, "
@@ -306,7 +306,7 @@ class Run:
 
     def _defenders(self, repeat: int, image: int | None = None) -> list[nn.Module]:
         return draws(
-            self.subject.model, self.counts[-1], seed=self.options.seed, purpose="defender",
+            self.subject.model, self.counts[-1], seed=self.options.seed, purpose=Purpose.DEFENDER,
             repeat=repeat, image=image,
         )  # fmt: skip
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from rlskit.evaluation.eval_options import EvalOptions
+from rlskit.arguments import checked
+from rlskit.evaluation.eval_options import OPTION_NAMES, EvalOptions
 from rlskit.evaluation.run import Run, run_folder
 from rlskit.evaluation.subject import subject_of
 from rlskit.inputs import GivenData, taken
@@ -17,6 +18,7 @@ from rlskit.progress import Progress, no_progress
 from rlskit.results import Result, dump
 
 
+@checked(*OPTION_NAMES)
 def evaluate(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,
@@ -33,7 +35,7 @@ def evaluate(
     Args:
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
             logits, on the device to use; it is not changed.
-        data: A `--data` name, data from `load_data`, or images and labels; by default what the
+        data: A data set's name, data from `load_data`, or images and labels; by default what the
             model was made for.
         adversarial: A file that an attack saved; its images take the place of the data, which may
             be given as the clean images that they were made from.

@@ -145,7 +145,7 @@ def subject_of(
 
     Args:
         model: From `convert` or `load`.
-        data: A `--data` name, or data from `load_data`; by default what the model was made for.
+        data: A data set's name, or data from `load_data`; by default what the model was made for.
         adversarial: A file that an attack saved; its images take the place of the data, which may
             be given as the clean images that they were made from.
 

@@ -22,24 +22,24 @@ def check_request(
     """
     if threat.protocol == "eot" and threat.attack.norm is None:
         raise RequestError(
-            f"--protocol eot needs an attack with a budget, not {threat.attack.method}: a search "
+            f"`protocol='eot'` needs an attack with a budget, not {threat.attack.method}: a search "
             "for the smallest perturbation needs the same classifier at every step"
         )
     if threat.protocol == "eot" and ATTACKS[threat.attack.method].members:
         raise RequestError(
-            f"--protocol eot has fresh draws at every call, and {threat.attack.method} needs fixed "
-            "ones; use --protocol multi with --n-attacked 8 to 16"
+            f"`protocol='eot'` has fresh draws at every call, and {threat.attack.method} needs "
+            "fixed ones; use `protocol='multi'` with `n_attacked` 8 to 16"
         )
     _check_risk(threat)
     if threat.compiled and not ATTACKS[threat.attack.method].compiles:
         raise RequestError(
-            f"--compile cannot serve {threat.attack.method}, which differentiates one forward pass "
-            "several times; leave it out"
+            f"`compiled` cannot serve {threat.attack.method}, which differentiates one forward "
+            "pass several times; leave it out"
         )
     if threat.compiled and defense_of(model).perturb is not None:
         raise RequestError(
-            f"--compile cannot serve --defense {model.card.defense}, which acts on a network while "
-            "it runs; leave it out"
+            f"`compiled` cannot serve `defense={model.card.defense!r}`, which acts on a network "
+            "while it runs; leave it out"
         )
     check_scoring(options.counts(model), save=threat.save, out=out)
 
@@ -47,11 +47,11 @@ def check_request(
 def _check_risk(threat: Threat) -> None:
     check_risk(threat.risk)
     if threat.risk == "gibbs" and threat.protocol != "eot":
-        raise RequestError("--risk gibbs is for --protocol eot: it averages over fresh draws")
+        raise RequestError("`risk='gibbs'` is for `protocol='eot'`: it averages over fresh draws")
     if threat.risk == "gibbs" and threat.attack.params.get("eot_samples") != 1:
         raise RequestError(
-            f"--risk gibbs averages the gradients of --n-attacked draws, which "
-            f"{threat.attack.method} cannot, or is told otherwise by --eot-samples; leave it out"
+            f"`risk='gibbs'` averages the gradients of `n_attacked` draws, which "
+            f"{threat.attack.method} cannot, or is told otherwise by `eot_samples`; leave it out"
         )
 
 
@@ -63,7 +63,7 @@ def check_scoring(counts: tuple[int, ...], *, save: bool, out: Path | None) -> N
     """
     if len(counts) > 1:
         raise RequestError(
-            "an attack is scored with one --n-samples; save its images and sweep them with eval"
+            "an attack is scored with one `n_samples`; save its images and sweep them with eval"
         )
     if save and out is None:
-        raise RequestError("the adversarial images need a folder: give out")
+        raise RequestError("the adversarial images need a folder: give `out`")

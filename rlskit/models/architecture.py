@@ -103,7 +103,7 @@ def unsaveable(name: str) -> str:
     """Say what to do about a module in memory that is to be kept in a file."""
     return (
         f"a module in memory ({name}), which no file can build again; write a factory that returns "
-        "it, and use `rlskit convert FILE.py:factory --weights WEIGHTS`"
+        "it, and use `rlskit.convert('FILE.py:factory', weights='WEIGHTS')`"
     )
 
 

@@ -89,12 +89,12 @@ class Card:
         """
         if (not self.data and self.trained) or self.data == "memory":
             raise RequestError(
-                "the checkpoint does not say what data its weights are for; name it with --data"
+                "the checkpoint does not say what data its weights are for; name it with `data`"
             )
         if ":" in self.data:
             raise RequestError(
                 f"the model was made for {self.data}, but a path from a checkpoint is not "
-                f"followed; name it: --data {self.data}"
+                f"followed; name it: `data={self.data!r}`"
             )
         return self.data or "digits"
 
@@ -325,5 +325,5 @@ def _check_probabilities(bank_probs: Sequence[float], banks: int) -> None:
     total = sum(bank_probs)
     if len(bank_probs) != banks or not min(bank_probs) >= 0 or not abs(total - 1) < 1e-6:
         raise RequestError(
-            f"--bank-probs needs {banks} probabilities that add up to 1, not {list(bank_probs)}"
+            f"`bank_probs` needs {banks} probabilities that add up to 1, not {list(bank_probs)}"
         )

@@ -214,7 +214,7 @@ def _plain(network: nn.Module, name: str) -> nn.Module:
         kind = "TorchScript module" if scripted else "module of torch.export"
         raise RequestError(
             f"{name} gives a {kind}, in which no weights can be exchanged and which cannot be "
-            "trained; give the network's Python code, and its weights with --weights"
+            "trained; give the network's Python code, and its weights with `weights`"
         )
     return _unwrapped(network)
 

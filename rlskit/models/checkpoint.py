@@ -220,8 +220,8 @@ def _checked(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Card, Parti
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
-        raise RequestError(f"there is no checkpoint {path}; `rlskit convert` makes one")
-    plain = f"`rlskit convert NAME --weights {path}` makes a checkpoint of weights"
+        raise RequestError(f"there is no checkpoint {path}; `rlskit.convert` makes one")
+    plain = f"`rlskit.convert(name, weights={str(path)!r})` makes a checkpoint of weights"
     if format_of(path) != "safetensors":
         raise RequestError(f"{path} is a PyTorch file or another archive, no checkpoint; {plain}")
     try:

@@ -91,7 +91,7 @@ def check_compiler() -> None:
     """
     names = [os.environ.get("CXX", "g++"), "clang++"]
     if not any(map(shutil.which, names)):
-        raise RequestError(f"--compile needs a C++ compiler on the path: {' or '.join(names)}")
+        raise RequestError(f"`compiled` needs a C++ compiler on the path: {' or '.join(names)}")
 
 
 def fold(draw: nn.Module, pairs: tuple[tuple[str, str], ...]) -> None:

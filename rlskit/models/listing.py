@@ -56,7 +56,7 @@ def unknown_model(name: str, library: str | None = None) -> RequestError:
         known = _tagged(name) or known
     near = get_close_matches(name.lower(), dict.fromkeys(known), n=4, cutoff=0.5)
     names = ", ".join(f"{library}:{name}" if library else name for name in near)
-    hint = f"did you mean {names}?" if near else "`rlskit models` lists them"
+    hint = f"did you mean {names}?" if near else "`rlskit.list_models()` lists them"
     return RequestError(f"no model is called {name!r}; {hint}")
 
 

@@ -143,7 +143,7 @@ def tensor_at(output: object, key: str) -> Tensor:
     if key not in found:
         raise RequestError(
             f"the model answers with no tensor called {key!r}: there is "
-            f"{', '.join(found) or type(output).__name__}; convert it with another --output-key"
+            f"{', '.join(found) or type(output).__name__}; convert it with another `output_key`"
         )
     return found[key]
 
@@ -182,7 +182,7 @@ def check_outputs(outputs: str) -> None:
         RequestError: It is another.
     """
     if outputs and outputs not in OUTPUTS:
-        raise RequestError(f"--outputs {outputs!r} is unknown; it is one of {', '.join(OUTPUTS)}")
+        raise RequestError(f"`outputs` {outputs!r} is unknown; it is one of {', '.join(OUTPUTS)}")
 
 
 def _tensors(output: object, key: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -59,7 +59,7 @@ def factory(name: str, digest: str) -> Callable[..., nn.Module]:
     """
     key = f"{digest}:{name.rpartition(':')[2]}"
     spec = _introduced.get(key) or _remembered().get(key)
-    hint = f"name it with --model, as in --model {name}"
+    hint = f"name it with `architecture`, as in `architecture={name!r}`"
     if spec is None:
         raise RequestError(
             f"the model is built by {name}, code of its author's unknown on this machine; {hint}"

@@ -100,7 +100,7 @@ def partition(
     """
     if granularity not in GRANULARITIES:
         raise RequestError(
-            f"--granularity {granularity!r} is unknown; it is one of {', '.join(GRANULARITIES)}"
+            f"`granularity` {granularity!r} is unknown; it is one of {', '.join(GRANULARITIES)}"
         )
     if not tensor_names(network):
         raise RequestError(
@@ -117,7 +117,7 @@ def partition(
     if not banked:
         known = ", ".join(layer.name for layer in layers[:8])
         raise RequestError(
-            f"--bank-only {bank_only!r} matches no layer; the layers are {known}, ..."
+            f"`bank_only` {bank_only!r} matches no layer; the layers are {known}, ..."
         )
     shared = tuple(name for layer in layers if layer not in banked for name in layer.tensors)
     return Partition(granularity, banked, shared)

@@ -80,7 +80,7 @@ def load_torchvision_weights(network: nn.Module, name: str) -> None:
             elif source.shape[1:] != tensor.shape[1:]:
                 raise RequestError(
                     f"torchvision's weights of {name} do not fit: {tensor_name} is "
-                    f"{list(source.shape)}, not {list(tensor.shape)}; leave --image-size out"
+                    f"{list(source.shape)}, not {list(tensor.shape)}; leave `image_size` out"
                 )
 
 

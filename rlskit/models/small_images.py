@@ -29,8 +29,8 @@ def adapt_to_small_images(network: nn.Module) -> None:
     found = first_convolution(network)
     if found is None or found[1].groups != 1 or found[1].kernel_size == found[1].stride:
         raise RequestError(
-            f"--small-images knows convolutional stems and VGGs, not {type(network).__name__}; "
-            "use --image-size"
+            f"`small_images` knows convolutional stems and VGGs, not {type(network).__name__}; "
+            "use `image_size`"
         )
     path, conv = found
     pools = [pool for pool in _STEM_POOLS if _has(network, pool)]
@@ -38,7 +38,7 @@ def adapt_to_small_images(network: nn.Module) -> None:
         pools = ["features.2"]  # they number their layers
     if conv.stride == (1, 1) and not pools:
         raise RequestError(
-            f"--small-images has nothing to change: {type(network).__name__} starts with stride 1"
+            f"`small_images` has nothing to change: {type(network).__name__} starts with stride 1"
         )
     _set(network, path, _small(conv))
     for pool in pools:

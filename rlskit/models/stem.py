@@ -33,7 +33,7 @@ def set_input_channels(network: nn.Module, channels: int) -> None:
         return
     conv = found[1]
     if conv.groups != 1:
-        raise RequestError(f"--in-chans {channels}: the first convolution is grouped")
+        raise RequestError(f"`in_chans` {channels}: the first convolution is grouped")
     before = conv.weight.detach()
     if channels == 1:
         weight = before.sum(1, keepdim=True)

@@ -134,8 +134,8 @@ def unusable(network: nn.Module, shape: tuple[int, int, int], error: Exception) 
     channels, height, width = shape
     return RequestError(
         f"{type(network).__name__} cannot process images of {channels}x{height}x{width} "
-        f"({reason(error)}); if it is made for others, choose another --image-size or --in-chans, "
-        "and no --small-images"
+        f"({reason(error)}); if it is made for others, choose another `image_size` or `in_chans`, "
+        "and no `small_images`"
     )
 
 

@@ -31,6 +31,7 @@ from rlskit.models.building import build
 from rlskit.models.difference import unregistered
 from rlskit.models.partition import Partition
 from rlskit.models.trace import tensor_names, unusable
+from rlskit.seeds import Purpose
 
 _IMAGES = 2
 _ROUNDING = 1e-4
@@ -123,7 +124,7 @@ def check_kept_answers(model: BankedModel, kept: list[float]) -> None:
 
 def _built(architecture: Architecture, shape: tuple[int, int, int], bank: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seeds.derive(0, "trial", bank))
+        torch.default_generator.manual_seed(seeds.derive(0, Purpose.TRIAL, bank))
         network = build(architecture, shape)
     network.eval()
     return network

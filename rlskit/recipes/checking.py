@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from rlskit.arguments import argument
 from rlskit.attacks import PreparedAttack
-from rlskit.attacks.options import OPTIONS, read
+from rlskit.attacks.options import OPTIONS
 from rlskit.attacks.requests import prepare_all
 from rlskit.errors import RequestError
 from rlskit.evaluation import EvalOptions, counts_of
@@ -41,7 +42,9 @@ def check_options(stage: Stage) -> None:
     elif stage.command == "diversity":
         for name in _OF_TRANSFER:
             if stage.options.get(name, False) is not False:
-                raise RequestError(f"--{name} is of --transfer, which fills no cell of a table")
+                raise RequestError(
+                    f"{argument(name)} is of `transfer`, which fills no cell of a table"
+                )
     if stage.command == "attack":
         prepared(stage)
         if given.get("protocol") != ADAPTIVE:
@@ -80,12 +83,7 @@ def train_options(stage: Stage) -> TrainOptions:
     given, found = _given(stage), {}
     for one in dataclasses.fields(TrainOptions):
         if one.name in given:
-            value = given[one.name]
-            found[one.name] = (
-                read("eps", value, "0:1", "linf")
-                if one.name in ("adversarial_eps", "adversarial_step_size")
-                else type(one.default)(value)  # type: ignore[misc]
-            )
+            found[one.name] = type(one.default)(given[one.name])  # type: ignore[misc]
     return TrainOptions(**found)
 
 

@@ -27,6 +27,7 @@ from rlskit.recipes.recipe import Recipe
 from rlskit.recipes.stages import Stage
 from rlskit.recipes.trust import require_trust
 from rlskit.runtime.devices import choose_device
+from rlskit.seeds import Purpose
 from rlskit.threat.adaptive import PROTOCOL as ADAPTIVE
 from rlskit.training.batch_norm import has_batch_norm
 from rlskit.training.epochs import HELD_OUT_DRAWS
@@ -172,7 +173,7 @@ def rate(model: BankedModel, *, bare: bool = False) -> tuple[float, float]:
     """
     count = 8 if model.device.type == "cpu" else 128
     images = torch.rand(count, *model.card.pixels.shape, device=model.device)
-    (draw,) = draws(model, 1, seed=0, purpose="rate")
+    (draw,) = draws(model, 1, seed=0, purpose=Purpose.RATE)
     draw = classifier_of(draw) if bare else draw
 
     def forward() -> None:

@@ -239,9 +239,9 @@ def _check_row(
             f"{where}: of = {row['of']!r} is no row; {nearest(str(row['of']), rows)}"
         )
     if "of" in rows[row["of"]]:
-        raise RequestError(f"{where}: the row {row['of']!r} has no model of its own; name its `of`")
+        raise RequestError(f"{where}: the row {row['of']!r} has no model of its own; name its 'of'")
     if "convert" in row or "train" in row:
-        raise RequestError(f"{where}: a row `of` another has no convert and no train of its own")
+        raise RequestError(f"{where}: a row with 'of' has no convert and no train of its own")
 
 
 def _check_column(name: str, column: Mapping[str, Any], where: str) -> None:

@@ -141,7 +141,7 @@ def select(recipe: Recipe, only: str | None) -> list[Stage]:
     chosen = [stage for stage in recipe.stages if fnmatch.fnmatchcase(stage.name, only)]
     if not chosen:
         hint = nearest(only, [stage.name for stage in recipe.stages])
-        raise RequestError(f"--only {only!r} matches no stage; {hint}")
+        raise RequestError(f"`only` {only!r} matches no stage; {hint}")
     return chosen
 
 
@@ -160,7 +160,7 @@ def _bring_up_to_date(
     if stage.needs is not None and not is_finished(stage.needs, folder):
         raise RequestError(
             f"the stage {stage.name} needs {stage.needs.name}, which is not finished or has "
-            f"changed; run that too, as with --only '{Path(stage.name).parent}/*'"
+            f"changed; run that too, as with `only='{Path(stage.name).parent}/*'`"
         )
     note(f"{lead} {stage.name}: {command_line(stage, folder)}")
     run_stage(stage, folder, execute)
@@ -188,12 +188,12 @@ def _refuse_foreign(folder: Path) -> None:
         RequestError: It holds something else.
     """
     if folder.exists() and not folder.is_dir():
-        raise RequestError(f"{folder} is a file; --out names the folder of a recipe's run")
+        raise RequestError(f"{folder} is a file; `out` names the folder of a recipe's run")
     if not folder.is_dir() or not [file for file in folder.iterdir() if file.name != LOCK]:
         return
     notes = [folder / MARKER, *(folder / "stages").glob("*.json")]  # older runs have no marker
     if not any(map(_is_ours, notes)):
-        raise RequestError(f"{folder} holds something else than a recipe's run; name another --out")
+        raise RequestError(f"{folder} holds something else than a recipe's run; name another `out`")
 
 
 def _is_ours(file: Path) -> bool:

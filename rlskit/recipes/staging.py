@@ -165,7 +165,7 @@ def _refuse_foreign(stage: Stage, folder: Path) -> None:
     if not known and (folder / stage.output).exists():
         raise RequestError(
             f"{folder / stage.output} was not written by this recipe's {stage.name}, and is not "
-            "replaced; move it away, or name another --out"
+            "replaced; move it away, or name another `out`"
         )
 
 

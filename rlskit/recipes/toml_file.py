@@ -33,7 +33,7 @@ def read(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
         for change in sets:
             values = merged(values, _change(change))
     except RecursionError as error:
-        raise RequestError(f"the recipe {path}, or a --set, nests tables too deeply") from error
+        raise RequestError(f"the recipe {path}, or `sets`, nests tables too deeply") from error
     return values
 
 
@@ -68,7 +68,7 @@ def _merged_file(path: Path, extended_by: tuple[Path, ...], count: Iterator[int]
     where = path.resolve()
     if where in extended_by:
         chain = " -> ".join(file.name for file in (*extended_by, where))
-        raise RequestError(f"the recipe extends itself: {chain}; remove one `extends`")
+        raise RequestError(f"the recipe extends itself: {chain}; remove one 'extends'")
     values = _parsed(path)
     bases = values.pop("extends", [])
     bases = [bases] if isinstance(bases, str) else bases
@@ -100,7 +100,7 @@ def _change(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
-        raise RequestError(f"--set {text!r} is no KEY=VALUE such as train.epochs=1")
+        raise RequestError(f"`sets` {text!r} is no KEY=VALUE such as train.epochs=1")
     try:
         change: Any = tomllib.loads(f"value = {value}")["value"]
     except ValueError:

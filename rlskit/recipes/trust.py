@@ -25,7 +25,8 @@ def require_trust(recipe: Recipe, trust: bool) -> None:
             spec = stage.options.get(option)
             if trust or not isinstance(spec, str) or spec in recipe.said or not names_code(spec):
                 continue
+            own = [f"{stage.command}.{option}={spec}"]
             raise RequestError(
                 f"{recipe.path}: stage {stage.name} would run code, {spec}; read it, then add "
-                f"--trust, or name it yourself with --set {stage.command}.{option}={spec}"
+                f"`trust=True`, or name it yourself with `sets={own}`"
             )

@@ -36,7 +36,7 @@ def check_plot(path: Path, *, force: bool) -> None:
             or its folder does not exist.
     """
     if path.suffix.lower() not in ENDINGS:
-        raise RequestError(f"--plot {path} must end in {', '.join(ENDINGS)}")
+        raise RequestError(f"`plot` {path} must end in {', '.join(ENDINGS)}")
     refuse_existing(path, force)
 
 

@@ -21,6 +21,7 @@ from rlskit.results.comparison import Comparison, Difference, Pair
 from rlskit.results.finished import Finished, read_answers, read_run
 from rlskit.results.result import Result
 from rlskit.results.words import attack_label, protocol
+from rlskit.seeds import Purpose
 from rlskit.stats import bootstrap_means, mcnemar, percentile_interval, sign_flip
 
 RESAMPLES = 10_000
@@ -74,7 +75,7 @@ def _pair(first: Finished, second: Finished, seed: int) -> Pair:
     if not np.array_equal(a.index, b.index) or not np.array_equal(a.label, b.label):
         raise RequestError(
             f"{first.tables[0]} and {second.tables[0]} do not list the same images with the same "
-            "labels; compare runs with the same --data, --split and --limit"
+            "labels; compare runs with the same `data`, `split` and `limit`"
         )
     if a.right.keys() != b.right.keys():
         raise RequestError(
@@ -102,7 +103,7 @@ def _difference(
     """Compare whether images were right in A, `[R_a, n]`, and in B, `[R_b, n]`."""
     repeats = math.lcm(len(a), len(b))  # so that differences of means are whole numbers of them
     gains = b.sum(0) * (repeats // len(b)) - a.sum(0) * (repeats // len(a))
-    generator = np.random.default_rng(seeds.derive(seed, "bootstrap"))
+    generator = np.random.default_rng(seeds.derive(seed, Purpose.BOOTSTRAP))
     # Two more images, one for each side: where hardly any differ, none would in most resamples, and
     # the interval had no width (Agresti & Min 2005 add half an image to each cell).
     padded = np.append(gains, [repeats, -repeats]).astype(np.float64)
@@ -136,7 +137,7 @@ def _check_same_question(a: Result, b: Result) -> None:
         if a.data.get(name) != b.data.get(name):
             raise RequestError(
                 f"these were measured on different images ({name}: {a.data.get(name)} in A, "
-                f"{b.data.get(name)} in B); compare runs with the same --data, --split and --limit"
+                f"{b.data.get(name)} in B); compare runs with the same `data`, `split` and `limit`"
             )
 
 

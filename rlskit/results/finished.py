@@ -182,7 +182,7 @@ def _read_columns(file: Path, names: Sequence[str]) -> dict[str, NDArray[np.int6
     except FileNotFoundError as error:
         raise RequestError(
             f"there is no {file}, which says image by image what was right; name the folder that "
-            "attack or eval wrote with --out"
+            "attack or eval wrote with `out`"
         ) from error
     except (OSError, OverflowError, ValueError, KeyError, csv.Error) as error:
         raise RequestError(f"{file} is damaged ({reason(error)}); run it again") from error

@@ -54,10 +54,10 @@ def refuse_finished(folder: Path, *, force: bool) -> None:
             where `force` is not given, a finished run.
     """
     if folder.exists() and not folder.is_dir():
-        raise RequestError(f"{folder} is a file, not the folder of a run; name another --out")
+        raise RequestError(f"{folder} is a file, not the folder of a run; name another `out`")
     _refuse_foreign(folder)
     if (folder / RESULTS).exists() and not force:
-        raise RequestError(f"{folder} holds a finished run; name another --out, or use --force")
+        raise RequestError(f"{folder} holds a finished run; name another `out`, or use `force`")
 
 
 def digest(request: Mapping[str, Any]) -> str:
@@ -97,8 +97,8 @@ def claim(
             or not lasting()
         ):
             raise RequestError(
-                f"{folder} holds another run ({', '.join(other)} differ); name another --out, or "
-                "use --force to replace it"
+                f"{folder} holds another run ({', '.join(other)} differ); name another `out`, or "
+                "use `force` to replace it"
             )
         _LOG.warning("%s: the data has changed; blocks whose images are the same are kept", folder)
         (folder / RESULTS).unlink(missing_ok=True)
@@ -335,7 +335,7 @@ def _refuse_foreign(folder: Path) -> None:
     foreign += [file for file in _blocks(folder) if not _is_block(file)]
     if foreign:
         raise RequestError(
-            f"{foreign[0]} is no file of a run of rlskit's, and not replaced; name another --out"
+            f"{foreign[0]} is no file of a run of rlskit's, and not replaced; name another `out`"
         )
 
 
@@ -348,8 +348,8 @@ def _others(folder: Path, request: Mapping[str, Any]) -> list[str]:
     if not (folder / MANIFEST).exists():
         if _blocks(folder):
             raise RequestError(
-                f"{folder} holds blocks but no {MANIFEST} that says whose; name another --out, or "
-                "use --force to replace them"
+                f"{folder} holds blocks but no {MANIFEST} that says whose; name another `out`, or "
+                "use `force` to replace them"
             )
         return []
     known = _request(_read(folder / MANIFEST))

@@ -133,7 +133,7 @@ def _of_the_attackable(
     if not min(map(len, reached)):
         raise UntrustedError(
             "all images are of the target class, so there was nothing to attack; give another "
-            "--target, or images of other classes"
+            "`target`, or images of other classes"
         )
     return {"target_reached": _accuracy(reached), "withstood": _accuracy(withstood)}
 

@@ -19,7 +19,7 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).item()  # fails on meta, where nothing is computed
     except (RuntimeError, AssertionError) as error:
-        raise RequestError(f"--device {name} is not available here; use cpu") from error
+        raise RequestError(f"`device` {name} is not available here; use cpu") from error
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True

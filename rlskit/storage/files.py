@@ -40,7 +40,7 @@ def refuse_existing(path: Path, force: bool) -> None:
     if path.exists() and not path.is_file():
         raise RequestError(f"{path} is a device or a pipe; name a file to write")
     if path.exists() and not force:
-        raise RequestError(f"{path} exists already; --force replaces it")
+        raise RequestError(f"{path} exists already; `force` replaces it")
     if not path.parent.is_dir():
         raise RequestError(f"there is no folder {path.parent} to write {path.name} in")
 

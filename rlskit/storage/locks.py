@@ -130,4 +130,4 @@ def _busy(folder: Path) -> RunError:
         who = f"process {int(facts['pid'])} on {facts['host']}, for {minutes:.1f} minutes now"
     except (OSError, ValueError, TypeError, KeyError):
         who = "another process"
-    return RunError(f"{folder} is being written by {who}; wait for its end, or name another --out")
+    return RunError(f"{folder} is being written by {who}; wait for its end, or name another `out`")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit import seeds
+from rlskit.arguments import argument, checked
 from rlskit.attacks import prepare
 from rlskit.defenses import defense_of, draws
 from rlskit.defenses.answers import finite_logits
@@ -22,6 +23,7 @@ from rlskit.errors import RequestError
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
+from rlskit.seeds import Purpose
 from rlskit.threat.meter import Meter
 from rlskit.threat.parts import Part, ascents, searches, transfers
 from rlskit.threat.preflight import masked_gradients, preflight
@@ -149,7 +151,7 @@ class Adaptive:
             if not len(rows):
                 continue
             meter = Meter(part.view(seed=seed, repeat=repeat, image=image), part.n_attacked)
-            noise = seeds.generator(seed, "adaptive", repeat, index)
+            noise = seeds.generator(seed, Purpose.ADAPTIVE, repeat, index)
             clean = in_layout(images[rows], layout)
             further = {"start": in_layout(chosen[rows], layout)} if part.goes_on else {}
             changed = part.attack(meter, clean, labels[rows], generator=noise, **further)
@@ -190,6 +192,7 @@ class Adaptive:
         return lead, lead < -SURE
 
 
+@checked()
 def prepare_adaptive(
     model: BankedModel,
     *,
@@ -258,15 +261,16 @@ def adaptive_options(given: dict[str, Any]) -> dict[str, Any]:
     """
     found = {name: value for name, value in given.items() if value is not None}
     if unknown := sorted(found.keys() - set(OPTIONS)):
-        flag = "--" + unknown[0].replace("_", "-")
-        takes = ", ".join("--" + name.replace("_", "-") for name in OPTIONS)
-        raise RequestError(f"{flag} is no option of --protocol adaptive: it takes {takes}")
+        takes = ", ".join(map(argument, OPTIONS))
+        raise RequestError(
+            f"{argument(unknown[0])} is no option of the adaptive protocol: it takes {takes}"
+        )
     if "eps" not in found:
-        raise RequestError("--protocol adaptive needs a budget, such as --eps 8/255")
+        raise RequestError("the adaptive protocol needs a budget, such as `eps='8/255'`")
     return found
 
 
 def _judges(model: BankedModel, *, seed: int, repeat: int, image: int | None) -> list[nn.Module]:
     """Return draws that no attack has seen: all of them where they are few."""
     count = defense_of(model).distinct(model) or JUDGES
-    return draws(model, count, seed=seed, purpose="judge", repeat=repeat, image=image)
+    return draws(model, count, seed=seed, purpose=Purpose.JUDGE, repeat=repeat, image=image)

@@ -69,8 +69,8 @@ def check_answers(draw: nn.Module, images: Tensor, classes: int, outputs: str = 
     if not outputs and in_unit_range(first):
         raise UntrustedError(
             "every answer of the model lies in [0, 1], as a sigmoid's or a softmax's would, and "
-            "attacks need logits; say what they are: convert it with --outputs sigmoid, "
-            "probabilities or logits"
+            "attacks need logits; say what they are: convert it with `outputs` 'sigmoid', "
+            "'probabilities' or 'logits'"
         )
     if not torch.equal(first, second):
         raise UntrustedError(
@@ -139,9 +139,9 @@ def check_confidence(attack: PreparedAttack, view: nn.Module, images: Tensor) ->
     widest = float((logits.amax(1) - logits.amin(1)).max())
     if kappa > widest:
         raise UntrustedError(
-            f"{attack.method} wants another class to lead by --kappa {kappa:.3g}, and the logits "
+            f"{attack.method} wants another class to lead by `kappa={kappa:.3g}`, and the logits "
             f"at the first images differ by {widest:.2g} at most, so nothing it finds would count; "
-            "give a smaller --kappa, and --search-steps 9 for a --c in the scale of these logits"
+            "give a smaller `kappa`, and `search_steps=9` for a `c` in the scale of these logits"
         )
 
 

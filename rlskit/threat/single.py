@@ -15,6 +15,7 @@ from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
+from rlskit.seeds import Purpose
 from rlskit.threat.meter import Meter
 from rlskit.threat.preflight import masked_gradients, preflight
 from rlskit.threat.view import attackers_view
@@ -30,7 +31,7 @@ def check_risk(risk: str) -> None:
         RequestError: It is another.
     """
     if risk not in RISKS:
-        raise RequestError(f"--risk {risk!r} is unknown; it is one of {', '.join(RISKS)}")
+        raise RequestError(f"`risk` {risk!r} is unknown; it is one of {', '.join(RISKS)}")
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,16 @@ class Threat:
             return ()
         stated = self.attack.stated
         eps = f"{stated['eps']:.4g}" if "eps" in stated else "EPS"
-        again = f"rlskit attack {model.path or 'CHECKPOINT'} --protocol adaptive --eps {eps}"
+        again = f"rlskit.load({str(model.path)!r})" if model.path else "model"
+        again += f", eps={eps}"
         if self.attack.norm not in (None, "linf"):
-            again += f" --norm {self.attack.norm}"
+            again += f", norm={self.attack.norm!r}"
         if stated["pixel_range"] != "0:1":
-            again += f" --pixel-range {stated['pixel_range']}"
+            again += f", pixel_range={stated['pixel_range']!r}"
         return (
             f"OPTIMISTIC: the attacker of this {model.card.defense} saw {self.n_attacked} of its "
-            f"draws and could see more; `{again}` gives the honest number.",
+            f"draws and could see more; `rlskit.attack_adaptively({again})` gives the honest "
+            "number.",
         )
 
     def preflight(
@@ -152,7 +155,7 @@ class Threat:
 
         def stuck(loss: str) -> Tensor:
             view = self.seen(model, seed=seed, repeat=0)
-            noise = seeds.generator(seed, "attack", 0)
+            noise = seeds.generator(seed, Purpose.ATTACK, 0)
             targets = self.attack.targets(view, images, labels, noise)
             wanted = labels if targets is None else targets
             return masked_gradients(view, images, wanted, loss, targeted=targets is not None)
@@ -167,15 +170,16 @@ class Threat:
     def _instead(self, *, margin_helps: bool) -> str:
         """Return what to try where the attack's gradients cannot be followed, and it can."""
         method, norm = self.attack.method, self.attack.norm
-        in_norm = " --norm l2" if norm == "l2" else ""
+        in_norm = "norm='l2'" if norm == "l2" else ""
         found = []
         if margin_helps and self.attack.engine != "rlskit":
-            found.append("--engine rlskit")
+            found.append("`engine='rlskit'`")
         elif margin_helps and "loss" in ATTACKS[method].defaults:
-            found.append("--loss margin")
+            found.append("`loss='margin'`")
         if margin_helps:
-            found.append(f"--protocol adaptive{in_norm}")
-        found.append(f"--method square{in_norm}, which needs none")
+            found.append(f"`rlskit.attack_adaptively({in_norm})`")
+        square = ", ".join(filter(None, ("method='square'", in_norm)))
+        found.append(f"`{square}`, which needs none")
         return f"try {' or '.join(found)}"
 
     def seen(
@@ -211,7 +215,7 @@ class Threat:
             UntrustedError: Non-finite logits or gradients, or a broken budget.
         """
         meter = Meter(self.seen(model, seed=seed, repeat=repeat, image=image), self._per_call)
-        noise = seeds.generator(seed, "attack", repeat)
+        noise = seeds.generator(seed, Purpose.ATTACK, repeat)
         clean = in_layout(images, layout_of(model)) if self._folded else images.contiguous()
         targets = self._attack.targets(meter, clean, labels, noise)
         changed = self._attack(meter, clean, labels, generator=noise, targets=targets).contiguous()

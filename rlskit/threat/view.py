@@ -17,6 +17,7 @@ from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces, compile_draw, ready_for_attack
 from rlskit.models.layout import layout_of
+from rlskit.seeds import Purpose
 
 PROTOCOLS = ("transfer", "multi", "eot")
 VIEWS = ("mean-prob", "mean-logit")
@@ -33,19 +34,20 @@ def protocol_of(protocol: str | None, n_attacked: int) -> str:
         RequestError: Unknown, or `n_attacked` does not fit it.
     """
     if n_attacked < 1:
-        raise RequestError(f"--n-attacked must be at least 1, not {n_attacked}")
+        raise RequestError(f"`n_attacked` must be at least 1, not {n_attacked}")
     if n_attacked > MOST_DRAWS:
         raise RequestError(
-            f"--n-attacked {n_attacked} is beyond reason; it is {MOST_DRAWS} at most"
+            f"`n_attacked` {n_attacked} is beyond reason; it is {MOST_DRAWS} at most"
         )
     if protocol is None:
         return "transfer" if n_attacked == 1 else "multi"
     if protocol not in PROTOCOLS:
         raise RequestError(
-            f"--protocol {protocol!r} is unknown; it is one of {', '.join(PROTOCOLS)} or adaptive"
+            f"`protocol` {protocol!r} is unknown; it is one of {', '.join(PROTOCOLS)}, or use "
+            "`rlskit.attack_adaptively`"
         )
     if protocol == "transfer" and n_attacked != 1:
-        raise RequestError(f"--protocol transfer attacks 1 draw, not {n_attacked}; use multi")
+        raise RequestError(f"`protocol='transfer'` attacks 1 draw, not {n_attacked}; use multi")
     return protocol
 
 
@@ -56,7 +58,7 @@ def check_view(view: str) -> None:
         RequestError: It is another.
     """
     if view not in VIEWS:
-        raise RequestError(f"--view {view!r} is unknown; it is one of {', '.join(VIEWS)}")
+        raise RequestError(f"`view` {view!r} is unknown; it is one of {', '.join(VIEWS)}")
 
 
 class DrawsView(nn.Module):
@@ -126,7 +128,7 @@ def attackers_view(
     """
     check_view(view)
 
-    def members_of(purpose: str, first: int) -> list[nn.Module]:
+    def members_of(purpose: Purpose, first: int) -> list[nn.Module]:
         found = draws(
             model, n_attacked, seed=seed, purpose=purpose, repeat=repeat, first=first, image=image
         )
@@ -136,6 +138,6 @@ def attackers_view(
         return [InPieces(draw, layout_of(model)) for draw in found] if folded else found
 
     if protocol == "eot":
-        return FreshDraws(lambda call: members_of("eot", call * n_attacked), view)
-    members = members_of("attacker", 0)
+        return FreshDraws(lambda call: members_of(Purpose.EOT, call * n_attacked), view)
+    members = members_of(Purpose.ATTACKER, 0)
     return members[0] if n_attacked == 1 else DrawsView(members, view)

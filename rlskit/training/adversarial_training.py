@@ -41,7 +41,7 @@ def pgd_images(
         options: `adversarial_eps`, `adversarial_steps`, `adversarial_step_size`.
         generator: Of the random start.
     """
-    eps, step_size = options.adversarial_eps, options.adversarial_step_size
+    eps, step_size = float(options.adversarial_eps), float(options.adversarial_step_size)
     model.eval()
     start = 2 * torch.rand(images.shape, generator=generator) - 1
     changed = (images + eps * start.to(images)).clamp(0, 1)

@@ -20,6 +20,7 @@ from rlskit.data import Data, batches
 from rlskit.defenses import defense_of, training_logits
 from rlskit.models.banks import BankedModel
 from rlskit.progress import Progress, no_progress
+from rlskit.seeds import Purpose
 from rlskit.training.train_options import TrainOptions
 
 
@@ -43,13 +44,13 @@ def reestimate_batch_norm(
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if not norms or not options.bn_batches:
         return
-    order = seeds.generator(options.seed, "batch-norm-order")
-    plans = seeds.generator(options.seed, "batch-norm-plans")
+    order = seeds.generator(options.seed, Purpose.BATCH_NORM_ORDER)
+    plans = seeds.generator(options.seed, Purpose.BATCH_NORM_PLANS)
     total = min(options.bn_batches, math.ceil(len(data) / options.batch_size))
     stream = batches(data, options.batch_size, order, num_workers=options.num_workers)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), _averaging(norms):
-        torch.manual_seed(seeds.derive(options.seed, "batch-norm-noise"))  # of the defense
+        torch.manual_seed(seeds.derive(options.seed, Purpose.BATCH_NORM_NOISE))  # of the defense
         for done, (images, _) in zip(range(total), stream, strict=False):
             images = images.to(model.device)
             plan = _first_plan(model, plans)

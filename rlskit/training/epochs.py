@@ -20,6 +20,7 @@ from rlskit.errors import RequestError, RunError
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import layout_of, to_layout
 from rlskit.progress import Progress
+from rlskit.seeds import Purpose
 from rlskit.training.adversarial_training import pgd_images
 from rlskit.training.batch_norm import has_batch_norm, reestimate_batch_norm
 from rlskit.training.kept import EpochRecord, Files, TrainingResult
@@ -51,7 +52,7 @@ class Run:
         self.defense = defense_of(model)
         self.objective = objective(model, options)
         if options.batch_size == 1 and has_batch_norm(model):
-            raise RequestError("--batch-size 1 is too small: BatchNorm needs at least 2 images")
+            raise RequestError("`batch_size=1` is too small: BatchNorm needs at least 2 images")
         self.steps_per_epoch = _steps_per_epoch(len(self.data), options.batch_size)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise RequestError(
@@ -112,9 +113,11 @@ class Run:
     def _steps(self, epoch: int, progress: Progress) -> tuple[float, float, int]:
         """Take an epoch's steps; return mean loss, accuracy of the group, and images seen."""
         model, options = self.model, self.options
-        torch.manual_seed(seeds.derive(options.seed, "train-noise", epoch))  # dropout, drop path
-        plans = seeds.generator(options.seed, "train-plans", epoch)
-        order = seeds.generator(options.seed, "train-order", epoch)
+        torch.manual_seed(
+            seeds.derive(options.seed, Purpose.TRAIN_NOISE, epoch)
+        )  # dropout, drop path
+        plans = seeds.generator(options.seed, Purpose.TRAIN_PLANS, epoch)
+        order = seeds.generator(options.seed, Purpose.TRAIN_ORDER, epoch)
         stream = batches(self.data, options.batch_size, order, options.augment, options.num_workers)
         loss_sum, correct, seen, start = 0.0, 0, 0, time.perf_counter()
         model.train()
@@ -189,8 +192,8 @@ class Run:
             return None
         model, options = self.model, self.options
         count = min(self.defense.samples(model), HELD_OUT_DRAWS)
-        members = draws(model, count, seed=options.seed, purpose="holdout")
-        plans = seeds.generator(options.seed, "holdout-attack", epoch)
+        members = draws(model, count, seed=options.seed, purpose=Purpose.HOLDOUT)
+        plans = seeds.generator(options.seed, Purpose.HOLDOUT_ATTACK, epoch)
         group = partial(self.defense.group, model, options.group_size, plans)
         right = 0
         for _, images, labels in blocks(self.held_out, options.batch_size):
@@ -234,7 +237,7 @@ class Run:
         model.path = None if self.files.last is None else str(self.files.last)
 
     def _failure(self, what: str, epoch: int) -> RunError:
-        return RunError(f"{what}; {self.files.kept(epoch)}; a smaller --lr may help")
+        return RunError(f"{what}; {self.files.kept(epoch)}; a smaller `lr` may help")
 
 
 def _require_path(loss: Tensor) -> None:
@@ -262,7 +265,7 @@ def objective(model: BankedModel, options: TrainOptions) -> Callable[[Tensor, Te
         if options.loss != "ce" or options.individual:
             raise RequestError(
                 f"the defense {model.card.defense} has a loss of its own; leave out "
-                "--loss and --individual"
+                "`loss` and `individual`"
             )
         return lambda logits, labels: own(logits, labels, settings)
     if defense.separate:
@@ -275,7 +278,7 @@ def split(data: Data, options: TrainOptions) -> tuple[Data, Data | None]:
     held = round(len(data) * options.holdout)
     if not held or len(data) - held < 2:
         return data, None
-    order = torch.randperm(len(data), generator=seeds.generator(options.seed, "holdout"))
+    order = torch.randperm(len(data), generator=seeds.generator(options.seed, Purpose.HOLDOUT))
     return data.subset(order[held:].sort().values), data.subset(order[:held].sort().values)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from rlskit.arguments import checked
 from rlskit.data import Data, load
 from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
@@ -19,6 +20,7 @@ from rlskit.training.kept import Files, TrainingResult
 from rlskit.training.train_options import TrainOptions
 
 
+@checked(*(field.name for field in dataclasses.fields(TrainOptions)))
 def train(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,
@@ -34,7 +36,7 @@ def train(
     Args:
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
             logits; no file can hold the latter.
-        data: A `--data` name, a training split from `load_data`, or images and labels; by default
+        data: A data set's name, a training split from `load_data`, or images and labels; by default
             what the model was made for.
         options: How to train.
         out: Checkpoint to write after each epoch. The best epoch's stands beside it as

@@ -73,20 +73,20 @@ class Files:
         if not out.parent.is_dir():
             raise RequestError(f"there is no folder {out.parent} to write {out.name} in")
         if out.is_dir():
-            raise RequestError(f"{out} is a folder; --out names the checkpoint to write")
+            raise RequestError(f"{out} is a folder; `out` names the checkpoint to write")
         if not os.access(out.parent, os.W_OK):
-            raise RequestError(f"the folder {out.parent} cannot be written to; name another --out")
+            raise RequestError(f"the folder {out.parent} cannot be written to; name another `out`")
         self.best = out.with_name(f"{out.stem}.best.safetensors")
         self.log = out.with_name(f"{out.stem}.train.jsonl")
         if force:
             return
         if out.exists() and not (model is not None and _same(out, Path(model))):
-            raise RequestError(f"{out} exists already; --force replaces it")
+            raise RequestError(f"{out} exists already; `force` replaces it")
         for file, is_ours in ((self.best, _is_trained), (self.log, _is_log)):
             if file.exists() and not is_ours(file):
                 raise RequestError(
                     f"{file} is no training's, and would be written beside {out.name}; move it "
-                    "away, or use --force to replace it"
+                    "away, or use `force` to replace it"
                 )
 
     def keep(self, model: BankedModel, record: EpochRecord, *, best: bool) -> None:

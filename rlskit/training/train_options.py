@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rlskit.arguments import argument, check_types
 from rlskit.data import AUGMENTATIONS
 from rlskit.errors import RequestError
+from rlskit.pixels import parse_budget
 from rlskit.training.objectives import LOSSES
 
 SCHEDULES = ("step", "cosine", "one-cycle")
@@ -37,9 +39,9 @@ class TrainOptions:
         seed: Seeds plans, order, augmentation, noise and dropout.
         adversarial: `pgd` trains on images that PGD found, and chooses the best epoch by the
             accuracy on held-out ones attacked likewise; `none` on the images as they are.
-        adversarial_eps: Largest change of a pixel, in [0, 1] units.
+        adversarial_eps: Largest change of a pixel, in [0, 1] units; a text is read as a number.
         adversarial_steps: Steps of PGD; each costs as much as the training step itself.
-        adversarial_step_size: Length of a step, in [0, 1] units.
+        adversarial_step_size: Length of a step, likewise.
     """
 
     epochs: int = 50
@@ -59,34 +61,35 @@ class TrainOptions:
     num_workers: int = 0
     seed: int = 0
     adversarial: str = "none"
-    adversarial_eps: float = 8 / 255
+    adversarial_eps: float | str = "8/255"
     adversarial_steps: int = 10
-    adversarial_step_size: float = 2 / 255
+    adversarial_step_size: float | str = "2/255"
 
     def __post_init__(self) -> None:
+        check_types(vars(self), TrainOptions)
         for name in ("epochs", "batch_size", "group_size", "step_epochs"):
             if getattr(self, name) < 1:
-                raise RequestError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
+                raise RequestError(f"`{name}` must be at least 1, not {getattr(self, name)}")
         for name in ("momentum", "weight_decay", "bn_batches", "num_workers"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RequestError(
-                    f"{_flag(name)} must be a number of at least 0, not {getattr(self, name)}"
+                    f"`{name}` must be a number of at least 0, not {getattr(self, name)}"
                 )
         if not (math.isfinite(self.lr) and self.lr > 0):
-            raise RequestError(f"--lr must be a positive number, not {self.lr}")
+            raise RequestError(f"`lr` must be a positive number, not {self.lr}")
         if not 0 <= self.individual <= 1:
-            raise RequestError(f"--individual is a weight in [0, 1], not {self.individual}")
+            raise RequestError(f"`individual` is a weight in [0, 1], not {self.individual}")
         if not 0 <= self.holdout < 1:
-            raise RequestError(f"--holdout is a share in [0, 1), not {self.holdout}")
+            raise RequestError(f"`holdout` is a share in [0, 1), not {self.holdout}")
         if self.adversarial_steps < 1:
             raise RequestError(
-                f"--adversarial-steps must be at least 1, not {self.adversarial_steps}"
+                f"`adversarial_steps` must be at least 1, not {self.adversarial_steps}"
             )
         for name in ("adversarial_eps", "adversarial_step_size"):
-            if not 0 < getattr(self, name) <= 1:
-                raise RequestError(
-                    f"{_flag(name)} is a length in (0, 1] such as 8/255, not {getattr(self, name)}"
-                )
+            length = parse_budget(getattr(self, name), option=argument(name))
+            if length == 0:
+                raise RequestError(f"{argument(name)} must be above 0")
+            object.__setattr__(self, name, length)
         known = (
             ("loss", LOSSES), ("schedule", SCHEDULES), ("augment", AUGMENTATIONS),
             ("adversarial", ADVERSARIES),
@@ -94,10 +97,5 @@ class TrainOptions:
         for name, values in known:
             if getattr(self, name) not in values:
                 raise RequestError(
-                    f"{_flag(name)} {getattr(self, name)!r} is unknown; "
-                    f"it is one of {', '.join(values)}"
+                    f"`{name}` {getattr(self, name)!r} is unknown; it is one of {', '.join(values)}"
                 )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
