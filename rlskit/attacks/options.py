@@ -213,7 +213,7 @@ OPTIONS: dict[str, Option] = {
         _choice("standard", "rand"), SEARCHES, "Of autoattack: standard or rand."
     ),
     "queries": Option(
-        COUNT, SEARCHES, "Of autoattack's Square; of --protocol adaptive's.", short=2
+        COUNT, SEARCHES, "Of autoattack's Square, and of adaptive's.", short=2
     ),
     "p_init": Option(SHARE, SEARCHES, "Of square: first share of pixels."),
     "distribution": Option(
