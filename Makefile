@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint wheel-test clean
 
 demo: $(INSTALLED)  ## the main job on embedded digits: convert, train, attack, eval, diversity
 	$(BIN)/python recipes/demo.py
@@ -15,6 +15,9 @@ lint: $(INSTALLED)  ## formatting, ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+wheel-test:  ## the wheel alone, without torchattacks, in an environment outside the checkout
+	PYTHON=$(PYTHON) tests/wheel.sh
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

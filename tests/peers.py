@@ -1,7 +1,7 @@
 """What the peers are compared on: a published CIFAR ResNet, lossless images, equal settings.
 
-torchattacks, foolbox and ART (adversarial-robustness-toolbox) get the network as their users would
-hand it over: normalisation inside, eval mode, parameters that require gradients.
+torchattacks, foolbox, adv-lib and ART (adversarial-robustness-toolbox) get the network as their
+users would hand it over: normalisation inside, eval mode, parameters that require gradients.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rlskit.models.banks import BankedModel, Card, Normalize
 from rlskit.models.partition import partition
 from rlskit.models.trace import trace
 from rlskit.pixels import Pixels
+from rlskit.runtime.torchvision_ops import declare_missing_operators
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PIXELS = Pixels(3, 32, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -44,11 +45,18 @@ DIFFERENCES = {
     ("torchattacks", "ead"): "its clean reference moves along",
     ("foolbox", "cw"): "returns black images where it fails (counted as clean)",
     ("foolbox", "ead"): "returns black images where it fails (counted as clean)",
+    (
+        "adv_lib",
+        "pgd",
+    ): "does not look at where the last step ends; clean where it fails",
     ("art", "cw"): "gradient descent with line searches instead of Adam",
     ("art", "deepfool"): "overshoots once, at the end",
     ("art", "ead"): "predicts and differentiates several times per step",
 }
 """(peer, attack) -> in what it cannot be set up as ours."""
+
+LACKING = {("adv_lib", "fgsm"), ("adv_lib", "ead")}
+"""(peer, attack) that it does not have."""
 
 
 def published_network() -> nn.Module:
@@ -129,6 +137,29 @@ def run_foolbox(
     return torch.where(black[:, None, None, None], images, adversarial).detach()
 
 
+def run_adv_lib(
+    method: str, model: nn.Module, images: Tensor, labels: Tensor, o: Mapping[str, Any]
+) -> Tensor:
+    declare_missing_operators()  # it imports torchvision
+    from adv_lib import attacks
+
+    make: dict[str, Callable[[], Tensor]] = {
+        "pgd": lambda: attacks.pgd_linf(
+            model, images, labels, o["eps"], steps=o["steps"], random_init=o["random_start"],
+            absolute_step_size=o["step_size"],
+        ),
+        "deepfool": lambda: attacks.df(
+            model, images, labels, steps=o["steps"], overshoot=o["overshoot"]
+        ),
+        "cw": lambda: attacks.carlini_wagner_l2(
+            model, images, labels, confidence=o["kappa"], learning_rate=o["lr"],
+            initial_const=o["c"], binary_search_steps=1, max_iterations=o["steps"],
+            abort_early=False,
+        ),
+    }  # fmt: skip
+    return make[method]().detach()
+
+
 def run_art(
     method: str, model: nn.Module, images: Tensor, labels: Tensor, o: Mapping[str, Any]
 ) -> Tensor:
@@ -159,7 +190,12 @@ def run_art(
 Peer = Callable[[str, nn.Module, Tensor, Tensor, Mapping[str, Any]], Tensor]
 """Maps (attack, model, images, labels, options of `SETTINGS`) to adversarial images."""
 
-PEERS: dict[str, Peer] = {"torchattacks": run_torchattacks, "foolbox": run_foolbox, "art": run_art}
+PEERS: dict[str, Peer] = {
+    "torchattacks": run_torchattacks,
+    "foolbox": run_foolbox,
+    "adv_lib": run_adv_lib,
+    "art": run_art,
+}
 
 
 def installed() -> dict[str, Peer]:

@@ -3,6 +3,7 @@
 import inspect
 import pickle
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import wraps
@@ -17,6 +18,7 @@ from rlskit.attacks import ATTACKS, ENGINES, prepare
 from rlskit.attacks.ead import ead
 from rlskit.attacks.options import OPTIONS
 from rlskit.errors import RequestError, UntrustedError
+from rlskit.evaluation.subject import library_versions
 
 
 @pytest.fixture(autouse=True)
@@ -258,6 +260,23 @@ def test_engines_are_named_once() -> None:
         else:
             with pytest.raises(RequestError, match=f"torchattacks has no {method}"):
                 prepare(method, engine="torchattacks")
+
+
+def test_what_needs_torchattacks_says_so_where_it_is_absent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    absent = "needs torchattacks, which is not installed: pip install 'rlskit\\[torchattacks\\]'"
+    with pytest.raises(RequestError, match=f"`engine='torchattacks'` {absent}"):
+        prepare("pgd", engine="torchattacks")
+    for method, attack in ATTACKS.items():
+        assert attack.borrowed == hasattr(sys.modules[attack.run.__module__], "attack_one_by_one")
+        if attack.borrowed:
+            with pytest.raises(RequestError, match=f"`method={method!r}` {absent}"):
+                prepare(method)
+        else:
+            assert prepare(method).engine == "rlskit"
+    assert library_versions().keys() == {"rlskit", "torch", "torchvision", "timm"}
 
 
 def test_a_broken_budget_is_the_attacks_error(monkeypatch: pytest.MonkeyPatch) -> None:

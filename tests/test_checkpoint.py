@@ -297,7 +297,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     ):
         save_file({"w": torch.zeros(1)}, other, metadata={"rlskit": metadata})
         refused(other, reason)
-    refused(tmp_path / "missing.safetensors", "there is no checkpoint .*`rlskit convert` makes one")
+    refused(tmp_path / "missing.safetensors", "there is no checkpoint .*`rlskit.convert` makes one")
     refused(tmp_path, "there is no checkpoint")
 
 

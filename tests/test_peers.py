@@ -12,6 +12,7 @@ from peers import (
     SETTINGS,
     SHARED,
     lossless_images,
+    run_adv_lib,
     run_art,
     run_foolbox,
     run_torchattacks,
@@ -22,8 +23,9 @@ from rlskit.pixels import perturbation_norms
 
 pytestmark = [
     pytest.mark.slow,
-    # What foolbox and ART import where they are loaded.
+    # What foolbox, ART and adv-lib import where they are loaded.
     pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:distutils Version classes:DeprecationWarning"),
     pytest.mark.skipif(not SHARED.is_dir(), reason=f"no published weights: {SHARED} is absent"),
 ]
 
@@ -91,7 +93,9 @@ def assert_no_worse(
     assert mine.median() <= 1.01 * other.median()
 
 
-@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize(
+    "peer", [*PEERS, pytest.param(run_adv_lib, id="adv_lib", marks=needs("adv_lib"))]
+)
 def test_cw_succeeds_as_often_and_as_near_as_the_peers(peer: Any) -> None:
     images, labels = correct_images(4 if peer is run_art else 8)
     settings = {**SETTINGS["cw"], "steps": 20 if peer is run_art else 60}

@@ -14,8 +14,7 @@ import pytest
 import rlskit
 from rlskit.attacks.options import OPTIONS
 from rlskit.cli import run
-from rlskit.cli.app import COMMANDS
-from rlskit.cli.option_sets import flat
+from rlskit.cli.app import group
 from rlskit.cli.show import note
 from rlskit.cli.wording import worded
 from rlskit.errors import RequestError
@@ -105,11 +104,8 @@ def test_no_sentence_of_the_library_names_a_flag() -> None:
 def test_every_quoted_name_is_an_argument() -> None:
     functions = [getattr(rlskit, name) for name in rlskit.__all__]
     called = [one for one in functions if not inspect.isclass(one)]
-    known = {
-        name
-        for one in (*called, *map(flat, COMMANDS.values()))
-        for name in inspect.signature(one).parameters
-    }
+    known = {name for one in called for name in inspect.signature(one).parameters}
+    known |= {option.name for one in group().commands.values() for option in one.params}
     known |= OPTIONS.keys()
     for options in (EvalOptions, TrainOptions):
         known |= {field.name for field in dataclasses.fields(options)}

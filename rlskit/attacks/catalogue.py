@@ -51,6 +51,7 @@ class Attack:
             first backward pass, and may answer further ones wrongly, so no attack may that
             differentiates one forward pass several times.
         members: Whether it attacks the view's draws one by one, and so needs them to stay the same.
+        borrowed: Whether `run` itself calls torchattacks, which is an extra.
     """
 
     title: str
@@ -66,6 +67,7 @@ class Attack:
     upstream: Upstream | None = None
     compiles: bool = True
     members: bool = False
+    borrowed: bool = False
 
     @functools.cached_property
     def defaults(self) -> dict[str, Any]:
@@ -345,6 +347,7 @@ ATTACKS: dict[str, Attack] = {
         norms=("l0",),
         needs="logits",
         random=True,
+        borrowed=True,
     ),
     "onepixel": Attack(
         title="One pixel attack",
@@ -354,6 +357,7 @@ ATTACKS: dict[str, Attack] = {
         norms=("l0",),
         needs="logits",
         random=True,
+        borrowed=True,
     ),
 }  # fmt: skip
 """Name of a method -> what is known about it."""

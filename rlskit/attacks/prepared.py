@@ -15,6 +15,7 @@ from rlskit.attacks.catalogue import ATTACKS, Attack
 from rlskit.attacks.options import OPTIONS, in_unit_range, read
 from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.targets import choose_targets
+from rlskit.attacks.upstream import require_torchattacks
 from rlskit.errors import RequestError
 from rlskit.pixels import check_adversarial
 
@@ -162,10 +163,12 @@ def prepare(
 
     Raises:
         RequestError: An unknown method, engine or scale, an option that the method does not take,
-            or a value that it cannot have.
+            a value that it cannot have, or torchattacks is needed and not installed.
     """
     known = _known(method)
     defaults = _defaults(method, known, engine)
+    if known.borrowed or engine == "torchattacks":
+        require_torchattacks(f"`{method=}`" if known.borrowed else f"`{engine=}`")
     given = {option: value for option, value in options.items() if value is not None}
     for option in (option for option in given if option not in defaults):
         takes = ", ".join(map(argument, defaults))

@@ -2,12 +2,13 @@
 
 Only what surrounds them is ours: the global random state comes from the generator and goes back to
 it, standard output stays clean, the model is given back as it was, and non-finite numbers are an
-error. torchattacks is imported when one of them runs.
+error. torchattacks is an extra, and imported when one of them runs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,22 @@ from rlskit.errors import RequestError
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 """Our names of norms -> torchattacks'."""
+
+
+def require_torchattacks(who: str) -> None:
+    """Require torchattacks, before anything runs that needs it.
+
+    Args:
+        who: What needs it, as a user asked for it.
+
+    Raises:
+        RequestError: It is not installed.
+    """
+    if importlib.util.find_spec("torchattacks") is None:
+        raise RequestError(
+            f"{who} needs torchattacks, which is not installed: "
+            "pip install 'rlskit[torchattacks]' brings it"
+        )
 
 
 @dataclass(frozen=True)

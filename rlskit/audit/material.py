@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from rlskit.audit.defended import SHOWN, at_the_boundary, attacked
 from rlskit.data import Data, load, spread
 from rlskit.errors import RequestError
 from rlskit.evaluation import subject_of
-from rlskit.evaluation.subject import LIBRARIES
+from rlskit.evaluation.subject import library_versions
 from rlskit.inputs import taken
 from rlskit.models.banks import BankedModel
 from rlskit.pixels import check_images
@@ -91,7 +90,7 @@ def _of_module(
         "defense": "own",
         "data": {**about, "n": len(labels)},
         "device": device.type,
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": library_versions(),
         "warnings": (),
     }
     return Material(images, labels, _classes(boundary, images, labels), facts, boundary)

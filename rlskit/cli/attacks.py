@@ -9,6 +9,11 @@ import typer
 from rlskit.cli.show import print_table
 from rlskit.errors import RequestError
 
+_CAPTION = (
+    "torchattacks: yes, --engine torchattacks has it, too; needed, it runs on that only. "
+    r"The extra rlskit\[torchattacks] brings it."
+)
+
 
 def attacks(
     pattern: Annotated[str, typer.Argument(help="Part of a name, or a glob.")] = "*",
@@ -32,6 +37,8 @@ def attacks(
         "torchattacks",
         "options",
         show_lines=True,
+        caption=_CAPTION,
+        caption_justify="left",
     )
     for name in names:
         known = ATTACKS[name]
@@ -45,7 +52,7 @@ def attacks(
             kind + ", ".join(known.norms),
             known.needs,
             "yes" if known.random else "no",
-            "no" if known.upstream is None else "yes",
+            "needed" if known.borrowed else "no" if known.upstream is None else "yes",
             "  ".join(options),
         )
     print_table(table)

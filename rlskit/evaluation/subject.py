@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from rlskit.threat.preflight import check_weights
 
 LIBRARIES = ("rlskit", "torch", "torchvision", "timm", "torchattacks")
 """What a number depends on."""
+
+
+def library_versions() -> dict[str, str]:
+    """Return the version of each of `LIBRARIES`; without torchattacks, where that is absent."""
+    return {name: version(name) for name in LIBRARIES if find_spec(name)}
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Subject:
             "attack": None if self.saved is None else self.saved["attack"],
             "n_attacked": None if self.saved is None else self.saved["n_attacked"],
             "device": self.model.device.type,
-            "versions": {name: version(name) for name in LIBRARIES},
+            "versions": library_versions(),
             "warnings": self._warnings(),
         }
 

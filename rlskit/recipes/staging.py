@@ -9,14 +9,13 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rlskit.errors import RequestError, RunError
-from rlskit.evaluation.subject import LIBRARIES
+from rlskit.evaluation.subject import library_versions
 from rlskit.recipes.stages import Stage, sha256
 from rlskit.results import clear
 from rlskit.runtime.devices import choose_device
@@ -193,9 +192,8 @@ def _mark(stage: Stage, folder: Path) -> dict[str, str | None]:
 
 def _surroundings(stage: Stage) -> dict[str, str]:
     """Return what must be the same for an interrupted attack to go on: results depend on it."""
-    versions = {name: version(name) for name in LIBRARIES}
     device = choose_device(str(stage.options.get("device", "auto"))).type
-    return {**versions, "threads": str(torch.get_num_threads()), "device": device}
+    return {**library_versions(), "threads": str(torch.get_num_threads()), "device": device}
 
 
 def _state_file(stage: Stage, folder: Path) -> Path:

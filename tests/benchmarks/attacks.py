@@ -1,6 +1,6 @@
 """Compare rlskit's attacks with those of its peers: speed, work done, success and distance.
 
-    python -m pip install -c constraints.txt -e '.[benchmarks]'
+    PIP_CONSTRAINT=constraints.txt python -m pip install -e '.[dev,benchmarks]'
     python tests/benchmarks/attacks.py                # all: some 20 minutes
     python tests/benchmarks/attacks.py --attacks deepfool,cw --limit 32 --threads 1 --clock cpu
 
@@ -8,8 +8,8 @@ Everybody attacks the ResNet-20 of shared/checkpoints on the same lossless CIFAR
 same settings (tests/peers.py), by turns in one process; the best of the rounds counts, but who is
 ten times slower than rlskit runs only once. rlskit attacks what `rlskit attack` would (folded,
 channels last; compiled with --compile), the peers the network as it is. A peer that stops early is
-compared by its time per step. The floor is the bare time of rlskit's own forward and backward
-passes on the best layout. Exits with 1 when a target is missed.
+compared by its time per step; who lacks an attack is left out of it. The floor is the bare time of
+rlskit's own forward and backward passes on the best layout. Exits with 1 when a target is missed.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from peers import (
     DIFFERENCES,
+    LACKING,
     OURS,
     PEERS,
     SETTINGS,
@@ -46,7 +47,7 @@ from rlskit.pixels import perturbation_norms
 from rlskit.threat.meter import Meter
 from rlskit.threat.view import attackers_view
 
-DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox"}
+DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox", "adv_lib": "adv-lib"}
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,15 @@ def main() -> int:
     print_setting(options, list(peers))
     view = attackers_view(banked_model(), "transfer", 1, seed=0, repeat=0, compiled=options.compile)
     for run in peers.values():  # imports are no work
-        run("fgsm", stock_model(), images[:1], labels[:1], SETTINGS["fgsm"])
+        run("pgd", stock_model(), images[:1], labels[:1], SETTINGS["pgd"])
     met = True
     for method in options.attacks:
         entrants = {"rlskit": ours(method, view)}
-        entrants |= {name: theirs(method, run) for name, run in peers.items()}
+        entrants |= {
+            name: theirs(method, run)
+            for name, run in peers.items()
+            if (name, method) not in LACKING
+        }
         base = Base(view, images, SETTINGS[method].get("steps", 1), options.compile)
         for _ in range(options.rounds):
             base.measure(CLOCKS[options.clock])
