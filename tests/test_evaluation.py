@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -830,7 +831,8 @@ def test_nan_weights_stop_before_any_attack(monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("an attack ran")
 
     for name, known in ATTACKS.items():
-        monkeypatch.setitem(ATTACKS, name, dataclasses.replace(known, run=never))
+        guarded = dataclasses.replace(known, run=functools.wraps(known.run)(never))
+        monkeypatch.setitem(ATTACKS, name, guarded)
     with pytest.raises(UntrustedError, match=r"6\.bias of bank 1"):
         attack(model, DATA)
 
@@ -856,7 +858,9 @@ def test_an_attack_that_breaks_its_budget_on_one_block_stops_the_run(
         far = eps if len(images) == 10 else min(eps, 0.05)  # the preflight's images keep it
         return (images + 2 * far).clamp(0, 1)
 
-    monkeypatch.setitem(ATTACKS, "fgsm", dataclasses.replace(ATTACKS["fgsm"], run=act))
+    known = ATTACKS["fgsm"]
+    broken = dataclasses.replace(known, run=functools.wraps(known.run)(act))
+    monkeypatch.setitem(ATTACKS, "fgsm", broken)
     prepared = dataclasses.replace(prepare("pgd", eps=0.1), method="fgsm", params={"eps": 0.1})
     with pytest.raises(UntrustedError, match="broke its budget"):
         attack_all(rls, DATA, attacks=[prepared], options=EvalOptions(batch_size=10))

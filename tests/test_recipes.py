@@ -584,7 +584,17 @@ def test_costs_are_those_counted_by_hand(recipe: Path) -> None:
     # 2 repeats: clean and attacked images on 10 draws each, 10 steps of PGD on 5 draws
     assert found["rls5/pgd"] == (64, 2 * (64 * 10 * 5 + 2 * 640), 2 * 64 * 10 * 5)
     assert found["rls/cw"] == (64, 2 * (64 * 8 + 2 * 640), 2 * 64 * 7)
-    assert "rls/fab" not in found  # nothing tells
+    # at most 100 steps, each of two forward passes and a backward pass per other class
+    assert found["rls/fab"] == (64, 2 * (64 * 202 + 2 * 640), 2 * 64 * 900)
+
+
+def test_a_bound_is_said_to_be_one(recipe: Path) -> None:
+    sets = ["columns.both.attack={method = 'pgd,fab'}", "columns.fgsm.attack={method = 'fgsm'}"]
+    stages = {stage.name: stage for stage in recipes.load(recipe, sets).stages}
+    bounds = {name: cost(stages[f"rls/{name}"], small_model()) for name in ("both", "fgsm")}
+    assert {name: found.at_most for name, found in bounds.items() if found} == {
+        "both": True, "fgsm": False
+    }  # fmt: skip
 
 
 def test_adversarial_training_costs_its_steps_as_well(recipe: Path) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.arguments import checked
-from rlskit.attacks import PreparedAttack, prepare
-from rlskit.attacks.options import READERS
+from rlskit.attacks import ATTACKS, PreparedAttack, prepare
+from rlskit.attacks.options import OPTIONS
 from rlskit.audit.advice import advice
 from rlskit.audit.audit_result import FAIL, PASS, SKIPPED, AuditedAttack, AuditResult, Check, finite
 from rlskit.audit.case import Case
@@ -29,14 +29,14 @@ from rlskit.seeds import Purpose
 from rlskit.stats import Accuracy, accuracy
 from rlskit.threat.view import protocol_of
 
-METHODS = ("pgd", "bim", "mifgsm", "eotpgd", "apgd-ce", "apgd-dlr")
+METHODS = tuple(name for name, one in ATTACKS.items() if one.ascends and "linf" in one.norms)
 """The attacks that can be audited: in linf, along gradients, under any protocol and loss."""
 
 LIMIT = 100
 EPS = "8/255"
 
 
-@checked(*READERS)
+@checked(*OPTIONS)
 def audit_model(
     model: BankedModel | nn.Module,
     data: str | Data | tuple[Tensor, Tensor] | None = None,

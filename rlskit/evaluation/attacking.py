@@ -12,7 +12,7 @@ from torch import nn
 
 from rlskit.arguments import checked
 from rlskit.attacks import PreparedAttack, prepare
-from rlskit.attacks.options import READERS
+from rlskit.attacks.options import OPTIONS
 from rlskit.data import Data
 from rlskit.evaluation.eval_options import OPTION_NAMES, EvalOptions
 from rlskit.evaluation.run import Run, run_folder
@@ -33,7 +33,7 @@ from rlskit.threat.single import Threat
 from rlskit.threat.view import check_view, protocol_of
 
 
-@checked(*OPTION_NAMES, *READERS)
+@checked(*OPTION_NAMES, *OPTIONS)
 def attack(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlskit.arguments import argument
 from rlskit.attacks import PreparedAttack
-from rlskit.attacks.options import READERS
+from rlskit.attacks.options import OPTIONS
 from rlskit.attacks.requests import prepare_all
 from rlskit.errors import RequestError
 from rlskit.evaluation import EvalOptions, counts_of
@@ -65,14 +65,14 @@ def prepared(stage: Stage) -> list[PreparedAttack]:
     """
     given = _given(stage)
     if given.get("protocol") == ADAPTIVE:
-        own = ("method", "n_attacked", "twin", *READERS)
+        own = ("method", "n_attacked", "twin", *OPTIONS)
         adaptive_options({name: value for name, value in given.items() if name in own})
         return []
     return prepare_all(
         str(given.get("method", "pgd")),
         pixel_range=str(given.get("pixel_range", "0:1")),
         engine=str(given.get("engine", "rlskit")),
-        **{name: value for name, value in given.items() if name in READERS},
+        **{name: value for name, value in given.items() if name in OPTIONS},
     )
 
 
