@@ -10,8 +10,9 @@ Importing rlskit loads neither torch nor timm; the names below load what they ne
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rlskit.lazy import names_of
 
 __version__ = "0.1.0"
 
@@ -50,7 +51,7 @@ _HOMES = {
     "load": "rlskit.models.checkpoint",
     "measure_diversity": "rlskit.diversity.between_draws",
     "measure_transfer": "rlskit.diversity.transfer",
-    "load_data": "rlskit.data",
+    "load_data": "rlskit.data:load",
     "save": "rlskit.models.checkpoint",
     "train": "rlskit.training",
     "wrap": "rlskit.models.wrapping",
@@ -83,12 +84,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'rlskit' has no attribute {name!r}")
-    found = getattr(importlib.import_module(_HOMES[name]), "load" if name == "load_data" else name)
-    globals()[name] = found
-    return found
+__getattr__ = names_of(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rlskit.documents import Count, Number, Share
 from rlskit.errors import RequestError
 
 if TYPE_CHECKING:
@@ -36,16 +37,25 @@ class Accuracy:
             would move it on these same images; None for one repeat.
     """
 
-    mean: float
-    std: float | None
-    ci95: tuple[float, float]
-    n: int
-    lower_bound: float
-    ci95_repeats: tuple[float, float] | None
+    mean: Share
+    std: Number | None
+    ci95: tuple[Number, Number]
+    n: Count
+    lower_bound: Number
+    ci95_repeats: tuple[Number, Number] | None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+@dataclass(frozen=True)
+class Spread:
+    """A number over repeats; None where it is undefined in one of them.
+
+    Attributes:
+        mean: Mean over the repeats.
+        std: Sample standard deviation over the repeats; None for one repeat, too.
+    """
+
+    mean: Number | None
+    std: Number | None
 
 
 def accuracy(per_repeat: Sequence[float], n: int) -> Accuracy:
@@ -253,10 +263,9 @@ def _check_counts(n: int, confidence: float) -> None:
         raise RequestError(f"confidence must lie between 0 and 1, not {confidence}; write 0.95")
 
 
-def spread(values: list[float]) -> dict[str, float | None]:
-    """Return mean and standard deviation over repeats; NaN where one of them is undefined."""
+def spread(values: Sequence[float]) -> Spread:
+    """Return mean and standard deviation of one number per repeat, some of which may be NaN."""
     mean = statistics.fmean(values)
-    if len(values) == 1:
-        return {"mean": mean, "std": None}
-    # `stdev` itself fails on NaN
-    return {"mean": mean, "std": math.nan if math.isnan(mean) else statistics.stdev(values)}
+    if math.isnan(mean):
+        return Spread(None, None)
+    return Spread(mean, statistics.stdev(values) if len(values) > 1 else None)

@@ -196,12 +196,13 @@ def test_the_result_tells_what_broke_what(
     )
     assert (result.protocol, result.n_attacked) == ("adaptive", 2)
     assert result.attack is not None
-    assert list(result.attack["broken"]) == ["clean", *names(rls, twin=undefended)]
-    assert 0 < sum(result.attack["broken"].values()) <= 24
+    assert result.attack.broken is not None
+    assert list(result.attack.broken) == ["clean", *names(rls, twin=undefended)]
+    assert 0 < sum(result.attack.broken.values()) <= 24
     assert "wrong as they are" in broken_by(result)
-    assert result.accuracy["robust"]["mean"] < result.accuracy["clean"]["mean"]
+    assert result.accuracy["robust"].mean < result.accuracy["clean"].mean
     assert result.perturbation is not None
-    assert result.perturbation["linf"]["max"] <= 0.1 + 1e-6
+    assert result.perturbation["linf"].max <= 0.1 + 1e-6
 
 
 def test_another_twin_is_another_request(rls: BankedModel, undefended: BankedModel) -> None:

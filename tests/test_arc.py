@@ -359,8 +359,8 @@ def test_an_evaluation_attacks_the_views_draws_one_by_one() -> None:
     images = data.images(range(20)).contiguous(memory_format=torch.channels_last)
     prepare("arc", eps=0.1, steps=3)(meter, images, data.labels, generator=generator())
     assert meter.backwards > 0
-    assert result.timing["backwards"] == meter.backwards
-    assert result.timing["forwards"] == meter.forwards + 2 * 20 * 2
+    assert result.timing.backwards == meter.backwards
+    assert result.timing.forwards == meter.forwards + 2 * 20 * 2
     assert attack(model, data, n_attacked=1, **options).protocol == "transfer"
 
 

@@ -2,9 +2,12 @@
 
 import inspect
 import pickle
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 
 from rlskit.attacks import ATTACKS, ENGINES, prepare
 from rlskit.attacks.ead import ead
-from rlskit.attacks.options import READERS
+from rlskit.attacks.options import OPTIONS
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.evaluation.subject import library_versions
 
@@ -28,37 +31,77 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("method", ATTACKS)
-def test_defaults_are_those_of_the_function(method: str) -> None:
+def test_a_row_agrees_with_its_function(method: str) -> None:
     attack = ATTACKS[method]
-    parameters = inspect.signature(attack.run).parameters
-    own = {
-        name: parameter.default
-        for name, parameter in parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("generator", "bounds")
-    }
-    own |= {"target": None} if own.pop("targeted", None) is False else {}
-    assert own.keys() >= attack.defaults.keys()
+    own = inspect.signature(attack.run).parameters
     assert attack.fixed.keys() <= own.keys()
-    assert {k: v for k, v in attack.defaults.items() if own[k] != v} == RENAMED.get(method, {})
-    assert attack.defaults.keys() <= READERS.keys()
+    assert attack.implied.keys() <= attack.defaults.keys()
     assert not attack.defaults.keys() & attack.fixed.keys()
+    assert ("target" in attack.defaults) == ("targeted" in own)
     assert attack.needs in ("gradients", "logits", "nothing")
-    if len(attack.norms) > 1:
-        assert attack.defaults["norm"] == attack.norms[0]
+    assert attack.defaults.get("norm") == (attack.norms[0] if len(attack.norms) > 1 else None)
     if attack.upstream is not None:
         assert attack.upstream.options <= attack.defaults.keys()
 
 
-RENAMED = {
-    "pgd-l2": {"eps": 0.5},
-    "mifgsm": {"momentum": 1.0},
-    "eotpgd": {"eot_samples": 2},
-}
-"""Defaults that a name gives to a function shared with other names."""
+def test_defaults_are_those_of_the_function_but_what_the_name_implies() -> None:
+    pgd = {
+        "eps": 0.01, "steps": 10, "step_size": None, "loss": "ce", "momentum": 0.0,
+        "random_start": True, "restarts": 1, "eot_samples": 1, "target": None,
+    }  # fmt: skip
+    bim = {k: v for k, v in pgd.items() if k not in ("random_start", "restarts", "momentum")}
+    assert ATTACKS["pgd"].defaults == pgd
+    assert ATTACKS["pgd-l2"].defaults == pgd | {"eps": 0.5}
+    assert ATTACKS["eotpgd"].defaults == pgd | {"eot_samples": 2}
+    assert ATTACKS["bim"].defaults == bim
+    assert ATTACKS["mifgsm"].defaults == bim | {"momentum": 1.0}
+    assert "loss" not in ATTACKS["apgd-ce"].defaults
+    assert ATTACKS["fab"].defaults == {
+        "norm": "linf", "steps": 100, "restarts": 1, "target_classes": 0
+    }  # fmt: skip
 
 
-def test_every_option_is_taken_by_some_method() -> None:
-    assert READERS.keys() == {option for a in ATTACKS.values() for option in a.defaults}
+def test_a_short_run_has_few_steps_and_is_the_same_attack_otherwise() -> None:
+    attack = prepare("pgd", eps=0.1, steps=40, restarts=3)
+    assert attack.short.params == {**attack.params, "steps": 2, "restarts": 1}
+    assert prepare("square", steps=1).short.params["steps"] == 1
+    assert prepare("ead", engine="torchattacks").short.params["steps"] == 10  # it takes no fewer
+
+
+def test_the_table_in_the_docs_is_that_of_the_defaults() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "attacks.md").read_text(encoding="utf-8")
+    page = page.split("## The table")[1].split("## ")[0]
+    lines = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `")]
+    shown = {method: cells for cells in lines for method in re.findall("`(.+?)`", cells[0])}
+    assert shown.keys() == ATTACKS.keys()
+    for method, (_, _, norms, numbers, scaled) in shown.items():
+        attack = ATTACKS[method]
+        assert norms.strip().removeprefix("least ") == ", ".join(attack.norms)
+        for option in (
+            "eps",
+            "c",
+            "beta",
+            "kappa",
+            "rho",
+            "overshoot",
+            "theta",
+            "gamma",
+            "momentum",
+        ):
+            for number in re.findall(rf"\b{option} ([\d.]+\d|\d+)", numbers):
+                assert float(number) == attack.defaults[option]
+            for number in re.findall(rf"\b{option} ([\d.]+\d|\d+)", scaled):
+                assert float(number) == prepare(method, pixel_range="-1:1").params[option]
+        for number in re.findall(r"([\d,]+) (?:steps|queries)", numbers):
+            assert int(number.replace(",", "")) == attack.defaults["steps"]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_is_taken_by_the_methods_that_its_help_names(option: str) -> None:
+    takers = {method for method, attack in ATTACKS.items() if option in attack.defaults}
+    named = set(re.findall(r"[a-z][a-z0-9-]+", OPTIONS[option].help)) & ATTACKS.keys()
+    assert takers
+    assert named <= takers
 
 
 @pytest.mark.parametrize(
@@ -242,7 +285,8 @@ def test_a_broken_budget_is_the_attacks_error(monkeypatch: pytest.MonkeyPatch) -
     ) -> Tensor:
         return (images + 2 * eps).clamp(0, 1)
 
-    monkeypatch.setitem(ATTACKS, "fgsm", replace(ATTACKS["fgsm"], run=overstep))
+    known = ATTACKS["fgsm"]
+    monkeypatch.setitem(ATTACKS, "fgsm", replace(known, run=wraps(known.run)(overstep)))
     images = torch.full((1, 3, 2, 2), 0.5)
     with pytest.raises(UntrustedError, match="broke its budget: linf"):
         prepare("fgsm")(Affine(1, 0), images, torch.tensor([0]), generator=torch.Generator())

@@ -78,7 +78,9 @@ def test_honest_models_raise_no_alarm(name: str) -> None:
     found = HONEST[name]()
     assert {check.name: check.detail for check in found.checks if check.verdict == "fail"} == {}
     assert found.passed
-    assert found.accuracy["clean"]["mean"] > 0.9  # type: ignore[index]
+    clean = found.accuracy["clean"]
+    assert clean is not None
+    assert clean.mean > 0.9
     skipped = {check.name for check in found.checks if check.verdict == "skipped"}
     # no readout fits a draw that is random in itself
     in_itself = {"M12"} if "own under" in name or "random" in name else set()
@@ -384,7 +386,7 @@ def test_a_module_may_write_into_its_images_and_answer_with_an_object() -> None:
         Careless(undefended()).eval(), (images, labels), eps=EPS, surrogate=other, **QUICKEST
     )
     assert torch.equal(images, before)
-    assert found.model["architecture"] == "Careless"
+    assert found.model.architecture == "Careless"
     assert found.accuracy["robust"] is not None
 
 

@@ -81,7 +81,7 @@ def test_a_classic_goes_through_everything(name: str, tmp_path: Path) -> None:
     short: dict[str, Any] = {"n_samples": 2, "batch_size": 2}  # a lone image comes last
     for method in ATTACKS if name in WHOLE else MAIN:
         result = rlskit.attack(model, few, method=method, **options(method), **short)
-        assert result.accuracy["robust"]["n"] == 3
+        assert result.accuracy["robust"].n == 3
     before = answers(model, few)
     rlskit.train(
         model, data=rlskit.load_data("digits", "train", limit=8), epochs=1, batch_size=4, lr=0.1,
@@ -103,7 +103,7 @@ def test_a_classic_is_attacked_adaptively_and_audited(name: str) -> None:
     result = rlskit.attack_adaptively(
         model, data.limited(3), eps="128/255", steps=2, queries=1, batch_size=2
     )
-    assert result.accuracy["clean"]["mean"] == 1
-    assert result.accuracy["robust"]["mean"] < 1
+    assert result.accuracy["clean"].mean == 1
+    assert result.accuracy["robust"].mean < 1
     audit = rlskit.audit_model(model, data, steps=2, queries=1, points=1, batch_size=5)
     assert len(audit.checks) > 10

@@ -21,6 +21,7 @@ from rlskit.audit import audit_model
 from rlskit.cli import run
 from rlskit.data import Data, from_memory
 from rlskit.data.adversarial_file import read_adversarial, write_adversarial
+from rlskit.documents import to_json
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.evaluation.clean import knowledge
 from rlskit.models.banks import BankedModel, Normalize
@@ -146,7 +147,7 @@ def test_a_constant_answer_to_unbalanced_data_is_guessing() -> None:
         with pytest.raises(UntrustedError, match=r"guessing could be, too"):
             evaluate(model, halves(positive, 100))
     (one,) = evaluate(model, halves(0, 100))  # one class only
-    assert one.accuracy["clean"]["mean"] == 1
+    assert one.accuracy["clean"].mean == 1
     assert any(warning.startswith("TOO FEW IMAGES") for warning in one.warnings)
 
 
@@ -175,9 +176,9 @@ def test_an_untrained_model_is_warned_of_and_passes_no_gate() -> None:
 
 
 def test_expected_accuracy(good: BankedModel, tmp_path: Path) -> None:
-    share = evaluate(good, DATA)[0].accuracy["clean"]["mean"]
+    share = evaluate(good, DATA)[0].accuracy["clean"].mean
     assert 0.75 < share < 0.99
-    assert attack(good, DATA, **FGSM, expect_clean=share).accuracy["clean"]["mean"] == share
+    assert attack(good, DATA, **FGSM, expect_clean=share).accuracy["clean"].mean == share
     with pytest.raises(UntrustedError, match=rf"is {100 * share:.1f} % \(\d+ of 80 clean images\)"):
         attack(good, DATA, **FGSM, expect_clean=share + 0.01, out=tmp_path)
     assert not (tmp_path / "results.json").exists()
@@ -196,7 +197,7 @@ def test_it_is_refused_early_where_a_few_images_show_it(
     model = BankedModel(
         list(good.banks), good.partition, dataclasses.replace(good.card, pixels=dark)
     )
-    share = evaluate(model, DATA)[0].accuracy["clean"]["mean"]
+    share = evaluate(model, DATA)[0].accuracy["clean"].mean
     assert 0.2 < share < 0.7  # it still knows something, so that only the user can tell
     monkeypatch.setattr(Threat, "craft", lambda *_, **__: pytest.fail("an attack ran"))
     with pytest.raises(UntrustedError, match=r"of 64 clean images\), below the 90 %.*`mean`"):
@@ -212,7 +213,7 @@ def test_saved_images_tell_a_fooled_model_from_one_that_guesses(
     attack(good, DATA, method="pgd", eps=0.4, out=tmp_path, save_adversarial=True)
     path = tmp_path / "adversarial.safetensors"
     (fooled,) = evaluate(good, adversarial=path)
-    assert fooled.accuracy["robust"]["mean"] < 0.1
+    assert fooled.accuracy["robust"].mean < 0.1
     assert fooled.warnings == ()
     with pytest.raises(UntrustedError, match="of 64 clean images, which guessing could be"):
         evaluate(guesser(), adversarial=path)  # the clean ones are found by their name
@@ -225,7 +226,8 @@ def test_saved_images_of_unknown_data(good: BankedModel, tmp_path: Path) -> None
     path = tmp_path / "adversarial.safetensors"
     saved = read_adversarial(path, good.card.pixels.shape, good.card.classes)
     images, labels = saved.data.images(range(80)), saved.data.labels
-    about = {**saved.about, "data": {**saved.about["data"], "name": "folder:/nowhere"}}
+    nowhere = dataclasses.replace(saved.about.data, name="folder:/nowhere")
+    about = to_json(dataclasses.replace(saved.about, data=nowhere))
     write_adversarial(path, images, labels, torch.arange(80), about)
     (own,) = evaluate(good, adversarial=path)  # its attack looked
     assert not any("CLEAN ACCURACY" in warning for warning in own.warnings)

@@ -14,46 +14,18 @@ import numpy as np
 import pytest
 import torch
 
+import made_results
 import rlskit
 from rlskit.cli import run
+from rlskit.documents import to_json
 from rlskit.errors import RequestError
-from rlskit.results import Journal, Result, dump, summary
+from rlskit.results import Journal, dump, summary
 from rlskit.stats import mcnemar, sign_flip, wilson
 
 Z95 = 1.959963984540054
-PGD: dict[str, Any] = {
-    "method": "pgd",
-    "engine": "rlskit",
-    "params": {"eps": 0.02, "steps": 10},
-    "stated": {"eps": 0.02, "steps": 10},
-    "pixel_range": "0:1",
-    "view": "mean-prob",
-    "compiled": False,
-}
+PGD: dict[str, Any] = to_json(made_results.PGD)
 Repeats = Sequence[Sequence[int]]
 """Whether each image was right, one list per repeat."""
-
-
-def result(repeats: int, accuracy: dict[str, Any], n: int, **fields: Any) -> Result:
-    defaults: dict[str, Any] = {
-        "command": "attack",
-        "checkpoint": {"path": None, "sha256": "x"},
-        "model": {"architecture": "own:tiny"},
-        "defense": "rls",
-        "data": {"name": "digits", "split": "test", "n": n, "sha256": "y"},
-        "protocol": "multi",
-        "n_attacked": 5,
-        "n_samples": 10,
-        "repeats": repeats,
-        "seed": 0,
-        "batch_size": 128,
-        "device": "cpu",
-        "versions": {},
-        "accuracy": accuracy,
-        "attack": PGD,
-        "per_image": "per_image.csv",
-    }
-    return Result(**defaults | fields)
 
 
 def write(folder: Path, robust: Repeats, clean: Repeats | None = None, **fields: Any) -> Path:
@@ -67,8 +39,10 @@ def write(folder: Path, robust: Repeats, clean: Repeats | None = None, **fields:
             block[kind] = torch.where(torch.tensor(right, dtype=torch.bool), label, 99)[:, None]
         found.put(repeat, 0, block)
     accuracy = summary.accuracies([found], len(robust), 0)
-    found.write_per_image(summary.per_image(found, len(robust)))
-    found.write_results(dump([result(len(robust), accuracy, len(robust[0]), **fields)]))
+    n, repeats = len(robust[0]), len(robust)
+    found.write_per_image(summary.per_image(found, repeats, {"index": range(n)}))
+    about = {"data": made_results.images(n), "repeats": repeats, "accuracy": accuracy}
+    found.write_results(dump([made_results.result(**about, **fields)]))
     return folder
 
 
@@ -98,8 +72,8 @@ def test_one_repeat_by_hand(pair: tuple[Path, Path]) -> None:
     (only,) = found.pairs
     assert list(only.differences) == ["clean", "robust"]
     robust = only.differences["robust"]
-    assert (robust.a["mean"], robust.b["mean"]) == (3 / 8, 6 / 8)
-    assert tuple(robust.a["ci95"]) == pytest.approx(wilson(3, 8))
+    assert (robust.a.mean, robust.b.mean) == (3 / 8, 6 / 8)
+    assert tuple(robust.a.ci95) == pytest.approx(wilson(3, 8))
     assert robust.difference == 3 / 8
     assert (robust.test, robust.only_a, robust.only_b) == ("mcnemar", 1, 4)
     assert robust.p_value == pytest.approx(2 * 6 / 2**5)
@@ -129,7 +103,7 @@ def test_the_interval_is_that_of_paired_differences(tmp_path: Path) -> None:
     wanted = gains.mean() - half, gains.mean() + half
     assert robust.ci95 == pytest.approx(wanted, abs=0.1 * half)
     assert robust.p_value == mcnemar(int((gains < 0).sum()), int((gains > 0).sum()))
-    unpaired = robust.a["ci95"][1] - robust.a["ci95"][0]
+    unpaired = robust.a.ci95[1] - robust.a.ci95[0]
     assert robust.ci95[1] - robust.ci95[0] < unpaired
 
 
@@ -202,8 +176,8 @@ DIFFERENT = [
     ({"attack": PGD | {"view": "mean-logit"}}, "they differ in view"),
     ({"command": "diversity"}, "keeps no answers per image"),
     ({"repeats": 2}, "8 rows, not 2 repeats of 8 images"),
-    ({"schema": "rlskit.result/2"}, "schema rlskit.result/1"),
-    ({"unheard": 1}, "is not a result of rlskit.result/1"),
+    ({"schema": "rlskit.result/2"}, "of version 2, and this rlskit reads rlskit.result/1 only"),
+    ({"n_samples": 0}, "is not a result of rlskit.result/1"),
     ({"accuracy": {"robust": {"mean": 0.5}}}, r"robust accuracy 0\.75, but results\.json 0\.5"),
 ]
 
@@ -229,7 +203,6 @@ def change_table(folder: Path, column: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("index", "8", "do not list the same images"),
         ("index", "0", "does not hold every image once per repeat"),
         ("index", "x", "is damaged"),
         ("repeat", "", "is damaged"),
@@ -321,7 +294,7 @@ def test_the_command_on_attacks(runs: Path, capsys: pytest.CaptureFixture[str]) 
 def test_the_worst_case_is_read_from_all_tables(runs: Path) -> None:
     """A run against itself pairs every attack and the worst case, whose table there is none of."""
     found = rlskit.compare(runs / "rls-attack", runs / "rls-attack")
-    methods = [pair.a.attack["method"] for pair in found.pairs if pair.a.attack]
+    methods = [pair.a.attack.method for pair in found.pairs if pair.a.attack]
     assert methods == ["fgsm", "pgd", "worst-case"]
     assert found.left_out == ()
     assert found.pairs[2].differences["robust"].difference == 0

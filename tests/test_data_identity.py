@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from PIL import Image
 
 import small_models
-from rlskit import attack, evaluate, load_data, train
+from rlskit import attack, compare, evaluate, load_data, train
+from rlskit.data import spread
 from rlskit.errors import RequestError
 from rlskit.evaluation import subject_of
 from rlskit.models.banks import BankedModel
@@ -76,7 +78,7 @@ def test_some_of_the_classes_keep_their_numbers(model: BankedModel, tmp_path: Pa
     data = load_data(some).adapted(own.card.pixels, 10, own.card.names)
     assert data.labels.tolist() == [2] * 3 + [7] * 3
     (result,) = evaluate(own, some)
-    assert result.accuracy["clean"]["mean"] > 0.6  # with the numbers 0 and 1 it would be 0
+    assert result.accuracy["clean"].mean > 0.6  # with the numbers 0 and 1 it would be 0
     with pytest.raises(RequestError, match="has 2 classes, but the checkpoint has 10"):
         evaluate(made_for(model), some)
     with pytest.raises(RequestError, match="'class h' is none of its 10"):
@@ -110,7 +112,7 @@ def test_removing_a_bad_file_keeps_the_blocks(model: BankedModel, tmp_path: Path
     bad.unlink()
     result = attack(own, spec, **request)
     assert block.stat().st_mtime_ns == written
-    assert (result.data["n"], "skipped" in result.data) == (29, False)
+    assert (result.data.n, result.data.skipped) == (29, None)
 
 
 def test_images_that_were_left_out_are_counted(model: BankedModel, tmp_path: Path) -> None:
@@ -118,8 +120,52 @@ def test_images_that_were_left_out_are_counted(model: BankedModel, tmp_path: Pat
     (tmp_path / "photos" / NAMES[1] / "0.png").write_bytes(b"torn")
     own = made_for(model, class_names=NAMES)
     (result,) = evaluate(own, load_data(spec, skip_bad=True))
-    assert (result.data["n"], result.data["skipped"]) == (29, 1)
+    assert (result.data.n, result.data.skipped) == (29, 1)
     assert result.warnings == ("SKIPPED: 1 image could not be read and counts in no number.",)
+
+
+def test_images_keep_their_index_and_path(model: BankedModel, tmp_path: Path) -> None:
+    """Through what is left out, `--limit` and saving, although its position decides the draws."""
+    spec = photos(tmp_path / "photos")
+    (tmp_path / "photos" / NAMES[1] / "0.png").write_bytes(b"torn")
+    own = made_for(model, class_names=NAMES)
+    whole, some = load_data(spec, skip_bad=True), load_data(spec, skip_bad=True, limit=7)
+    assert whole.index.tolist() == [*range(3), *range(4, 30)]
+    assert (
+        whole.limited(9).limited(4).index.tolist()
+        == whole.index[spread(29, 9)][spread(9, 4)].tolist()
+    )
+    request: dict[str, Any] = {"method": "fgsm", "eps": 0.1, "save_adversarial": True}
+    attack(own, some, **request, out=tmp_path / "run")
+    file = tmp_path / "run" / "adversarial.safetensors"
+    evaluate(own, adversarial=file, out=tmp_path / "again")
+    for table in (tmp_path / name / "per_image.csv" for name in ("run", "again")):
+        rows = list(csv.DictReader(table.read_text().splitlines()))
+        assert [int(row["index"]) for row in rows] == some.index.tolist()
+        assert [row["path"] for row in rows] == [
+            f"{NAMES[i // 3]}/{i % 3}.png" for i in some.index.tolist()
+        ]
+    assert len(rows) == 7
+    plain = dataclasses.replace(some, indices=None, paths=None)
+    (first,), (second,) = (evaluate(own, one, per_example=True) for one in (some, plain))
+    assert first.accuracy == second.accuracy
+
+
+def test_runs_on_other_parts_of_the_data_are_told_apart(model: BankedModel, tmp_path: Path) -> None:
+    zeros = np.zeros((8, 8, 8), np.float32)
+    np.savez(tmp_path / "d.npz", x_test=zeros, y_test=np.arange(8) % 2, classes=10)
+    whole = load_data(f"npz:{tmp_path / 'd.npz'}")
+    own = made_for(model)
+    parts = {
+        "first": whole.subset(range(4)),
+        "last": whole.subset(range(4, 8)),
+        "middle": whole.subset(range(2, 6)),
+    }
+    for name, part in parts.items():  # images and labels are equal, and so are their digests
+        evaluate(own, part, out=tmp_path / name)
+    with pytest.raises(RequestError, match="do not list the same images"):
+        compare(tmp_path / "last", tmp_path / "middle")
+    compare(tmp_path / "last", tmp_path / "first")  # as older runs counted any part
 
 
 def test_cropping_and_assumptions_are_said_with_every_result(

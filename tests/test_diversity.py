@@ -11,13 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 import small_models
+from made_results import PGD
 from rlskit import seeds
 from rlskit.data.adversarial_file import write_adversarial
 from rlskit.defenses import draws
 from rlskit.diversity import measure_diversity
 from rlskit.diversity.agreement import agreement, intervals
+from rlskit.documents import to_json
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
+from rlskit.results.result import Measure
 from rlskit.seeds import Purpose
 from rlskit.training import train
 
@@ -45,21 +48,23 @@ def test_measures_are_those_of_the_predictions(model: BankedModel) -> None:
     assert result.agreement is not None
     for name in ("kappa", "disagreement", "double_fault", "q_statistic"):
         values = [getattr(one, name) for one in found]
-        assert result.agreement[name]["mean"] == pytest.approx(statistics.fmean(values), rel=1e-12)
-        assert result.agreement[name]["std"] == pytest.approx(statistics.stdev(values), rel=1e-12)
-    assert 0 < result.agreement["kappa"]["mean"] < 1
+        assert result.agreement[name].mean == pytest.approx(statistics.fmean(values), rel=1e-12)
+        assert result.agreement[name].std == pytest.approx(statistics.stdev(values), rel=1e-12)
+    assert 0 < (result.agreement["kappa"].mean or 0) < 1
     rng = np.random.default_rng(seeds.derive(4, Purpose.BOOTSTRAP))
     spans = intervals([correct(model, 6, repeat) for repeat in range(3)], rng)
     for name in ("kappa", "disagreement", "double_fault"):
-        assert result.agreement[name]["ci95"] == getattr(spans, name)
-        low, high = result.agreement[name]["ci95"]
-        assert low < result.agreement[name]["mean"] < high
-    assert result.agreement["q_statistic"]["ci95"] is None
+        one = result.agreement[name]
+        assert one.ci95 == getattr(spans, name)
+        assert one.ci95 is not None
+        assert one.mean is not None
+        assert one.ci95[0] < one.mean < one.ci95[1]
+    assert result.agreement["q_statistic"].ci95 is None
     single = [one.mean_accuracy for one in found]
-    assert result.accuracy["clean_gibbs"]["mean"] == pytest.approx(statistics.fmean(single))
-    assert result.accuracy["clean_gibbs"]["n"] == 60
+    assert result.accuracy["clean_gibbs"].mean == pytest.approx(statistics.fmean(single))
+    assert result.accuracy["clean_gibbs"].n == 60
     assert (result.n_samples, result.repeats, result.protocol) == (6, 3, "clean")
-    assert result.timing["forwards"] == 60 * 6 * 3
+    assert result.timing.forwards == 60 * 6 * 3
 
 
 def test_kappa_by_hand(model: BankedModel) -> None:
@@ -69,8 +74,8 @@ def test_kappa_by_hand(model: BankedModel) -> None:
     p = (first.mean() + second.mean()) / 2
     wanted = 1 - (first != second).mean() / (2 * p * (1 - p))
     assert result.agreement is not None
-    assert result.agreement["kappa"]["mean"] == pytest.approx(wanted)
-    assert result.agreement["kappa"]["std"] is None
+    assert result.agreement["kappa"].mean == pytest.approx(wanted)
+    assert result.agreement["kappa"].std is None
 
 
 def test_one_bank_agrees_with_itself() -> None:
@@ -78,8 +83,8 @@ def test_one_bank_agrees_with_itself() -> None:
     train(found, small_models.digits(200, "train"), epochs=1, lr=0.1, batch_size=20)
     result = measure_diversity(found, DATA, n_samples=3, repeats=2)
     assert result.agreement is not None
-    assert result.agreement["kappa"] == {"mean": 1.0, "std": 0.0, "ci95": (1.0, 1.0)}
-    assert result.agreement["disagreement"]["mean"] == 0
+    assert result.agreement["kappa"] == Measure(mean=1.0, std=0.0, ci95=(1.0, 1.0))
+    assert result.agreement["disagreement"].mean == 0
 
 
 def test_members_of_an_ensemble_are_measured_once_each(model: BankedModel) -> None:
@@ -94,14 +99,13 @@ def test_members_of_an_ensemble_are_measured_once_each(model: BankedModel) -> No
     assert ten.n_samples == 3
     assert ten.agreement == three.agreement
     assert ten.agreement is not None
-    assert ten.agreement["kappa"]["std"] == pytest.approx(0, abs=1e-12)
+    assert ten.agreement["kappa"].std == pytest.approx(0, abs=1e-12)
 
 
-def test_undefined_measures_are_nan_and_say_why() -> None:
+def test_undefined_measures_are_none_and_say_why() -> None:
     alone = measure_diversity(small_models.model(1, "none", trained=False), DATA, repeats=2)
     assert alone.agreement is not None
-    assert np.isnan(alone.agreement["kappa"]["mean"])
-    assert np.isnan(alone.agreement["kappa"]["std"])
+    assert alone.agreement["kappa"] == Measure(mean=None, std=None, ci95=None)
     assert alone.to_json()["agreement"]["kappa"] == {"mean": None, "std": None, "ci95": None}
     assert "Undefined: one draw has no other to agree with: at least two are needed." in (
         alone.warnings
@@ -111,7 +115,7 @@ def test_undefined_measures_are_nan_and_say_why() -> None:
     for bank in range(2):
         small_models.tensor(never, bank, "6.bias")[7] = -1e3
     wrong = measure_diversity(never, sevens, repeats=2)
-    assert wrong.accuracy["clean_gibbs"]["mean"] == 0
+    assert wrong.accuracy["clean_gibbs"].mean == 0
     assert any("wrong on every image" in warning for warning in wrong.warnings)
 
 
@@ -121,7 +125,7 @@ def test_a_file_of_adversarial_images(model: BankedModel, tmp_path: Path) -> Non
         "checkpoint_sha256": "another",
         "classes": 10,
         "data": {"name": "digits", "split": "test", "n": 60, "sha256": "s"},
-        "attack": {"method": "pgd", "stated": {"eps": 0.1}, "pixel_range": "0:1"},
+        "attack": to_json(PGD),
         "protocol": "multi",
         "n_attacked": 5,
         "seed": 0,
@@ -139,7 +143,7 @@ def test_a_file_of_adversarial_images(model: BankedModel, tmp_path: Path) -> Non
     assert result.accuracy == {"robust_gibbs": clean.accuracy["clean_gibbs"]}
     assert (result.protocol, result.n_attacked) == ("multi", 5)
     assert result.attack is not None
-    assert result.attack["method"] == "pgd"
+    assert result.attack.method == "pgd"
     assert any("another checkpoint" in warning for warning in result.warnings)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -23,11 +24,16 @@ from rlskit import attack, attack_all, draws, evaluate, seeds
 from rlskit.attacks import ATTACKS, prepare
 from rlskit.data.adversarial_file import write_adversarial
 from rlskit.errors import RequestError, RunError, UntrustedError
-from rlskit.evaluation import EvalOptions
+from rlskit.evaluation import EvalOptions, subject_of
+from rlskit.evaluation.run import Run
 from rlskit.models.banks import BankedModel
 from rlskit.pixels import round_to_8bit
-from rlskit.results import Result, read_run
+from rlskit.results import Result, digest, read_run
+from rlskit.results.result import ImageFacts
 from rlskit.seeds import Purpose
+from rlskit.threat.adaptive import prepare_adaptive
+from rlskit.threat.parts import Part
+from rlskit.threat.single import Threat
 from rlskit.threat.view import DrawsView, attackers_view
 
 DATA = small_models.digits(50)
@@ -73,15 +79,15 @@ def lasting(result: Result | dict[str, Any]) -> dict[str, Any]:
 def test_accuracy_and_gibbs_by_hand(rls: BankedModel) -> None:
     (result,) = evaluate(rls, DATA, n_samples=6, batch_size=16)
     members = defenders(rls, 6)
-    assert result.accuracy["clean"]["mean"] == share(answers(members, IMAGES) == LABELS)
+    assert result.accuracy["clean"].mean == share(answers(members, IMAGES) == LABELS)
     single = [share(member(IMAGES).argmax(-1) == LABELS) for member in members]
-    assert result.accuracy["clean_gibbs"]["mean"] == pytest.approx(sum(single) / 6, rel=1e-12)
-    assert 0.5 < result.accuracy["clean"]["mean"] < 1
+    assert result.accuracy["clean_gibbs"].mean == pytest.approx(sum(single) / 6, rel=1e-12)
+    assert 0.5 < result.accuracy["clean"].mean < 1
     assert len(set(single)) > 1
-    assert result.accuracy["clean"]["n"] == 50
+    assert result.accuracy["clean"].n == 50
     assert (result.command, result.protocol, result.attack) == ("eval", "clean", None)
-    assert (result.timing["forwards"], result.timing["backwards"]) == (300, 0)
-    assert result.data == {"name": "digits", "split": "test", "n": 50, "sha256": DATA.sha256}
+    assert (result.timing.forwards, result.timing.backwards) == (300, 0)
+    assert result.data == ImageFacts(name="digits", split="test", n=50, sha256=DATA.sha256)
 
 
 def test_each_n_of_several_is_that_n_alone(rls: BankedModel) -> None:
@@ -103,10 +109,10 @@ def test_repeats_are_fresh_draws_and_their_spread_is_reported(rls: BankedModel) 
     shares = [share(answers(defenders(rls, 1, repeat), IMAGES) == LABELS) for repeat in range(4)]
     clean = result.accuracy["clean"]
     mean = sum(shares) / 4
-    assert clean["mean"] == pytest.approx(mean)
-    assert clean["std"] == pytest.approx(math.sqrt(sum((s - mean) ** 2 for s in shares) / 3))
-    assert clean["std"] > 0
-    assert clean["n"] == 50
+    assert clean.mean == pytest.approx(mean)
+    assert clean.std == pytest.approx(math.sqrt(sum((s - mean) ** 2 for s in shares) / 3))
+    assert clean.std
+    assert clean.n == 50
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 50, 1000])
@@ -155,9 +161,9 @@ def test_bits_are_those_of_torchattacks_called_directly(
     assert torch.equal(found["images"], torch.cat(wanted))
     assert torch.equal(found["labels"], LABELS)
     right = answers(defenders(rls, 5, seed=7), found["images"]) == LABELS
-    assert result.accuracy["robust"]["mean"] == share(right)
+    assert result.accuracy["robust"].mean == share(right)
     assert (result.protocol, result.n_attacked) == (protocol, n)
-    assert result.accuracy["robust"]["mean"] < result.accuracy["clean"]["mean"]
+    assert result.accuracy["robust"].mean < result.accuracy["clean"].mean
 
 
 def test_eot_attacks_fresh_draws_at_every_step(rls: BankedModel, tmp_path: Path) -> None:
@@ -171,8 +177,8 @@ def test_eot_attacks_fresh_draws_at_every_step(rls: BankedModel, tmp_path: Path)
     assert torch.equal(load_file(tmp_path / "adversarial.safetensors")["images"], wanted)
     assert (result.protocol, result.n_attacked) == ("eot", 2)
     # 4 steps on 2 draws; clean, robust and 8-bit images on 10 draws
-    assert result.timing["forwards"] == 50 * (4 * 2 + 3 * 10)
-    assert result.timing["backwards"] == 50 * 4 * 2
+    assert result.timing.forwards == 50 * (4 * 2 + 3 * 10)
+    assert result.timing.backwards == 50 * 4 * 2
 
 
 def test_every_accuracy_of_an_attack_by_hand(rls: BankedModel, tmp_path: Path) -> None:
@@ -192,17 +198,17 @@ def test_every_accuracy_of_an_attack_by_hand(rls: BankedModel, tmp_path: Path) -
         "attack_success": (int((clean & ~robust).sum()) / int(clean.sum()), int(clean.sum())),
     }
     for name, (mean, n) in wanted.items():
-        assert result.accuracy[name]["mean"] == pytest.approx(mean, rel=1e-12), name
-        assert result.accuracy[name]["n"] == n
+        assert result.accuracy[name].mean == pytest.approx(mean, rel=1e-12), name
+        assert result.accuracy[name].n == n
     assert result.perturbation is not None
     delta = (changed - IMAGES).flatten(1).double()
-    assert result.perturbation["linf"]["max"] == pytest.approx(0.15, rel=1e-6)
-    assert result.perturbation["l2"]["max"] == pytest.approx(float(delta.norm(dim=1).max()))
+    assert result.perturbation["linf"].max == pytest.approx(0.15, rel=1e-6)
+    assert result.perturbation["l2"].max == pytest.approx(float(delta.norm(dim=1).max()))
     middle = sorted(delta.norm(dim=1).tolist())[24:26]
-    assert result.perturbation["l2"]["median"] == pytest.approx(sum(middle) / 2)
+    assert result.perturbation["l2"].median == pytest.approx(sum(middle) / 2)
     assert result.attack is not None
-    assert result.attack["params"]["eps"] == 0.15
-    assert result.attack["stated"]["eps"] == 0.15
+    assert result.attack.params["eps"] == 0.15
+    assert result.attack.stated["eps"] == 0.15
 
 
 def test_the_block_size_changes_nothing_but_rounding(rls: BankedModel, tmp_path: Path) -> None:
@@ -240,20 +246,20 @@ def test_repeats_of_an_attack_have_their_own_views(rls: BankedModel, tmp_path: P
             saved = load_file(tmp_path / "adversarial.safetensors")["images"]
             assert torch.equal(saved, changed)
     assert len(set(shares)) > 1
-    assert result.accuracy["robust"]["mean"] == pytest.approx(sum(shares) / 3)
-    assert result.accuracy["robust_8bit"]["mean"] == pytest.approx(sum(rounded) / 3)
+    assert result.accuracy["robust"].mean == pytest.approx(sum(shares) / 3)
+    assert result.accuracy["robust_8bit"].mean == pytest.approx(sum(rounded) / 3)
     assert result.repeats == 3
 
 
 def test_without_a_defense_the_attacker_sees_what_answers(undefended: BankedModel) -> None:
     """Random start off: what PGD fools is fooled, and eps 0 fools nothing."""
     strong = attack(undefended, DATA, **PGD | {"eps": 0.3, "steps": 20}, random_start=False)
-    assert strong.accuracy["robust"]["mean"] < 0.1
+    assert strong.accuracy["robust"].mean < 0.1
     none = attack(undefended, DATA, method="fgsm", eps=0)
     assert none.accuracy["robust"] == none.accuracy["clean"]
-    assert none.accuracy["attack_success"]["mean"] == 0
+    assert none.accuracy["attack_success"].mean == 0
     assert none.perturbation is not None
-    assert none.perturbation["linf"]["max"] == 0
+    assert none.perturbation["linf"].max == 0
 
 
 @pytest.mark.parametrize("method", ["deepfool", "cw", "ead"])
@@ -261,7 +267,7 @@ def test_minimum_norm_attacks_run_on_the_mean_of_draws(rls: BankedModel, method:
     options: dict[str, Any] = {} if method == "deepfool" else {"c": 10, "steps": 40, "lr": 0.05}
     result = attack(rls, DATA.subset(range(20)), method=method, **options, n_attacked=3)
     assert result.protocol == "multi"
-    assert result.accuracy["robust"]["mean"] < result.accuracy["clean"]["mean"]
+    assert result.accuracy["robust"].mean < result.accuracy["clean"].mean
 
 
 # folders -----------------------------------------------------------------------------------------
@@ -360,7 +366,7 @@ def other_pixels(model: BankedModel) -> BankedModel:
         ({"batch_size": 20}, "batch_size"),
         ({"repeats": 2}, "repeats"),
         ({"data": DATA.subset(range(5, 35))}, "data"),
-        ({"view": "mean-logit"}, "attack"),
+        ({"view": "mean-logit"}, "view"),
         ({"save_adversarial": True}, "save"),
         ({"model": "other weights"}, "checkpoint_sha256"),
         ({"model": "other pixels"}, "checkpoint_sha256"),
@@ -383,6 +389,58 @@ def test_blocks_of_another_request_are_refused(
         attack(**request | change, out=tmp_path)
     assert f"{named}" in str(caught.value)
     attack(**request, out=tmp_path)
+
+
+def test_what_decides_numbers_is_of_the_request(rls: BankedModel) -> None:
+    """Every field of the options and of what is done to the images, those to come as well."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class MoreOptions(EvalOptions):
+        temperature: float = 1.0
+
+    subject = subject_of(rls, DATA)
+    one, other = prepare("pgd", eps=0.1), prepare("pgd", eps=0.2)
+    threat = Threat(one, "eot", 2, "mean-prob")
+    adaptive = prepare_adaptive(rls, eps=0.1)
+    changes: tuple[tuple[Any, dict[str, Any]], ...] = (
+        (
+            MoreOptions(),
+            {"n_samples": 3, "repeats": 2, "batch_size": 7, "seed": 5, "per_example": True,
+             "temperature": 2.0},
+        ),
+        (
+            threat,
+            {"attack": other, "protocol": "multi", "n_attacked": 3, "view": "mean-logit",
+             "compiled": True, "save": True, "risk": "gibbs"},
+        ),
+        (
+            adaptive,
+            {"parts": adaptive.parts[1:], "norm": "l2", "eps": 0.2, "n_attacked": 3,
+             "stated": {"eps": 0.4, "pixel_range": "-1:1"}, "settings": {}, "answering": 3,
+             "save": True, "early_exit": False},
+        ),
+        (
+            adaptive.parts[0],
+            {"name": "x", "attack": other, "n_attacked": 3, "goes_on": True, "last_resort": True},
+        ),
+    )  # fmt: skip
+
+    def request(options: Any, given: Any) -> str:
+        if isinstance(given, EvalOptions):
+            options, given = given, threat
+        if isinstance(given, Part):
+            given = dataclasses.replace(adaptive, parts=(given,))
+        return digest(Run(subject, options, given).request())
+
+    for given, values in changes:
+        fields = {one.name for one in dataclasses.fields(given) if "aside" not in one.metadata}
+        assert values.keys() == fields
+        known = request(EvalOptions(), given)
+        for name, value in values.items():
+            changed = dataclasses.replace(given, **{name: value})
+            assert request(EvalOptions(), changed) != known, name
+    same = EvalOptions(num_workers=2, expect_clean=0.1, gated=True, n_samples=10)
+    assert request(same, threat) == request(EvalOptions(), threat)
 
 
 def test_a_finished_run_is_replaced_by_force_only(rls: BankedModel, tmp_path: Path) -> None:
@@ -525,14 +583,14 @@ def test_several_attacks_are_each_as_if_alone(rls: BankedModel, tmp_path: Path) 
     assert len({str(result.accuracy["robust"]) for result in results}) > 2
     # The worst case per image, from the tables that the attacks wrote.
     assert worst.attack is not None
-    assert (worst.attack["method"], last["attack"]["method"]) == ("worst-case", "worst-case")
+    assert (worst.attack.method, last["attack"]["method"]) == ("worst-case", "worst-case")
     right = torch.ones(len(LABELS), dtype=torch.bool)
     for name in names:
         with (tmp_path / "all" / name / "per_image.csv").open() as file:
             right &= torch.tensor([row["robust"] == row["label"] for row in csv.DictReader(file)])
-    assert worst.accuracy["robust"]["mean"] == last["accuracy"]["robust"]["mean"] == share(right)
+    assert worst.accuracy["robust"].mean == last["accuracy"]["robust"]["mean"] == share(right)
     assert worst.accuracy["clean"] == results[0].accuracy["clean"]
-    assert worst.accuracy["robust"]["mean"] <= min(r.accuracy["robust"]["mean"] for r in results)
+    assert worst.accuracy["robust"].mean <= min(r.accuracy["robust"].mean for r in results)
 
 
 def test_several_attacks_go_on_where_they_were_interrupted(
@@ -564,15 +622,15 @@ def test_the_per_image_table_agrees_with_the_accuracies(rls: BankedModel, tmp_pa
     result = attack(rls, DATA, **PGD, n_samples=3, repeats=2, batch_size=16, out=tmp_path)
     assert result.per_image == "per_image.csv"
     rows = list(csv.DictReader(io.StringIO((tmp_path / "per_image.csv").read_text())))
-    assert [row["index"] for row in rows] == [str(i) for i in range(50)] * 2
+    assert [int(row["index"]) for row in rows] == DATA.index.tolist() * 2
     assert [int(row["label"]) for row in rows] == LABELS.tolist() * 2
     for kind in ("clean", "robust"):
         right = [row[kind] == row["label"] for row in rows]
-        assert sum(right) / 100 == pytest.approx(result.accuracy[kind]["mean"])
+        assert sum(right) / 100 == pytest.approx(result.accuracy[kind].mean)
         gibbs = [float(row[f"{kind}_gibbs"]) for row in rows]
-        assert sum(gibbs) / 100 == pytest.approx(result.accuracy[f"{kind}_gibbs"]["mean"])
+        assert sum(gibbs) / 100 == pytest.approx(result.accuracy[f"{kind}_gibbs"].mean)
     assert result.perturbation is not None
-    assert max(float(row["linf"]) for row in rows) == result.perturbation["linf"]["max"]
+    assert max(float(row["linf"]) for row in rows) == result.perturbation["linf"].max
 
 
 # saved adversarial images ------------------------------------------------------------------------
@@ -590,9 +648,8 @@ def test_saved_images_score_as_the_attack_said(rls: BankedModel, tmp_path: Path)
     assert again.headline == attacked.headline
     assert (again.protocol, again.n_attacked) == ("transfer", 1)
     assert again.attack == attacked.attack
-    adversarial = again.data.pop("adversarial_sha256")
-    assert again.data == attacked.data
-    assert len(adversarial) == 64
+    assert len(again.data.adversarial_sha256 or "") == 64
+    assert dataclasses.replace(again.data, adversarial_sha256=None) == attacked.data
     assert again.warnings == ()
     header = (tmp_path / "b" / "per_image.csv").read_text().splitlines()[0]
     assert header == "repeat,index,label,robust,robust_gibbs"  # none of them is clean
@@ -683,7 +740,7 @@ def test_warnings(rls: BankedModel) -> None:
     assert fresh.warnings == (
         "UNTRAINED MODEL: its weights are random and these numbers mean nothing.",
     )
-    assert not fresh.model["trained"]
+    assert not fresh.model.trained
     (other,) = evaluate(rls, dataclasses.replace(DATA, name="npz:other.npz"))
     assert other.warnings == ("The model was made for digits, but this is npz:other.npz.",)
     (own,) = evaluate(rls, small_models.digits(400, "train"))
@@ -774,7 +831,8 @@ def test_nan_weights_stop_before_any_attack(monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("an attack ran")
 
     for name, known in ATTACKS.items():
-        monkeypatch.setitem(ATTACKS, name, dataclasses.replace(known, run=never))
+        guarded = dataclasses.replace(known, run=functools.wraps(known.run)(never))
+        monkeypatch.setitem(ATTACKS, name, guarded)
     with pytest.raises(UntrustedError, match=r"6\.bias of bank 1"):
         attack(model, DATA)
 
@@ -800,7 +858,9 @@ def test_an_attack_that_breaks_its_budget_on_one_block_stops_the_run(
         far = eps if len(images) == 10 else min(eps, 0.05)  # the preflight's images keep it
         return (images + 2 * far).clamp(0, 1)
 
-    monkeypatch.setitem(ATTACKS, "fgsm", dataclasses.replace(ATTACKS["fgsm"], run=act))
+    known = ATTACKS["fgsm"]
+    broken = dataclasses.replace(known, run=functools.wraps(known.run)(act))
+    monkeypatch.setitem(ATTACKS, "fgsm", broken)
     prepared = dataclasses.replace(prepare("pgd", eps=0.1), method="fgsm", params={"eps": 0.1})
     with pytest.raises(UntrustedError, match="broke its budget"):
         attack_all(rls, DATA, attacks=[prepared], options=EvalOptions(batch_size=10))
@@ -829,12 +889,12 @@ def confident(scale: float) -> BankedModel:
 def test_confidence_does_not_look_robust(method: str, eps: float) -> None:
     """The textbook's cross-entropy saturates from twice the logits on; ours does not."""
     plain = attack(confident(1), DATA, method=method, eps=eps).accuracy
-    assert plain["robust"]["mean"] < plain["clean"]["mean"] - 0.1
+    assert plain["robust"].mean < plain["clean"].mean - 0.1
     for scale in (15, 1000):
         scaled = attack(confident(scale), DATA, method=method, eps=eps)
         assert not scaled.warnings
         assert scaled.accuracy["clean"] == plain["clean"]
-        assert abs(scaled.accuracy["robust"]["mean"] - plain["robust"]["mean"]) < 0.03
+        assert abs(scaled.accuracy["robust"].mean - plain["robust"].mean) < 0.03
 
 
 def test_a_targeted_attack_is_of_the_images_it_can_move(tmp_path: Path) -> None:
@@ -844,10 +904,10 @@ def test_a_targeted_attack_is_of_the_images_it_can_move(tmp_path: Path) -> None:
         small_models.trained("none", 1), DATA, **options, out=tmp_path / "a", save_adversarial=True
     )
     assert 0 < free < 50
-    assert result.accuracy["target_reached"]["n"] == result.accuracy["withstood"]["n"] == free
-    assert result.accuracy["attack_success"]["n"] <= free
+    assert result.accuracy["target_reached"].n == result.accuracy["withstood"].n == free
+    assert result.accuracy["attack_success"].n <= free
     assert result.headline == result.accuracy["withstood"]
-    assert result.accuracy["robust"]["n"] == 50
+    assert result.accuracy["robust"].n == 50
     (said,) = result.warnings
     assert said.startswith(f"TARGETED: {50 - free} of 50 images are of the target class")
     (again,) = evaluate(
@@ -866,7 +926,7 @@ def test_a_loss_that_saturates_is_said() -> None:
         (said,) = result.warnings
         assert said.startswith("MASKED GRADIENTS: at 46 of 50 images looked at, the gradient of ")
         assert f"try {instead} or `rlskit.attack_adaptively()` or `method='square'`" in said
-        assert result.accuracy["robust"]["mean"] > default.accuracy["robust"]["mean"] + 0.1
+        assert result.accuracy["robust"].mean > default.accuracy["robust"].mean + 0.1
 
 
 @pytest.mark.parametrize(
@@ -893,7 +953,7 @@ def test_per_example_gives_each_image_draws_of_its_own(rls: BankedModel) -> None
     for i in range(50):
         members = draws(rls, 3, seed=0, purpose="defender", image=i)
         right.append(bool(answers(members, IMAGES[i : i + 1]) == LABELS[i]))
-    assert result.accuracy["clean"]["mean"] == pytest.approx(sum(right) / 50)
+    assert result.accuracy["clean"].mean == pytest.approx(sum(right) / 50)
     assert result.per_example
 
     params = {**PGD, "n_samples": 3, "per_example": True}
@@ -906,9 +966,9 @@ def test_per_example_gives_each_image_draws_of_its_own(rls: BankedModel) -> None
         found = prepare(**PGD)(view, image, label, generator=seeds.generator(0, Purpose.ATTACK, 0))
         members = draws(rls, 3, seed=0, purpose="defender", image=i)
         robust.append(bool(answers(members, found) == label))
-    assert several[0].accuracy["robust"]["mean"] == pytest.approx(sum(robust) / 50)
-    assert several[0].timing["forwards"] == 50 * (3 + 3 + 4)
-    assert several[0].timing["backwards"] == 50 * 4
+    assert several[0].accuracy["robust"].mean == pytest.approx(sum(robust) / 50)
+    assert several[0].timing.forwards == 50 * (3 + 3 + 4)
+    assert several[0].timing.backwards == 50 * 4
 
 
 def test_gibbs_risk_ascends_the_mean_of_the_single_losses(rls: BankedModel) -> None:
@@ -929,7 +989,7 @@ def test_gibbs_risk_ascends_the_mean_of_the_single_losses(rls: BankedModel) -> N
             float((member(wanted).argmax(-1) == LABELS).double().mean())
             for member in defenders(rls, 2)
         ]
-        assert result.accuracy["robust_gibbs"]["mean"] == pytest.approx(sum(right) / 2, abs=0.011)
+        assert result.accuracy["robust_gibbs"].mean == pytest.approx(sum(right) / 2, abs=0.011)
         assert result.attack is not None
-        assert result.attack["risk"] == risk
-        assert result.timing["backwards"] == 50 * 3
+        assert result.attack.risk == risk
+        assert result.timing.backwards == 50 * 3

@@ -145,14 +145,14 @@ def test_more_runs_keep_the_nearest_point() -> None:
     assert (nine < first).any()
 
 
-def test_eps_ends_the_work_on_an_image_and_limits_nothing() -> None:
+def test_near_enough_ends_the_work_on_an_image_and_limits_nothing() -> None:
     model, images, labels = net_and_images()
     options = {"steps": 10, "target_classes": 3}
     first = run(model, images, labels, **(options | {"target_classes": 1}))
     reached = distances(images, first, "linf")
     eps = reached.median().item()
     everything = run(model, images, labels, **options)
-    some = run(model, images, labels, eps=eps, **options)
+    some = run(model, images, labels, enough=eps, **options)
     done = reached <= eps
     assert 0 < done.sum() < len(images)
     assert torch.equal(some[done], first[done])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -96,8 +97,8 @@ def test_the_numbers_are_those_of_a_model_of_rlskits(module: nn.Sequential) -> N
     one, other = attack(own, (IMAGES, LABELS), **PGD), attack(banked, DATA, **PGD)
     assert one.accuracy == other.accuracy
     assert one.perturbation == other.perturbation
-    assert one.data == {**other.data, "name": "memory"}
-    assert one.model["architecture"] == "memory:Around"
+    assert one.data == dataclasses.replace(other.data, name="memory")
+    assert one.model.architecture == "memory:Around"
     assert (one.defense, one.warnings) == ("none", ())
 
 
@@ -128,18 +129,18 @@ def test_measuring_changes_nothing(module: nn.Sequential) -> None:
     )
     with torch.no_grad():
         right = module.eval()(IMAGES).argmax(1) == LABELS
-    assert results[0].accuracy["clean"]["mean"] == float(right.double().mean())
-    assert results[0].accuracy["robust"]["mean"] < results[0].accuracy["clean"]["mean"] - 0.1
+    assert results[0].accuracy["clean"].mean == float(right.double().mean())
+    assert results[0].accuracy["robust"].mean < results[0].accuracy["clean"].mean - 0.1
 
 
 def test_softmax_and_half_precision(module: nn.Sequential) -> None:
     plain = attack(module, (IMAGES, LABELS), **PGD).accuracy
     blind = attack(nn.Sequential(module, nn.Softmax(1)), (IMAGES, LABELS), **PGD)
-    assert blind.model["outputs"] == "probabilities"
+    assert blind.model.outputs == "probabilities"
     assert blind.accuracy == plain
     half = attack(copy.deepcopy(module).half(), (IMAGES, LABELS), **PGD).accuracy
     for kind in ("clean", "robust"):
-        assert half[kind]["mean"] == pytest.approx(plain[kind]["mean"], abs=0.04)
+        assert half[kind].mean == pytest.approx(plain[kind].mean, abs=0.04)
     tenth = Around(module, nn.Identity())
     tenth.register_forward_hook(lambda *found: found[2].softmax(1) / 2)
     tenth.eval()
@@ -166,8 +167,10 @@ def test_modules_of_every_kind(module: nn.Sequential, around: str) -> None:
 def test_a_module_is_audited_on_tensors_of_a_model(module: nn.Sequential) -> None:
     found = audit_model(wrap(module, (1, 8, 8)), (IMAGES[:30], LABELS[:30]), eps=0.1, steps=3,
                         step_size=0.05, queries=5, points=3)  # fmt: skip
-    assert found.data["name"] == "memory"
-    assert found.accuracy["clean"]["mean"] > 0.7  # type: ignore[index]
+    assert found.data.name == "memory"
+    clean = found.accuracy["clean"]
+    assert clean is not None
+    assert clean.mean > 0.7
 
 
 # images and labels -------------------------------------------------------------------------------
@@ -259,7 +262,7 @@ def test_training_trains_the_module_itself() -> None:
     with torch.no_grad():
         right = float((module.eval()(IMAGES).argmax(1) == LABELS).double().mean())
     assert right > 0.8
-    assert evaluate(module, (IMAGES, LABELS))[0].accuracy["clean"]["mean"] == right
+    assert evaluate(module, (IMAGES, LABELS))[0].accuracy["clean"].mean == right
 
     banked = small_models.model(1, "none")
     banked.banks[0].load_state_dict(small_models.network(1).state_dict())

@@ -191,13 +191,9 @@ def test_what_is_claimed_is_not_believed(run: Path, tmp_path: Path) -> None:
         (tmp_path / "per_image.csv").write_bytes((run / "per_image.csv").read_bytes())
         with pytest.raises(RequestError):
             rlskit.compare(run, tmp_path)
-    (tmp_path / "results.json").write_text(json.dumps({**whole, "more": 1}))
-    with pytest.raises(RequestError, match="more"):
-        read_results(tmp_path / "results.json")
     (tmp_path / "results.json").write_text(json.dumps({**whole, "n_attacked": 1.5}))
-    with pytest.raises(RequestError, match="n_attacked is not a whole number"):
+    with pytest.raises(RequestError, match="got float - at n_attacked"):
         read_results(tmp_path / "results.json")
-    assert read_results(run / "results.json")[0].to_json() == whole
     for number in ("NaN", "1e999"):
         text = json.dumps({**whole, "model": {**whole["model"], "more": "?"}})
         (tmp_path / "results.json").write_text(text.replace('"?"', number))

@@ -223,9 +223,9 @@ def test_sap_falls_to_fresh_draws_on_published_weights() -> None:
     )  # fmt: skip
     data = load(f"folder:{SHARED / 'data/cifar10-subset'}", "test", limit=12)
     (clean,) = evaluate(model, data, n_samples=20)
-    assert clean.accuracy["clean"]["mean"] > 0.75
+    assert clean.accuracy["clean"].mean > 0.75
     settings: dict[str, Any] = {"method": "pgd", "eps": 0.031, "steps": 10, "step_size": 0.007}
     result = attack(
         model, data, **settings, protocol="eot", n_attacked=8, n_samples=20, random_start=False
     )
-    assert result.accuracy["robust"]["mean"] == 0
+    assert result.accuracy["robust"].mean == 0

@@ -201,16 +201,16 @@ def test_robust_accuracy_is_that_of_the_plain_network(
     options: dict[str, Any] = {"eps": 0.1, "steps": 5, "step_size": 0.04} if method == "pgd" else {}
     plain = rlskit.attack(converted(factories, weights, "plain"), data, method=method, **options)
     found = rlskit.attack(converted(factories, weights, name), data, method=method, **options)
-    assert plain.accuracy["clean"]["mean"] > 0.9
-    assert plain.accuracy["robust"]["mean"] < 0.7
+    assert plain.accuracy["clean"].mean > 0.9
+    assert plain.accuracy["robust"].mean < 0.7
     for kind in ("clean", "robust"):
-        assert found.accuracy[kind]["mean"] == pytest.approx(
-            plain.accuracy[kind]["mean"],
+        assert found.accuracy[kind].mean == pytest.approx(
+            plain.accuracy[kind].mean,
             abs=0.031 if name in ("bf16", "hundred", "softmax") else 0.011,
         )
     # A hundred times the logits have another cross-entropy, whose steps differ a little.
     expected = {"softmax": "probabilities", "sigmoid": "sigmoid"}.get(name, "logits")
-    assert found.model["outputs"] == expected
+    assert found.model.outputs == expected
 
 
 def test_what_nothing_tells_is_asked(factories: str, weights: str) -> None:
@@ -227,7 +227,7 @@ def test_what_nothing_tells_is_asked(factories: str, weights: str) -> None:
         told.sampled(plan)(images), plain.sampled(plan)(images), atol=0.5, rtol=0
     )
     as_it_is = converted(factories, weights, "handmade", outputs="logits")
-    assert rlskit.evaluate(as_it_is, data)[0].model["outputs"] == "logits"
+    assert rlskit.evaluate(as_it_is, data)[0].model.outputs == "logits"
     with pytest.raises(RequestError, match="`outputs` 'odds' is unknown"):
         converted(factories, weights, "handmade", outputs="odds")
 

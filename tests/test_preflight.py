@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -135,7 +136,8 @@ def test_logits_cut_off_from_the_images() -> None:
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, method: str, act: Callable[..., Tensor]) -> None:
-    attack = dataclasses.replace(ATTACKS[method], run=act)
+    known = ATTACKS[method]
+    attack = dataclasses.replace(known, run=functools.wraps(known.run)(act))
     monkeypatch.setitem(ATTACKS, method, attack)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import made_results
 from rlskit import recipes
 from rlskit.cli import run as command
 from rlskit.cli.recipe import _check
@@ -17,6 +19,7 @@ from rlskit.errors import RequestError, RlskitError
 from rlskit.recipes.cost import Cost, cost
 from rlskit.recipes.toml_file import merged, read
 from rlskit.report import markdown_grid
+from rlskit.results.result import Measure
 from small_models import model as small_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,20 +114,15 @@ class Commands:
 
 def result(**changes: Any) -> dict[str, Any]:
     """A result as a command writes it: 7 of 10 images right, kappa 0.25."""
-    share = {"mean": 0.7, "std": None, "ci95": [0.4, 0.9], "n": 10, "lower_bound": 0.4}
-    values = {
-        "schema": "rlskit.result/1", "command": "attack", "checkpoint": {},
-        "model": {"architecture": "tiny"}, "data": {"name": "digits", "split": "test", "n": 10},
-        "defense": "rls", "protocol": "transfer", "n_samples": 10, "repeats": 1,
-        "seed": 0, "batch_size": 128, "device": "cpu", "versions": {},
-        "accuracy": {"clean": share, "robust": share}, "n_attacked": 1,
-        "agreement": {"kappa": {"mean": 0.25, "std": 0.125}},
-        "attack": {
-            "method": "pgd", "engine": "rlskit", "view": "mean-prob", "params": {"eps": 0.1},
-            "stated": {"eps": 0.1}, "pixel_range": "0:1",
-        },
-    }  # fmt: skip
-    return values | changes
+    share = replace(made_results.ACCURACY, mean=0.7, ci95=(0.4, 0.9), n=10, lower_bound=0.4)
+    found = made_results.result(
+        protocol="transfer",
+        n_attacked=1,
+        accuracy={"clean": share, "robust": share},
+        agreement={"kappa": Measure(mean=0.25, std=0.125, ci95=None)},
+        attack=replace(made_results.PGD, params={"eps": 0.1}, stated={"eps": 0.1}),
+    )
+    return found.to_json() | changes
 
 
 def go(recipe: Path, commands: Commands, **options: Any) -> recipes.Outcome:
@@ -586,7 +584,17 @@ def test_costs_are_those_counted_by_hand(recipe: Path) -> None:
     # 2 repeats: clean and attacked images on 10 draws each, 10 steps of PGD on 5 draws
     assert found["rls5/pgd"] == (64, 2 * (64 * 10 * 5 + 2 * 640), 2 * 64 * 10 * 5)
     assert found["rls/cw"] == (64, 2 * (64 * 8 + 2 * 640), 2 * 64 * 7)
-    assert "rls/fab" not in found  # nothing tells
+    # at most 100 steps, each of two forward passes and a backward pass per other class
+    assert found["rls/fab"] == (64, 2 * (64 * 202 + 2 * 640), 2 * 64 * 900)
+
+
+def test_a_bound_is_said_to_be_one(recipe: Path) -> None:
+    sets = ["columns.both.attack={method = 'pgd,fab'}", "columns.fgsm.attack={method = 'fgsm'}"]
+    stages = {stage.name: stage for stage in recipes.load(recipe, sets).stages}
+    bounds = {name: cost(stages[f"rls/{name}"], small_model()) for name in ("both", "fgsm")}
+    assert {name: found.at_most for name, found in bounds.items() if found} == {
+        "both": True, "fgsm": False
+    }  # fmt: skip
 
 
 def test_adversarial_training_costs_its_steps_as_well(recipe: Path) -> None:

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from made_results import ACCURACY, PGD, result
 from rlskit.errors import RequestError, RunError, UntrustedError
 from rlskit.report import accuracy_table, comparison_table, diversity_table
 from rlskit.results import (
@@ -31,6 +33,7 @@ from rlskit.results import (
     refuse_finished,
     summary,
 )
+from rlskit.results.result import Extent, Measure, Timing
 from rlskit.storage.locks import only_writer
 
 DESIGN = (
@@ -39,28 +42,8 @@ DESIGN = (
 )
 """Keys of the design, section 7."""
 
-ACCURACY = {"mean": 0.75, "std": None, "ci95": [0.3, 0.95], "n": 4, "lower_bound": 0.25}
-
-
-def result(**fields: Any) -> Result:
-    defaults: dict[str, Any] = {
-        "command": "attack",
-        "checkpoint": {"path": None, "sha256": "x"},
-        "model": {"architecture": "timm:test_resnet"},
-        "defense": "rls",
-        "data": {"name": "digits", "split": "test", "n": 4, "sha256": "y"},
-        "protocol": "multi",
-        "n_attacked": 5,
-        "n_samples": 10,
-        "repeats": 1,
-        "seed": 0,
-        "batch_size": 128,
-        "device": "cpu",
-        "versions": {},
-        "accuracy": {"clean": ACCURACY, "robust": {**ACCURACY, "mean": 0.5, "std": 0.01}},
-        "attack": {"method": "pgd", "stated": {"eps": 0.1, "c": None}, "pixel_range": "-1:1"},
-    }
-    return Result(**defaults | fields)
+UNSURE = replace(ACCURACY, mean=0.5, std=0.01)
+STATED = replace(PGD, stated={"eps": 0.1, "c": None}, pixel_range="-1:1")
 
 
 def text(table: Table) -> str:
@@ -82,14 +65,14 @@ def test_one_result_is_an_object_and_several_are_a_list() -> None:
 
 
 def test_nan_becomes_null() -> None:
-    agreement = {"kappa": {"mean": math.nan, "std": math.inf}, "more": [math.nan, 1.5]}
+    agreement = {"kappa": Measure(mean=math.nan, std=math.inf, ci95=(0.5, 1.5))}
     found = json.loads(dump([result(agreement=agreement)]))
-    assert found["agreement"] == {"kappa": {"mean": None, "std": None}, "more": [None, 1.5]}
+    assert found["agreement"] == {"kappa": {"mean": None, "std": None, "ci95": [0.5, 1.5]}}
 
 
 def test_the_headline_is_robust_where_there_is_one() -> None:
-    assert result().headline["mean"] == 0.5
-    assert result(accuracy={"clean": ACCURACY}).headline["mean"] == 0.75
+    assert result(accuracy={"clean": ACCURACY, "robust": UNSURE}).headline.mean == 0.5
+    assert result(accuracy={"clean": ACCURACY}).headline.mean == 0.75
 
 
 def block(first: int, labels: list[int], clean: list[int], robust: list[int]) -> dict[str, Any]:
@@ -120,14 +103,14 @@ def journal(folder: Path | None = None, request: dict[str, Any] | None = None) -
 
 def test_accuracies_by_hand() -> None:
     found = summary.accuracies([journal()], 1, 0)
-    assert {name: (value["mean"], value["n"]) for name, value in found.items()} == {
+    assert {name: (value.mean, value.n) for name, value in found.items()} == {
         "clean": (0.75, 4),
         "clean_gibbs": (0.5, 4),
         "robust": (0.75, 4),
         "robust_gibbs": (0.5, 4),
         "attack_success": (1 / 3, 3),
     }
-    assert all(value["std"] is None for value in found.values())
+    assert all(value.std is None for value in found.values())
 
 
 def test_repeats_spread_and_success_has_the_least_denominator() -> None:
@@ -135,11 +118,11 @@ def test_repeats_spread_and_success_has_the_least_denominator() -> None:
     found.put(1, 0, block(0, [0, 1], [9, 9], [9, 9]))
     found.put(1, 2, block(2, [2, 3], [9, 3], [9, 9]))
     accuracies = summary.accuracies([found], 2, 0)
-    assert accuracies["clean"]["mean"] == 0.5
-    assert accuracies["clean"]["std"] == pytest.approx(math.sqrt(0.125))  # of 0.75 and 0.25
-    assert accuracies["clean"]["n"] == 4  # images, not images x repeats
-    assert accuracies["attack_success"]["mean"] == pytest.approx((1 / 3 + 1) / 2)
-    assert accuracies["attack_success"]["n"] == 1
+    assert accuracies["clean"].mean == 0.5
+    assert accuracies["clean"].std == pytest.approx(math.sqrt(0.125))  # of 0.75 and 0.25
+    assert accuracies["clean"].n == 4  # images, not images x repeats
+    assert accuracies["attack_success"].mean == pytest.approx((1 / 3 + 1) / 2)
+    assert accuracies["attack_success"].n == 1
 
 
 def test_attack_success_without_a_right_answer_is_missing() -> None:
@@ -157,7 +140,7 @@ def test_images_of_the_target_class_withstand_nothing() -> None:
         assert blocks is not None
         found.put(0, first, blocks | {"target": target})
     of = {
-        name: (value["mean"], value["n"])
+        name: (value.mean, value.n)
         for name, value in summary.accuracies([found], 1, 0).items()
         if not name.endswith("_gibbs")
     }
@@ -168,10 +151,11 @@ def test_images_of_the_target_class_withstand_nothing() -> None:
         "target_reached": (pytest.approx(1 / 3), 3),  # image 0
         "withstood": (pytest.approx(2 / 3), 3),  # images 2 and 3; 3 was wrong before
     }
-    shown = result(accuracy={"clean": ACCURACY, "robust": ACCURACY, "withstood": {"mean": 0.1}})
-    assert shown.headline == {"mean": 0.1}
+    least = replace(ACCURACY, mean=0.1)
+    shown = result(accuracy={"clean": ACCURACY, "robust": ACCURACY, "withstood": least})
+    assert shown.headline == least
     untargeted = summary.accuracies([found, journal()], 1, 0)  # whose worst case moves any image
-    assert untargeted["attack_success"]["n"] == 3
+    assert untargeted["attack_success"].n == 3
     assert "withstood" not in untargeted
     for first in targeted:
         blocks = found.get(0, first)
@@ -186,7 +170,7 @@ def test_the_worst_case_is_right_where_every_attack_left_it_right() -> None:
     other.put(0, 0, block(0, [0, 1], [0, 1], [0, 9]))  # turns image 1, and not image 0
     other.put(0, 2, block(2, [2, 3], [2, 0], [2, 9]) | {"robust_gibbs": torch.tensor([[0.1], [1]])})
     found = summary.accuracies([journal(), other], 1, 0)
-    assert {name: (value["mean"], value["n"]) for name, value in found.items()} == {
+    assert {name: (value.mean, value.n) for name, value in found.items()} == {
         "clean": (0.75, 4),
         "clean_gibbs": (0.5, 4),
         "robust": (0.25, 4),
@@ -194,30 +178,35 @@ def test_the_worst_case_is_right_where_every_attack_left_it_right() -> None:
         "attack_success": (2 / 3, 3),
     }
     cost = summary.timing([journal(), other])
-    assert (cost["forwards"], cost["backwards"], cost["seconds"]) == (40, 20, 2)
-    assert cost["images_per_second"] == 2
+    assert (cost.forwards, cost.backwards, cost.seconds) == (40, 20, 2)
+    assert cost.images_per_second == 2
 
 
 def test_perturbation_and_timing_by_hand() -> None:
     found = journal()
     assert summary.perturbation(found, 1) == {
-        norm: {"median": 2.5, "max": 4.0} for norm in summary.NORMS
+        norm: Extent(median=2.5, max=4.0) for norm in summary.NORMS
     }
-    assert summary.timing([found]) == {
-        "seconds": 1.0, "images_per_second": 4.0, "forwards": 20.0, "backwards": 10.0
-    }  # fmt: skip
+    assert summary.timing([found]) == Timing(
+        seconds=1.0, images_per_second=4.0, forwards=20.0, backwards=10.0
+    )
 
 
 def test_per_image_table(tmp_path: Path) -> None:
     found = journal(tmp_path)
-    assert found.write_per_image(summary.per_image(found, 1)) == "per_image.csv"
+    images: dict[str, Sequence[Any]] = {
+        "index": [5, 7, 8, 9],
+        "path": ["a, b", "c\ud800", "d\n", "é"],
+    }
+    assert found.write_per_image(summary.per_image(found, 1, images)) == "per_image.csv"
     rows = list(csv.DictReader(io.StringIO((tmp_path / "per_image.csv").read_text())))
     assert [(r["repeat"], r["index"], r["label"], r["clean"], r["robust"]) for r in rows] == [
-        ("0", "0", "0", "0", "5"),
-        ("0", "1", "1", "1", "1"),
-        ("0", "2", "2", "2", "2"),
-        ("0", "3", "3", "0", "3"),
+        ("0", "5", "0", "0", "5"),
+        ("0", "7", "1", "1", "1"),
+        ("0", "8", "2", "2", "2"),
+        ("0", "9", "3", "0", "3"),
     ]
+    assert [row["path"] for row in rows] == ["a, b", "c\\ud800", "d\n", "é"]
     assert [row["l2"] for row in rows] == ["1.0", "2.0", "3.0", "4.0"]
 
 
@@ -382,7 +371,8 @@ def test_new_folders_are_numbered(tmp_path: Path) -> None:
 
 
 def test_the_accuracy_table_shows_protocol_and_interval_beside_every_number() -> None:
-    lines = text(accuracy_table([result()])).splitlines()
+    accuracy = {"clean": ACCURACY, "robust": UNSURE}
+    lines = text(accuracy_table([result(accuracy=accuracy, attack=STATED)])).splitlines()
     (clean,) = [line for line in lines if "75.0" in line]
     (robust,) = [line for line in lines if "50.0" in line]
     assert [cell.strip() for cell in clean.split("│")[1:-1]] == [
@@ -404,8 +394,8 @@ def test_every_accuracy_has_a_row() -> None:
 
 def test_the_diversity_table() -> None:
     agreement = {
-        "kappa": {"mean": 0.4321, "std": 0.01},
-        "q_statistic": {"mean": math.nan, "std": None},
+        "kappa": Measure(mean=0.4321, std=0.01, ci95=None),
+        "q_statistic": Measure(mean=None, std=None, ci95=None),
     }
     shown = text(diversity_table(result(agreement=agreement, repeats=10)))
     assert "10 draws, 10 repeats" in shown
@@ -415,8 +405,9 @@ def test_the_diversity_table() -> None:
 
 
 def test_the_comparison_table() -> None:
-    kappa = {"kappa": {"mean": 0.5, "std": 0.25}}
-    rows: dict[str, Sequence[Result]] = {"RLS": [result(), result(agreement=kappa)]}
+    kappa = {"kappa": Measure(mean=0.5, std=0.25, ci95=None)}
+    robust = result(accuracy={"clean": ACCURACY, "robust": UNSURE})
+    rows: dict[str, Sequence[Result]] = {"RLS": [robust, result(agreement=kappa)]}
     shown = text(comparison_table(rows, "three defenses"))
     for figure in ("multi n=5", "75.0", "30.0 – 95.0", "50.0 ± 1.0", "0.500 ± 0.250", "10"):
         assert figure in shown

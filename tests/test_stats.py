@@ -1,7 +1,6 @@
 """Intervals against closed forms and hand-computed values."""
 
 import itertools
-import json
 import math
 
 import numpy as np
@@ -14,7 +13,6 @@ from scipy.stats import binomtest
 
 from rlskit.errors import RequestError
 from rlskit.stats import (
-    Accuracy,
     accuracy,
     bootstrap_means,
     lower_bound,
@@ -122,19 +120,6 @@ def test_the_interval_over_repeats_is_students() -> None:
     half = T975_1_DF * 0.001  # std .001 sqrt(2) over 2 repeats: a standard error of .001
     assert t_interval([0.599, 0.601]) == pytest.approx((0.6 - half, 0.6 + half))
     assert t_interval([0.2, 0.9]) == (0.0, 1.0)  # not beyond what a share can be
-
-
-def test_accuracy_survives_json() -> None:
-    summary = Accuracy(0.6, None, (0.5, 0.7), n=100, lower_bound=0.51, ci95_repeats=None)
-    assert json.loads(json.dumps(summary.to_json())) == {
-        "mean": 0.6,
-        "std": None,
-        "ci95": [0.5, 0.7],
-        "n": 100,
-        "lower_bound": 0.51,
-        "ci95_repeats": None,
-    }
-    assert accuracy([0.5, 0.5], 10).to_json()["ci95_repeats"] == [0.5, 0.5]
 
 
 def test_mcnemar_by_hand() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,9 +19,11 @@ from rlskit.attacks import prepare
 from rlskit.cli import run
 from rlskit.defenses import DEFENSES, draws
 from rlskit.diversity.transfer import Transfer, block_of, measure_transfer, summarise
+from rlskit.documents import from_json
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
 from rlskit.report import check_plot, plot_transfer
+from rlskit.results.result import TransferFacts
 from rlskit.seeds import Purpose
 from rlskit.training import train
 
@@ -143,28 +145,28 @@ def test_a_run_is_that_of_its_draws(model: BankedModel) -> None:
     assert found is not None
     cosine, share, images = by_hand(model)
     torch.testing.assert_close(
-        torch.tensor(found["cosine"], dtype=torch.float64), cosine, atol=1e-5, rtol=0
+        torch.tensor(found.cosine, dtype=torch.float64), cosine, atol=1e-5, rtol=0
     )
-    assert found["images"] == images
+    assert found.images == images
     one_image = 1.01 / images  # that rounding in the folded draw may turn
     torch.testing.assert_close(
-        torch.tensor(found["transferability"], dtype=torch.float64), share, atol=one_image, rtol=0
+        torch.tensor(found.transferability, dtype=torch.float64), share, atol=one_image, rtol=0
     )
     assert 0 < share[0, 1] < 1
     off = ~torch.eye(3, dtype=torch.bool)
     means = [float(by_hand(model, repeat)[0][off].mean()) for repeat in range(2)]
-    spread = found["off_diagonal"]["cosine"]
-    assert spread["mean"] == pytest.approx(statistics.fmean(means), abs=1e-5)
-    assert spread["std"] == pytest.approx(statistics.stdev(means), abs=1e-5)
+    spread = found.off_diagonal["cosine"]
+    assert spread.mean == pytest.approx(statistics.fmean(means), abs=1e-5)
+    assert spread.std == pytest.approx(statistics.stdev(means), abs=1e-5)
     assert (result.protocol, result.n_attacked, result.n_samples) == ("draw-to-draw", 1, 3)
-    assert found["attack"]["params"]["step_size"] == pytest.approx(0.02)
-    assert result.timing["backwards"] >= 2 * 3 * 60
+    assert found.attack.params["step_size"] == pytest.approx(0.02)
+    assert result.timing.backwards >= 2 * 3 * 60
 
 
 def test_the_json_is_the_result(model: BankedModel) -> None:
     result = measure_transfer(model, DATA, n_samples=2, steps=2)
     found = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert found["transfer"] == result.transfer
+    assert from_json(found["transfer"], TransferFacts) == result.transfer
     assert found["transfer"]["off_diagonal"]["cosine"]["std"] is None
     assert found["agreement"] is None
     assert found["transfer"]["attack"] == found["attack"]
@@ -175,16 +177,16 @@ def test_draws_that_are_the_same_agree_fully() -> None:
     train(alone, small_models.digits(200, "train"), epochs=1, lr=0.1, batch_size=20)
     found = measure_transfer(alone, DATA, n_samples=3, eps=0.05).transfer
     assert found is not None
-    assert found["cosine"] == [[pytest.approx(1, abs=1e-12)] * 3] * 3
-    assert found["transferability"] == [[found["transferability"][0][0]] * 3] * 3
-    assert 0 < found["transferability"][0][0] < 1
+    assert np.array(found.cosine) == pytest.approx(np.ones((3, 3)), abs=1e-12)
+    assert found.transferability == ((found.transferability[0][0],) * 3,) * 3
+    assert 0 < (found.transferability[0][0] or 0) < 1
 
 
 def test_an_undefended_network_has_one_draw(model: BankedModel) -> None:
     result = measure_transfer(small_models.model(1, "none", trained=False), DATA, n_samples=3)
     assert result.transfer is not None
-    assert result.transfer["cosine"] == [[pytest.approx(1)]]
-    assert math.isnan(result.transfer["off_diagonal"]["cosine"]["mean"])
+    assert np.array(result.transfer.cosine) == pytest.approx(np.ones((1, 1)))
+    assert result.transfer.off_diagonal["cosine"].mean is None
     assert any("one draw has no other" in warning for warning in result.warnings)
 
 
@@ -193,8 +195,8 @@ def test_draws_with_noise_in_them() -> None:
     noisy.card.settings = dict(DEFENSES["rse"].settings)
     found = measure_transfer(noisy, DATA, n_samples=2, steps=2).transfer
     assert found is not None
-    assert found["cosine"][0][0] == pytest.approx(1)
-    assert -1 < found["cosine"][0][1] < 0.999
+    assert found.cosine[0][0] == pytest.approx(1)
+    assert -1 < (found.cosine[0][1] or 1) < 0.999
 
 
 def test_wrong_requests(model: BankedModel) -> None:

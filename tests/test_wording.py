@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import rlskit
-from rlskit.attacks.options import READERS
+from rlskit.attacks.options import OPTIONS
 from rlskit.cli import run
 from rlskit.cli.app import group
 from rlskit.cli.show import note
@@ -106,7 +106,7 @@ def test_every_quoted_name_is_an_argument() -> None:
     called = [one for one in functions if not inspect.isclass(one)]
     known = {name for one in called for name in inspect.signature(one).parameters}
     known |= {option.name for one in group().commands.values() for option in one.params}
-    known |= READERS.keys()
+    known |= OPTIONS.keys()
     for options in (EvalOptions, TrainOptions):
         known |= {field.name for field in dataclasses.fields(options)}
     for file in LIBRARY:

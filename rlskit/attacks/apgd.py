@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from rlskit.attacks.attempts import Attempt, Found, answer, best_of
 from rlskit.attacks.losses import LOSSES, mean_over_calls, scaled
+from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.randomness import image_generators, normal, uniform
 from rlskit.errors import RequestError
 from rlskit.seeds import Purpose
@@ -125,6 +126,30 @@ def apgd_t(
         )  # fmt: skip
 
     return best_of(model, images, labels, runs, eot_samples)
+
+
+def apgd_passes(_: Setting, *, steps: int, restarts: int, eot_samples: int, **__: object) -> Passes:
+    """Count what `apgd` asks for where it never fools the model."""
+    gradients = restarts * (steps + 1) * eot_samples
+    return Passes(gradients + eot_samples, gradients)
+
+
+def apgd_t_passes(
+    setting: Setting,
+    *,
+    steps: int,
+    restarts: int,
+    eot_samples: int,
+    target_classes: int,
+    **_: object,
+) -> Passes:
+    """Count what `apgd_t` asks for where it never fools the model; every run looks for its target.
+
+    See `apgd_passes` for the rest.
+    """
+    runs = restarts * min(target_classes, setting.classes - 1)
+    found = apgd_passes(setting, steps=steps, restarts=runs, eot_samples=eot_samples)
+    return found.and_then(Passes(runs * eot_samples, 0))
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.attacks.guard import under_attack
+from rlskit.attacks.passes import Passes, Setting
 
 OVERSHOOT = 0.05
 """How far past a linearised boundary to go, as a fraction of eps; the authors' rho."""
@@ -53,9 +54,6 @@ def arc(
     boundary, and keep one length of steps (eps in linf); here the start is the clean image, such a
     member is left alone, and the length falls evenly from eps.
 
-    An image costs at most `M + steps * M * (M + 1)` forward and `steps * M * (top_classes - 1)`
-    backward passes of single members; less where members err.
-
     Args:
         model: Maps images to logits or log-probabilities `[B, K]`. Its `members`, where it has
             some, are what is attacked (see `rlskit.threat.view.DrawsView`); else it is the only
@@ -91,6 +89,12 @@ def arc(
                 norm, eps, length, top_classes,
             )  # fmt: skip
     return result
+
+
+def arc_passes(setting: Setting, *, steps: int, top_classes: int, **_: object) -> Passes:
+    """Count what `arc` asks for where no member ever errs: every move is shown to all members."""
+    rivals = min(top_classes, setting.classes) - 1
+    return Passes(1 + steps * (setting.draws + 1), steps * rivals)
 
 
 def _step(

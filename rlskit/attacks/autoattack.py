@@ -14,10 +14,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from rlskit.attacks.apgd import ascents, targeted_ascents
+from rlskit.attacks.apgd import apgd_passes, apgd_t_passes, ascents, targeted_ascents
 from rlskit.attacks.attempts import Attempt, Found, best_of
-from rlskit.attacks.fab import fab
-from rlskit.attacks.square import searches
+from rlskit.attacks.fab import fab, fab_passes
+from rlskit.attacks.passes import Passes, Setting
+from rlskit.attacks.square import searches, square_passes
 from rlskit.pixels import perturbation_norms
 
 TARGETS = 9
@@ -76,7 +77,7 @@ def autoattack(
         second = ascend("dlr") if classes >= 3 else []
         if version == "rand":
             return _first_places_survivors(ascend("ce") + second)
-        targets = min(TARGETS, classes - 1) if classes >= 4 else 0
+        targets = _targets(classes)
         if targets:
             second = targeted_ascents(
                 model, targets=targets, restarts=1, norm=norm, eps=eps, steps=steps, rho=0.75,
@@ -92,6 +93,29 @@ def autoattack(
     return best_of(model, images, labels, attempts, samples)
 
 
+def _targets(classes: int) -> int:
+    """Return the number of target classes; 0 where the targeted loss does not exist."""
+    return min(TARGETS, classes - 1) if classes >= 4 else 0
+
+
+def autoattack_passes(
+    setting: Setting, *, version: str, steps: int, queries: int, **_: object
+) -> Passes:
+    """Count what `autoattack` asks for where it never fools the model, or a little more."""
+    losses = 2 if setting.classes >= 3 else 1
+    if version == "rand":
+        return apgd_passes(setting, steps=steps, restarts=losses, eot_samples=RAND_SAMPLES)
+    targets = _targets(setting.classes)
+    untargeted = 1 if targets else losses
+    run = {"steps": steps, "restarts": 1, "eot_samples": 1, "target_classes": targets}
+    return (
+        apgd_passes(setting, steps=steps, restarts=untargeted, eot_samples=1)
+        .and_then(apgd_t_passes(setting, **run))
+        .and_then(fab_passes(setting, **run))
+        .and_then(square_passes(setting, steps=queries, restarts=1))
+    )
+
+
 def _boundary(
     model: nn.Module, norm: str, eps: float, steps: int, targets: int, generator: torch.Generator
 ) -> Attempt:
@@ -99,7 +123,7 @@ def _boundary(
 
     def run(images: Tensor, labels: Tensor) -> Found:
         found = fab(
-            model, images, labels, norm=norm, steps=steps, target_classes=targets, eps=eps,
+            model, images, labels, norm=norm, steps=steps, target_classes=targets, enough=eps,
             generator=generator,
         )  # fmt: skip
         distance = perturbation_norms(images, found)[norm]

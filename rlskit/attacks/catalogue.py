@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from rlskit.attacks.apgd import apgd, apgd_t
-from rlskit.attacks.arc import arc
-from rlskit.attacks.autoattack import autoattack
-from rlskit.attacks.cw import cw
-from rlskit.attacks.deepfool import deepfool
-from rlskit.attacks.ead import ead
-from rlskit.attacks.fab import fab
-from rlskit.attacks.fgsm import fgsm
-from rlskit.attacks.jsma import jsma
-from rlskit.attacks.noise import noise
-from rlskit.attacks.onepixel import onepixel
-from rlskit.attacks.pgd import pgd
-from rlskit.attacks.pixle import pixle
-from rlskit.attacks.square import square
+from rlskit.attacks.apgd import apgd, apgd_passes, apgd_t, apgd_t_passes
+from rlskit.attacks.arc import arc, arc_passes
+from rlskit.attacks.autoattack import autoattack, autoattack_passes
+from rlskit.attacks.cw import cw, cw_passes
+from rlskit.attacks.deepfool import deepfool, deepfool_passes
+from rlskit.attacks.ead import ead, ead_passes
+from rlskit.attacks.fab import fab, fab_passes
+from rlskit.attacks.fgsm import fgsm, fgsm_passes
+from rlskit.attacks.jsma import jsma, jsma_passes
+from rlskit.attacks.noise import noise, noise_passes
+from rlskit.attacks.onepixel import onepixel, onepixel_passes
+from rlskit.attacks.options import OPTIONS
+from rlskit.attacks.passes import Passes
+from rlskit.attacks.pgd import pgd, pgd_passes
+from rlskit.attacks.pixle import pixle, pixle_passes
+from rlskit.attacks.square import square, square_passes
 from rlskit.attacks.upstream import Upstream
 
 
@@ -37,10 +41,11 @@ class Attack:
             choices of `--norm`, the first its default.
         needs: What it needs of the model: `gradients`, `logits`, or `nothing`.
         random: Whether its result depends on the generator's seed.
-        defaults: Option -> default, stated in whatever scale `--pixel-range` names. None: derived
-            from another option, or not done. Budgets and constants are those of section 4.2 of the
-            RLS paper.
+        passes: What it costs: (`Setting`, all its parameters by name) -> `Passes`.
+        at_most: Whether that is an upper bound, as it leaves images alone that are fooled, or wrong
+            anyway; else it is what every image costs.
         fixed: What the name says of `run`'s arguments, and no option of a user's changes.
+        implied: Defaults that the name implies, in place of those of `run`.
         upstream: torchattacks' own, under the same option names; None where it has none.
         compiles: Whether what it attacks may be compiled. `torch.compile` frees a graph after its
             first backward pass, and may answer further ones wrongly, so no attack may that
@@ -51,16 +56,43 @@ class Attack:
 
     title: str
     run: Callable[..., Tensor]
+    passes: Callable[..., Passes]
     paper: str
     norms: tuple[str, ...]
     needs: str
     random: bool
-    defaults: Mapping[str, Any]
+    at_most: bool = True
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    implied: Mapping[str, Any] = field(default_factory=dict)
     upstream: Upstream | None = None
     compiles: bool = True
     members: bool = False
     borrowed: bool = False
+
+    @functools.cached_property
+    def defaults(self) -> dict[str, Any]:
+        """Option -> default, stated in whatever scale `--pixel-range` names, in `run`'s order.
+
+        They are those of `run`'s signature, which has budgets and constants of section 4.2 of the
+        RLS paper. None: derived from another option, or not done.
+        """
+        parameters = inspect.signature(self.run).parameters
+        of_run = {
+            OPTION_OF.get(name, name): None if name in OPTION_OF else parameter.default
+            for name, parameter in parameters.items()
+        }
+        hidden = {*self.fixed, *(() if len(self.norms) > 1 else ("norm",))}
+        return {
+            name: self.implied.get(name, default)
+            for name, default in of_run.items()
+            if name in OPTIONS and name not in hidden
+        }
+
+    @property
+    def ascends(self) -> bool:
+        """Whether it climbs, step by step, a loss that can be chosen, within a budget."""
+        own = inspect.signature(self.run).parameters
+        return self.needs == "gradients" and {"eps", "steps", "loss"} <= own.keys()
 
     @property
     def has_budget(self) -> bool:
@@ -73,86 +105,86 @@ class Attack:
         return not self.has_budget and self.norms != ("l0",)
 
 
-_ASCENT: Mapping[str, Any] = {
-    "eps": 0.01, "steps": 10, "step_size": None, "loss": "ce", "momentum": 0.0,
-    "random_start": True, "restarts": 1, "eot_samples": 1, "target": None,
-}  # fmt: skip
-_APGD: Mapping[str, Any] = {
-    "norm": "linf", "eps": 0.01, "steps": 100, "restarts": 1, "rho": 0.75, "eot_samples": 1,
-}  # fmt: skip
+OPTION_OF = {"targeted": "target"}
+"""Parameter of an attack that says only whether an option was given -> that option."""
+
 _APGD_NAMES = {
     "norm": "norm", "eps": "eps", "steps": "steps", "restarts": "n_restarts", "rho": "rho",
     "eot_samples": "eot_iter",
 }  # fmt: skip
 _NAMES = {"eps": "eps", "steps": "steps", "step_size": "alpha"}
 
-
-def _without(*options: str) -> dict[str, Any]:
-    return {name: value for name, value in _ASCENT.items() if name not in options}
-
-
 ATTACKS: dict[str, Attack] = {
     "fgsm": Attack(
         title="Fast gradient sign method",
         run=fgsm,
+        passes=fgsm_passes,
+        at_most=False,
         paper="Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572",
         norms=("linf",),
         needs="gradients",
         random=False,
-        defaults={"eps": 0.01, "loss": "ce", "eot_samples": 1, "target": None},
         upstream=Upstream("FGSM", {"eps": "eps"}),
     ),
     "bim": Attack(
         title="Basic iterative method",
         run=pgd,
+        passes=pgd_passes,
+        at_most=False,
         paper="Kurakin et al. 2017, https://arxiv.org/abs/1607.02533",
         norms=("linf",),
         needs="gradients",
         random=False,
-        defaults=_without("random_start", "restarts", "momentum"),
-        fixed={"random_start": False},
+        fixed={"random_start": False, "restarts": 1, "momentum": 0.0},
         upstream=Upstream("BIM", _NAMES),
     ),
     "pgd": Attack(
         title="Projected gradient descent",
         run=pgd,
+        passes=pgd_passes,
+        at_most=False,
         paper="Madry et al. 2018, https://arxiv.org/abs/1706.06083",
         norms=("linf",),
         needs="gradients",
         random=True,
-        defaults=_ASCENT,
         upstream=Upstream("PGD", {**_NAMES, "random_start": "random_start"}),
     ),
     "pgd-l2": Attack(
         title="Projected gradient descent in l2",
         run=pgd,
+        passes=pgd_passes,
+        at_most=False,
         paper="Madry et al. 2018, https://arxiv.org/abs/1706.06083",
         norms=("l2",),
         needs="gradients",
         random=True,
-        defaults={**_ASCENT, "eps": 0.5},
         fixed={"norm": "l2"},
+        implied={"eps": 0.5},
         upstream=Upstream("PGDL2", {**_NAMES, "random_start": "random_start"}),
     ),
     "mifgsm": Attack(
         title="Momentum iterative FGSM",
         run=pgd,
+        passes=pgd_passes,
+        at_most=False,
         paper="Dong et al. 2018, https://arxiv.org/abs/1710.06081",
         norms=("linf",),
         needs="gradients",
         random=False,
-        defaults={**_without("random_start", "restarts"), "momentum": 1.0},
-        fixed={"random_start": False},
+        fixed={"random_start": False, "restarts": 1},
+        implied={"momentum": 1.0},
         upstream=Upstream("MIFGSM", {**_NAMES, "momentum": "decay"}),
     ),
     "eotpgd": Attack(
         title="PGD on gradients summed over calls of the model",
         run=pgd,
+        passes=pgd_passes,
+        at_most=False,
         paper="Athalye et al. 2018, https://arxiv.org/abs/1802.00420",
         norms=("linf",),
         needs="gradients",
         random=True,
-        defaults={**_ASCENT, "eot_samples": 2},
+        implied={"eot_samples": 2},
         upstream=Upstream(
             "EOTPGD", {**_NAMES, "random_start": "random_start", "eot_samples": "eot_iter"}
         ),
@@ -160,22 +192,22 @@ ATTACKS: dict[str, Attack] = {
     "apgd-ce": Attack(
         title="Auto-PGD on the cross-entropy",
         run=apgd,
+        passes=apgd_passes,
         paper="Croce & Hein 2020, https://arxiv.org/abs/2003.01690",
         norms=("linf", "l2"),
         needs="gradients",
         random=True,
-        defaults=_APGD,
         fixed={"loss": "ce"},
         upstream=Upstream("APGD", _APGD_NAMES, {"loss": "ce"}, seeds_itself=True),
     ),
     "apgd-dlr": Attack(
         title="Auto-PGD on the difference of logits ratio",
         run=apgd,
+        passes=apgd_passes,
         paper="Croce & Hein 2020, https://arxiv.org/abs/2003.01690",
         norms=("linf", "l2"),
         needs="gradients",
         random=True,
-        defaults=_APGD,
         fixed={"loss": "dlr"},
         upstream=Upstream(
             "APGD", _APGD_NAMES, {"loss": "dlr"}, least_classes=3, seeds_itself=True
@@ -184,11 +216,11 @@ ATTACKS: dict[str, Attack] = {
     "apgd-t": Attack(
         title="Auto-PGD towards each of the nearest classes",
         run=apgd_t,
+        passes=apgd_t_passes,
         paper="Croce & Hein 2020, https://arxiv.org/abs/2003.01690",
         norms=("linf", "l2"),
         needs="gradients",
         random=True,
-        defaults={**_APGD, "target_classes": 9},
         upstream=Upstream(
             "APGDT", _APGD_NAMES, least_classes=4, counts_classes=True, seeds_itself=True
         ),
@@ -196,14 +228,11 @@ ATTACKS: dict[str, Attack] = {
     "square": Attack(
         title="Square attack",
         run=square,
+        passes=square_passes,
         paper="Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049",
         norms=("linf", "l2"),
         needs="logits",
         random=True,
-        defaults={
-            "norm": "linf", "eps": 0.01, "steps": 5000, "p_init": 0.8, "loss": "margin",
-            "restarts": 1,
-        },
         upstream=Upstream(
             "Square",
             {
@@ -216,13 +245,11 @@ ATTACKS: dict[str, Attack] = {
     "autoattack": Attack(
         title="AutoAttack",
         run=autoattack,
+        passes=autoattack_passes,
         paper="Croce & Hein 2020, https://arxiv.org/abs/2003.01690",
         norms=("linf", "l2"),
         needs="gradients",
         random=True,
-        defaults={
-            "norm": "linf", "eps": 0.01, "version": "standard", "steps": 100, "queries": 5000,
-        },
         upstream=Upstream(
             "AutoAttack", {"norm": "norm", "eps": "eps", "version": "version"},
             least_classes=4, counts_classes=True, seeds_itself=True,
@@ -232,57 +259,53 @@ ATTACKS: dict[str, Attack] = {
     "arc": Attack(
         title="Attacking randomised ensembles of classifiers",
         run=arc,
+        passes=arc_passes,
         paper="Dbouk & Shanbhag 2022, https://arxiv.org/abs/2206.06737",
         norms=("linf", "l2"),
         needs="gradients",
         random=False,
-        defaults={"norm": "linf", "eps": 0.01, "steps": 20, "top_classes": 4},
         compiles=False,
         members=True,
     ),
     "noise": Attack(
         title="Random noise, as the control",
         run=noise,
+        passes=noise_passes,
+        at_most=False,
         paper="none: what withstands no attack should withstand this",
         norms=("linf",),
         needs="nothing",
         random=True,
-        defaults={"eps": 0.01, "distribution": "uniform"},
     ),
     "deepfool": Attack(
         title="DeepFool",
         run=deepfool,
+        passes=deepfool_passes,
         paper="Moosavi-Dezfooli et al. 2016, https://arxiv.org/abs/1511.04599",
         norms=("l2", "linf"),
         needs="gradients",
         random=False,
-        defaults={"norm": "l2", "steps": 50, "overshoot": 0.02, "top_classes": 10},
         upstream=Upstream("DeepFool", {"steps": "steps", "overshoot": "overshoot"}),
         compiles=False,
     ),
     "cw": Attack(
         title="Carlini & Wagner",
         run=cw,
+        passes=cw_passes,
         paper="Carlini & Wagner 2017, https://arxiv.org/abs/1608.04644",
         norms=("l2",),
         needs="gradients",
         random=False,
-        defaults={
-            "c": 0.01, "kappa": 0.1, "steps": 1000, "lr": 0.01, "search_steps": 1, "target": None,
-        },
         upstream=Upstream("CW", {"c": "c", "kappa": "kappa", "steps": "steps", "lr": "lr"}),
     ),
     "ead": Attack(
         title="Elastic-net attack",
         run=ead,
+        passes=ead_passes,
         paper="Chen et al. 2018, https://arxiv.org/abs/1709.04114",
         norms=("elastic net",),
         needs="gradients",
         random=False,
-        defaults={
-            "c": 0.01, "beta": 0.01, "kappa": 0.1, "steps": 1000, "lr": 0.01, "search_steps": 1,
-            "decision_rule": "en", "optimizer": "adam", "target": None,
-        },
         upstream=Upstream(
             {"en": "EADEN", "l1": "EADL1"},
             {
@@ -295,11 +318,11 @@ ATTACKS: dict[str, Attack] = {
     "fab": Attack(
         title="Fast adaptive boundary attack",
         run=fab,
+        passes=fab_passes,
         paper="Croce & Hein 2020, https://arxiv.org/abs/1907.02044",
         norms=("linf", "l2", "l1"),
         needs="gradients",
         random=True,
-        defaults={"norm": "linf", "steps": 100, "restarts": 1, "target_classes": 0},
         upstream=Upstream(
             "FAB", {"norm": "norm", "steps": "steps"}, {"eps": 1e9},
             counts_classes=True, seeds_itself=True,
@@ -309,31 +332,31 @@ ATTACKS: dict[str, Attack] = {
     "jsma": Attack(
         title="Jacobian saliency map attack",
         run=jsma,
+        passes=jsma_passes,
         paper="Papernot et al. 2016, https://arxiv.org/abs/1511.07528",
         norms=("l0",),
         needs="gradients",
         random=False,
-        defaults={"theta": 1.0, "gamma": 0.1, "target": None},
         compiles=False,
     ),
     "pixle": Attack(
         title="Pixle",
         run=pixle,
+        passes=pixle_passes,
         paper="Pomponi et al. 2022, https://arxiv.org/abs/2202.02236",
         norms=("l0",),
         needs="logits",
         random=True,
-        defaults={"restarts": 20, "steps": 10, "smallest_patch": 2, "largest_patch": 10},
         borrowed=True,
     ),
     "onepixel": Attack(
         title="One pixel attack",
         run=onepixel,
+        passes=onepixel_passes,
         paper="Su et al. 2019, https://arxiv.org/abs/1710.08864",
         norms=("l0",),
         needs="logits",
         random=True,
-        defaults={"pixels": 1, "steps": 10, "population": 10},
         borrowed=True,
     ),
 }  # fmt: skip

@@ -12,6 +12,7 @@ from rlskit.attacks.minimum_norm import (
     shortfall,
     wins,
 )
+from rlskit.attacks.passes import Passes, Setting
 
 SHRINK = 0.999999
 """Images are shrunk by this before atanh, so that pixels at 0 and 1 are finite and can move."""
@@ -67,6 +68,11 @@ def cw(
         )
 
     return attack_correct(model, images, labels, solve, targeted)
+
+
+def cw_passes(_: Setting, *, steps: int, search_steps: int, **__: object) -> Passes:
+    """Count what `cw` asks for where the model is right."""
+    return Passes(1 + search_steps * steps, search_steps * steps)
 
 
 def _descend(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.attacks.minimum_norm import attack_correct
+from rlskit.attacks.passes import Passes, Setting
 
 DUAL = {"l2": 2, "linf": 1}
 """Norm of the perturbation -> order of the norm that measures the gradient."""
@@ -77,6 +78,15 @@ def deepfool(
         return _beyond_rounding(model, clean, found, own)
 
     return attack_correct(model, images, labels, solve)
+
+
+def deepfool_passes(setting: Setting, *, steps: int, top_classes: int, **_: object) -> Passes:
+    """Count what `deepfool` asks for where it fools the model late, and measures every boundary.
+
+    Two forward passes a step, as images that measure on without the others halve each time.
+    """
+    rivals = min(top_classes, setting.classes) - 1
+    return Passes(2 * steps + 3, steps * rivals)
 
 
 def _solve(

@@ -16,6 +16,7 @@ from rlskit.attacks.minimum_norm import (
     shortfall,
     wins,
 )
+from rlskit.attacks.passes import Passes, Setting
 
 
 def ead(
@@ -89,6 +90,14 @@ def ead(
         return search_constant(run, clean, c, search_steps)
 
     return attack_correct(model, images, labels, solve, targeted)
+
+
+def ead_passes(
+    _: Setting, *, steps: int, search_steps: int, optimizer: str, **__: object
+) -> Passes:
+    """Count what `ead` asks for where the model is right, and FISTA's points come nearer."""
+    gradients = search_steps * steps
+    return Passes(1 + gradients * (2 if optimizer == "fista" else 1), gradients)
 
 
 class _Task(NamedTuple):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlskit.attacks.losses import margin
 from rlskit.attacks.minimum_norm import attack_correct, keep_better
+from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.randomness import image_generators, normal, uniform
 from rlskit.seeds import Purpose
 
@@ -44,9 +45,9 @@ def fab(
     restarts: int = 1,
     alpha_max: float = 0.1,
     eta: float = 1.05,
-    beta: float = 0.9,
+    keep: float = 0.9,
     target_classes: int = 0,
-    eps: float | None = None,
+    enough: float | None = None,
     generator: torch.Generator,
 ) -> Tensor:
     """Walk along the decision boundary towards the clean image.
@@ -65,12 +66,12 @@ def fab(
         restarts: Runs per target; those after the first start at random points.
         alpha_max: Greatest weight of the clean image's projection in a step.
         eta: Overshoot: how far past the boundary a projection goes, 1 is onto it.
-        beta: Fraction of its perturbation that a fooling iterate keeps.
+        keep: Fraction of its perturbation that a fooling iterate keeps; the paper's beta.
         target_classes: 0 considers the boundaries with all classes at every step, which takes
             K - 1 backward passes; k > 0 makes a run towards each of the clean image's k largest
             other logits, with one backward pass a step (section 3.3 of AutoAttack's paper,
             https://arxiv.org/abs/2003.01690).
-        eps: Do no further run for an image once it was fooled within this distance; None for the
+        enough: Do no further run for an image once it was fooled within this distance; None for the
             nearest point of all runs. It limits nothing: a result may lie further off.
         generator: Its seed is that of the random starts.
 
@@ -86,22 +87,32 @@ def fab(
         best, distance = clean, clean.new_full((len(clean),), math.inf, dtype=torch.float64)
         for target, rivals in enumerate(_rivals(model, clean, own, target_classes)):
             for restart in range(restarts):
-                todo = (distance > (eps or 0)).nonzero().squeeze(1)
+                todo = (distance > (enough or 0)).nonzero().squeeze(1)
                 if not len(todo):
                     return best
                 x = clean[todo]
                 if restart:
-                    widest = START_RADIUS[norm] if eps is None else eps
+                    widest = START_RADIUS[norm] if enough is None else enough
                     streams = image_generators(x, generator, Purpose.FAB, target, restart)
                     x = _start(x, streams, norm, distance[todo].clamp_max(widest) / 2)
                 found = _walk(
                     model, clean[todo], own[todo], rivals[todo], x,
-                    norm=norm, steps=steps, alpha_max=alpha_max, eta=eta, beta=beta,
+                    norm=norm, steps=steps, alpha_max=alpha_max, eta=eta, keep=keep,
                 )  # fmt: skip
                 best, distance = _keep_nearer(best, distance, todo, *found)
         return best
 
     return attack_correct(model, images, labels, solve)
+
+
+def fab_passes(
+    setting: Setting, *, steps: int, restarts: int, target_classes: int, **_: object
+) -> Passes:
+    """Count what `fab` asks for where it knows of nothing that is near enough."""
+    rivals = setting.classes - 1
+    runs, planes = (min(target_classes, rivals), 1) if target_classes else (1, rivals)
+    walked = runs * restarts * steps
+    return Passes(2 + 2 * walked, planes * walked)
 
 
 def _rivals(
@@ -125,7 +136,7 @@ def _walk(
     steps: int,
     alpha_max: float,
     eta: float,
-    beta: float,
+    keep: float,
 ) -> tuple[Tensor, Tensor]:
     """Return each image's nearest fooling iterate and its distance (the clean one and inf)."""
     best, best_distance = clean, clean.new_full((len(clean),), math.inf, dtype=torch.float64)
@@ -143,7 +154,7 @@ def _walk(
             fooled = margin(model(x), labels) < 0
         distance = _length(x - clean, norm)
         best, best_distance = keep_better(best, best_distance, x, distance, fooled)
-        x = torch.where(_per_image(fooled), clean + beta * (x - clean), x)
+        x = torch.where(_per_image(fooled), clean + keep * (x - clean), x)
     return best, best_distance
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import gradient, objective
+from rlskit.attacks.passes import Passes, Setting
 
 
 def fgsm(
@@ -45,3 +46,8 @@ def fgsm(
     with under_attack(model):
         slope = gradient(model, images, labels, objective(loss, targeted), eot_samples)
     return (images + eps * slope.sign()).clamp(0, 1).detach()
+
+
+def fgsm_passes(_: Setting, *, eot_samples: int, **__: object) -> Passes:
+    """Count what `fgsm` asks for."""
+    return Passes(eot_samples, eot_samples)

@@ -9,11 +9,14 @@ Shapes: B images, K classes, D = C·H·W pixel values.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import margin
+from rlskit.attacks.passes import Passes, Setting
 
 SPENT = 0.01
 """A value this near to the end that it would be moved to is left alone, as in torchattacks."""
@@ -53,7 +56,7 @@ def jsma(
     """
     result, x = images.detach().clone(), images.detach()
     active = torch.arange(len(x), device=x.device)
-    pairs = int(gamma * x[:1].numel() + 1e-6) // 2
+    pairs = _pairs(gamma, x[:1].numel())
     with under_attack(model):
         targets = labels if targeted else _runner_up(model, x, labels)
         for step in range(pairs + 1):
@@ -70,6 +73,17 @@ def jsma(
             if not len(x):
                 break
     return result
+
+
+def _pairs(gamma: float, values: int) -> int:
+    """Return how many pairs of values may change."""
+    return int(gamma * values + 1e-6) // 2
+
+
+def jsma_passes(setting: Setting, *, gamma: float, **_: object) -> Passes:
+    """Count what `jsma` asks for where it never succeeds."""
+    pairs = _pairs(gamma, math.prod(setting.shape))
+    return Passes(pairs + 2, 2 * pairs)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.attacks.one_by_one import attack_one_by_one
+from rlskit.attacks.passes import Passes, Setting
 from rlskit.seeds import Purpose
 
 
@@ -47,3 +48,13 @@ def onepixel(
         Purpose.ONEPIXEL, model, images, labels,
         generator=generator, pixels=pixels, steps=steps, popsize=population,
     )  # fmt: skip
+
+
+def onepixel_passes(
+    setting: Setting, *, pixels: int, steps: int, population: int, **_: object
+) -> Passes:
+    """Count what `onepixel` asks for where it never fools the model."""
+    channels, height, width = setting.shape
+    numbers = min(pixels, height * width) * (2 + channels)
+    candidates = max(5, numbers * max(1, population // numbers))
+    return Passes(2 + candidates * (steps + 1) + steps, 0)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import gradient, objective, scaled, trail
+from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.randomness import image_generators, normal, uniform
 from rlskit.seeds import Purpose
 
@@ -95,6 +96,12 @@ def pgd(
         for restart in range(1, restarts):
             best = _more_harmful(model, best, run(restart), labels, targeted)
     return best
+
+
+def pgd_passes(_: Setting, *, steps: int, restarts: int, eot_samples: int, **__: object) -> Passes:
+    """Count what `pgd` asks for; every further run is compared with the best."""
+    gradients = restarts * steps * eot_samples
+    return Passes(gradients + 2 * (restarts - 1), gradients)
 
 
 def _direction(slope: Tensor, norm: str, steepest: bool) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from rlskit.arguments import argument
 from rlskit.attacks.catalogue import ATTACKS, Attack
-from rlskit.attacks.options import in_unit_range, read
+from rlskit.attacks.options import OPTIONS, in_unit_range, read
+from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.targets import choose_targets
 from rlskit.attacks.upstream import require_torchattacks
 from rlskit.errors import RequestError
@@ -59,6 +60,30 @@ class PreparedAttack:
     def with_loss(self, loss: str) -> PreparedAttack:
         """Return the same attack on another loss, also where its name says which."""
         return replace(self, params={**self.params, "loss": loss})
+
+    @property
+    def short(self) -> PreparedAttack:
+        """The same attack with as few steps, runs and queries as show that it works."""
+        few = {
+            option: min(row.short, self.params[option])
+            for option, row in OPTIONS.items()
+            if row.short is not None and option in self.params
+        }
+        if self.engine == "torchattacks" and "steps" in few:
+            upstream = ATTACKS[self.method].upstream
+            assert upstream is not None
+            few["steps"] = min(self.params["steps"], max(few["steps"], upstream.least_steps))
+        return replace(self, params={**self.params, **few})
+
+    def passes(self, setting: Setting) -> Passes:
+        """Return what it costs per image and draw; an upper bound where the row says `at_most`.
+
+        Of torchattacks' version, what ours would.
+        """
+        known = ATTACKS[self.method]
+        found = known.passes(setting, **{**known.defaults, **known.fixed, **self.params})
+        choice = 0 if self.params.get("target") is None else 1
+        return found.and_then(Passes(choice, 0))
 
     def targets(
         self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator

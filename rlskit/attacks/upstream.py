@@ -28,7 +28,7 @@ def require_torchattacks(who: str) -> None:
     """Require torchattacks, before anything runs that needs it.
 
     Args:
-        who: What needs it, as a user asked for it.
+        who: The argument that asks for it.
 
     Raises:
         RequestError: It is not installed.

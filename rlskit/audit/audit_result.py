@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from rlskit.documents import Count, Number, Value, to_json
+from rlskit.results.result import CheckpointFacts, ImageFacts, ModelFacts
+from rlskit.stats import Accuracy
 
 SCHEMA = "rlskit.audit/1"
 
@@ -30,47 +35,60 @@ class Check:
 
     name: str
     title: str
-    measured: float | None
+    measured: Number | None
     unit: str
-    threshold: float
+    threshold: Number
     verdict: str
     detail: str
     meaning: str
 
 
 @dataclass(frozen=True)
+class AuditedAttack:
+    """The attack under audit.
+
+    Attributes:
+        method: A key of `rlskit.attacks.ATTACKS`.
+        params: Every option, in [0, 1] units.
+    """
+
+    method: str
+    params: Mapping[str, Value]
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditResult:
     """The audit of one model under one attack.
 
     Attributes:
-        checkpoint: `path` (None for a model in memory) and `sha256` of the tensors, if any.
-        model: At least its `architecture`.
+        checkpoint: Where the model came from.
+        model: What it is.
         defense: Its name; `own` for a module that rlskit did not build.
-        data: `name`, `split`, `n` and `sha256`.
-        attack: The attack under audit: `method` and `params`, in [0, 1] units.
+        data: The images.
+        attack: The attack under audit.
         protocol: The attacker's view.
         n_attacked: Draws in the attacker's view.
         n_samples: Draws that answer together.
         seed: All randomness derives from it.
         device: Where it ran.
         versions: Of the libraries that a number depends on.
-        accuracy: `clean` and `robust` (under the attack): `mean`, `ci95`, `n`, ...; in [0, 1].
+        accuracy: `clean` and `robust` (under the attack); None where answers are NaN.
         checks: In the order of their names.
         warnings: What a reader must know first.
     """
 
-    checkpoint: dict[str, Any]
-    model: dict[str, Any]
+    checkpoint: CheckpointFacts
+    model: ModelFacts
     defense: str
-    data: dict[str, Any]
-    attack: dict[str, Any]
+    data: ImageFacts
+    attack: AuditedAttack
     protocol: str
-    n_attacked: int
-    n_samples: int
+    n_attacked: Count
+    n_samples: Count
     seed: int
     device: str
-    versions: dict[str, str]
-    accuracy: dict[str, dict[str, Any] | None]
+    versions: Mapping[str, str]
+    accuracy: Mapping[str, Accuracy | None]
     checks: tuple[Check, ...]
     warnings: tuple[str, ...] = ()
 
@@ -90,10 +108,7 @@ class AuditResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the audit as JSON values."""
-        fields = asdict(self)
-        fields["checks"] = list(fields["checks"])
-        fields["warnings"] = list(self.warnings)
-        return {"schema": SCHEMA, "passed": self.passed, **fields}
+        return {"schema": SCHEMA, "passed": self.passed, **to_json(self)}
 
 
 def finite(value: float) -> float | None:

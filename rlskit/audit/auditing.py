@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.arguments import checked
-from rlskit.attacks import PreparedAttack, prepare
-from rlskit.attacks.options import READERS
+from rlskit.attacks import ATTACKS, PreparedAttack, prepare
+from rlskit.attacks.options import OPTIONS
 from rlskit.audit.advice import advice
-from rlskit.audit.audit_result import FAIL, PASS, SKIPPED, AuditResult, Check, finite
+from rlskit.audit.audit_result import FAIL, PASS, SKIPPED, AuditedAttack, AuditResult, Check, finite
 from rlskit.audit.case import Case
 from rlskit.audit.checks import CHECKS, Kind
 from rlskit.audit.defended import SHOWN, Defended, at_the_boundary, attacked, banked, own
@@ -26,17 +26,17 @@ from rlskit.evaluation.eval_options import EvalOptions
 from rlskit.models.banks import BankedModel
 from rlskit.progress import Progress, no_progress
 from rlskit.seeds import Purpose
-from rlskit.stats import accuracy
+from rlskit.stats import Accuracy, accuracy
 from rlskit.threat.view import draws_seen, protocol_of
 
-METHODS = ("pgd", "bim", "mifgsm", "eotpgd", "apgd-ce", "apgd-dlr")
+METHODS = tuple(name for name, one in ATTACKS.items() if one.ascends and "linf" in one.norms)
 """The attacks that can be audited: in linf, along gradients, under any protocol and loss."""
 
 LIMIT = 100
 EPS = "8/255"
 
 
-@checked(*READERS)
+@checked(*OPTIONS)
 def audit_model(
     model: BankedModel | nn.Module,
     data: str | Data | tuple[Tensor, Tensor] | None = None,
@@ -106,7 +106,7 @@ def audit_model(
         progress("auditing", done, len(CHECKS))
     return AuditResult(
         **found.facts,
-        attack={"method": method, "params": dict(attack.params)},
+        attack=AuditedAttack(method, attack.params),
         protocol=protocol,
         n_attacked=n_attacked,
         n_samples=case.defended.n_samples,
@@ -193,14 +193,12 @@ def _check(name: str, kind: Kind, case: Case) -> Check:
     return Check(name, kind.title, value, kind.unit, kind.threshold, verdict, found.detail, meaning)
 
 
-def _accuracies(case: Case) -> dict[str, dict[str, Any] | None]:
+def _accuracies(case: Case) -> dict[str, Accuracy | None]:
     """Return the accuracy on clean images and under the attack; None where answers are NaN."""
     n = len(case.labels)
-    found: dict[str, dict[str, Any] | None] = {
-        "clean": accuracy([float(case.clean.double().mean())], n).to_json()
-    }
+    found: dict[str, Accuracy | None] = {"clean": accuracy([float(case.clean.double().mean())], n)}
     try:
-        found["robust"] = accuracy([float(case.robust.double().mean())], n).to_json()
+        found["robust"] = accuracy([float(case.robust.double().mean())], n)
     except UntrustedError:
         found["robust"] = None
     return found

@@ -18,6 +18,7 @@ from rlskit.evaluation.subject import library_versions
 from rlskit.inputs import taken
 from rlskit.models.banks import BankedModel
 from rlskit.pixels import check_images
+from rlskit.results.result import CheckpointFacts, ImageFacts, ModelFacts
 
 FACTS = ("checkpoint", "model", "defense", "data", "device", "versions", "warnings")
 """The fields of a result that do not depend on what is measured."""
@@ -78,17 +79,17 @@ def _of_module(
     """Return the same for a module that rlskit did not build."""
     if data is None:
         raise RequestError("a module of one's own does not say what data it takes; give data")
-    images, labels, about = _given(data, limit)
+    images, labels, (name, split, sha256) = _given(data, limit)
     check_images(images)
     tensors = itertools.chain(module.parameters(), module.buffers())
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))
     images, labels = images.to(device), labels.to(device)
     boundary = at_the_boundary(module, images[:SHOWN])
     facts = {
-        "checkpoint": {"path": None, "sha256": None},
-        "model": {"architecture": type(module).__name__},
+        "checkpoint": CheckpointFacts(path=None, sha256=None),
+        "model": ModelFacts(architecture=type(module).__name__),
         "defense": "own",
-        "data": {**about, "n": len(labels)},
+        "data": ImageFacts(name=name, split=split, n=len(labels), sha256=sha256),
         "device": device.type,
         "versions": library_versions(),
         "warnings": (),
@@ -98,17 +99,17 @@ def _of_module(
 
 def _given(
     data: str | Data | tuple[Tensor, Tensor], limit: int | None
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Return images, labels and what names them."""
+) -> tuple[Tensor, Tensor, tuple[str, str, str]]:
+    """Return images, labels and what names them: name, split and digest."""
     if isinstance(data, tuple):
         images, labels = data[0], data[1].long()
         if limit is not None and limit < len(labels):
             chosen = spread(len(labels), limit)
             images, labels = images[chosen], labels[chosen]
         digest = hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes())
-        return images, labels, {"name": "tensors", "split": "–", "sha256": digest.hexdigest()}
+        return images, labels, ("tensors", "–", digest.hexdigest())
     found = (data if isinstance(data, Data) else load(data, "test")).limited(limit)
-    about = {"name": found.name, "split": found.split, "sha256": found.sha256}
+    about = found.name, found.split, found.sha256
     return found.images(range(len(found))), found.labels, about
 
 

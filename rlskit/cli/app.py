@@ -24,16 +24,10 @@ from rlskit.cli import (
     train,
 )
 from rlskit.cli.ending import ended, flushed, guarded
+from rlskit.cli.help import GroupedCommand, epilog
+from rlskit.cli.option_sets import flat
 from rlskit.runtime.threads import settle_threads
 
-app = typer.Typer(
-    name="rlskit",
-    help="Attack-versus-defense evaluation of image classifiers, with Random Layer Sampling.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "convert": convert.convert,
     "train": train.train,
@@ -48,11 +42,13 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "export": export.export,
     "run": recipe.run,
 }
-for name, command in COMMANDS.items():
-    app.command(name)(guarded(command))
+_SETTINGS: dict[str, Any] = {
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
 
 
-@app.callback()
 def options(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),  # noqa: ARG001
     version: bool = typer.Option(False, "--version", help="Show the version and exit."),
@@ -65,10 +61,27 @@ def options(
         raise typer.Exit
 
 
-@functools.cache  # building it takes as long as reading ten command lines
+@functools.cache
 def group() -> Any:
     """Return Typer's object of all commands."""
+    app = typer.Typer(name="rlskit", no_args_is_help=True, **_SETTINGS)
+    app.callback()(options)
+    for name in COMMANDS:
+        _add(app, name)
     return typer.main.get_command(app)
+
+
+@functools.cache
+def alone(name: str) -> Any:
+    """Return Typer's object of one command, which is quicker to make and to ask for its help."""
+    app = typer.Typer(add_completion=False, **_SETTINGS)
+    _add(app, name)
+    return typer.main.get_command(app)
+
+
+def _add(app: typer.Typer, name: str) -> None:
+    command = guarded(flat(COMMANDS[name]))
+    app.command(name, cls=GroupedCommand, epilog=epilog(name))(command)
 
 
 def main() -> None:
@@ -83,8 +96,14 @@ def run(arguments: list[str]) -> int:
         arguments = ["--version", "models"]  # Typer wants a subcommand
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    return ended(
-        lambda: app(arguments, prog_name="rlskit", standalone_mode=False),
-        "".join(arguments[:1]),
-        debug=debug,
-    )
+    name = "".join(arguments[:1])
+
+    def call() -> Any:
+        known, spoken, rest = (
+            (alone(name), f"rlskit {name}", arguments[1:])
+            if name in COMMANDS
+            else (group(), "rlskit", arguments)
+        )
+        return known(rest, prog_name=spoken, standalone_mode=False)
+
+    return ended(call, name, debug=debug)

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from rlskit.cli.flags import DataDirOption, ForceOption, QuietOption, SeedOption, SkipBadOption
+from rlskit.cli.flags import (
+    DATA,
+    OUTPUT,
+    DataDirOption,
+    ForceOption,
+    QuietOption,
+    SeedOption,
+    SkipBadOption,
+    under,
+)
 from rlskit.cli.show import note
 from rlskit.errors import RequestError
 
@@ -36,20 +45,21 @@ def convert(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Data set that sets classes, channels, size, mean, std (digits)."),
+        under(DATA, "Data set that sets classes, channels, size, mean, std (digits)."),
     ] = None,
     data_dir: DataDirOption = None,
-    num_classes: Annotated[int | None, typer.Option(help="Instead of the data set's.")] = None,
-    in_chans: Annotated[int | None, typer.Option(help="Instead of the data set's.")] = None,
+    num_classes: Annotated[int | None, under(DATA, "Instead of the data set's.")] = None,
+    in_chans: Annotated[int | None, under(DATA, "Instead of the data set's.")] = None,
     image_size: Annotated[
-        str | None, typer.Option(help="Side in pixels, or height and width as H,W.")
+        str | None,
+        under(DATA, "Side in pixels, or height and width as H,W."),
     ] = None,
     small_images: Annotated[
         bool,
         typer.Option("--small-images", help="3x3 stem without max-pool; VGG: one linear head."),
     ] = False,
-    mean: Annotated[str | None, typer.Option(help="Per channel, as 0.485,0.456,0.406.")] = None,
-    std: Annotated[str | None, typer.Option(help="Per channel, as 0.229,0.224,0.225.")] = None,
+    mean: Annotated[str | None, under(DATA, "Per channel, as 0.485,0.456,0.406.")] = None,
+    std: Annotated[str | None, under(DATA, "Per channel, as 0.229,0.224,0.225.")] = None,
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Start every bank from the library's weights.")
     ] = False,
@@ -64,7 +74,8 @@ def convert(
         str | None, typer.Option(help="The part of the file to take, as state_dict_ema or a.b.")
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(help="Text file: the classes' names, one a line, in order.")
+        Path | None,
+        under(DATA, "Text file: the classes' names, one a line, in order."),
     ] = None,
     skip_bad: SkipBadOption = False,
     transform_input: Annotated[
@@ -90,7 +101,8 @@ def convert(
     ] = "",
     seed: SeedOption = 0,
     out: Annotated[
-        Path, typer.Option("--out", "-o", envvar="RLSKIT_CHECKPOINT", help="Checkpoint to write.")
+        Path,
+        under(OUTPUT, "Checkpoint to write.", "--out", "-o", envvar="RLSKIT_CHECKPOINT"),
     ] = Path("rls.safetensors"),
     force: ForceOption = False,
     quiet: QuietOption = False,

@@ -5,65 +5,52 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from rlskit.cli.flags import (
-    DEFAULT_CHECKPOINT,
+    DATA,
+    TRANSFER,
+    WHAT,
     BatchSizeOption,
-    CheckpointArgument,
-    DataDirOption,
-    DataOption,
-    DeviceOption,
-    DownloadOption,
     ForceOption,
     JsonOption,
-    LimitOption,
-    ModelOption,
     QuietOption,
     SeedOption,
-    SkipBadOption,
     SplitOption,
     WorkersOption,
+    under,
 )
+from rlskit.cli.option_sets import Images, Network
 from rlskit.cli.show import check_json, check_source, progress_bar, show
 from rlskit.cli.wording import flag_of
 from rlskit.errors import RequestError
 
 
 def diversity(
-    checkpoint: CheckpointArgument = DEFAULT_CHECKPOINT,
+    *,
+    network: Network,
     n_samples: Annotated[
-        int | None, typer.Option(help="Draws that are compared: 10, with --transfer 5.")
+        int | None, under(WHAT, "Draws that are compared: 10, with --transfer 5.")
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option(help="Sets of fresh draws: 10, with --transfer 1.")
-    ] = None,
-    adversarial: Annotated[
-        Path | None, typer.Option(help="Images that `attack --save-adversarial` wrote.")
+        int | None, under(WHAT, "Sets of fresh draws: 10, with --transfer 1.")
     ] = None,
     transfer: Annotated[
         bool,
-        typer.Option(
-            "--transfer", help="Instead: does an attack on one draw turn another, draw by draw?"
+        under(
+            WHAT, "Instead: does an attack on one draw turn another, draw by draw?", "--transfer"
         ),
     ] = False,
-    eps: Annotated[str | None, typer.Option(help="With --transfer: PGD's budget, 0.03.")] = None,
-    steps: Annotated[int | None, typer.Option(help="With --transfer: PGD's steps, 10.")] = None,
-    step_size: Annotated[str | None, typer.Option(help="With --transfer: eps / 5.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="With --transfer: draw it to FILE.png, .svg or .pdf.")
+    eps: Annotated[str | None, under(TRANSFER, "PGD's budget, 0.03.")] = None,
+    steps: Annotated[int | None, under(TRANSFER, "PGD's steps, 10.")] = None,
+    step_size: Annotated[str | None, under(TRANSFER, "eps / 5.")] = None,
+    plot: Annotated[Path | None, under(TRANSFER, "Draw it to FILE.png, .svg or .pdf.")] = None,
+    adversarial: Annotated[
+        Path | None, under(DATA, "Images that `attack --save-adversarial` wrote.")
     ] = None,
-    data: DataOption = None,
-    data_dir: DataDirOption = None,
-    download: DownloadOption = False,
+    images: Images,
     split: SplitOption = "test",
-    limit: LimitOption = None,
-    skip_bad: SkipBadOption = False,
     batch_size: BatchSizeOption = 128,
     num_workers: WorkersOption = 0,
-    device: DeviceOption = "auto",
     seed: SeedOption = 0,
-    model: ModelOption = None,
     force: ForceOption = False,
     json_to: JsonOption = None,
     quiet: QuietOption = False,
@@ -71,35 +58,25 @@ def diversity(
     """Measure how much draws agree: interrater agreement kappa and its relatives."""
     import rlskit
     from rlskit.report import check_plot, diversity_table, plot_transfer, transfer_table
-    from rlskit.runtime.devices import choose_device
 
     threat = {"eps": eps, "steps": steps, "step_size": step_size}
     _check_options(transfer, adversarial, {**threat, "plot": plot})
     check_json(json_to, force)
-    check_source(adversarial, data=data, split=split, limit=limit)
+    check_source(adversarial, data=images.data, split=split, limit=images.limit)
     if plot is not None:
         check_plot(plot, force=force)
-    banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
-    images = None
-    if adversarial is None:
-        images = rlskit.load_data(
-            data or banked.card.default_data(),
-            split,
-            data_dir=data_dir,
-            download=download,
-            limit=limit,
-            skip_bad=skip_bad,
-        )
+    model = network.load()
+    data = images.load(model, split) if adversarial is None else None
     common: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "seed": seed}
     common |= _given({"n_samples": n_samples, "repeats": repeats})
     with progress_bar(quiet) as progress:
         if transfer:
             result = rlskit.measure_transfer(
-                banked, images, progress=progress, **common, **_given(threat)
+                model, data, progress=progress, **common, **_given(threat)
             )
         else:
             result = rlskit.measure_diversity(
-                banked, images, adversarial=adversarial, progress=progress, **common
+                model, data, adversarial=adversarial, progress=progress, **common
             )
     if plot is not None:
         plot_transfer(result, plot, force=force)

@@ -5,104 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from rlskit.cli.flags import (
-    DEFAULT_CHECKPOINT,
-    BatchSizeOption,
-    CheckpointArgument,
-    DataDirOption,
-    DataOption,
-    DeviceOption,
-    DownloadOption,
-    ExpectCleanOption,
-    FailUnderOption,
-    ForceOption,
-    JsonOption,
-    LimitOption,
-    ModelOption,
-    OutOption,
-    PerExampleOption,
-    QuietOption,
-    RepeatsOption,
-    SeedOption,
-    SkipBadOption,
-    SplitOption,
-    WorkersOption,
-)
-from rlskit.cli.show import (
-    check_gate,
-    check_json,
-    check_out,
-    check_source,
-    gate,
-    gated,
-    note,
-    progress_bar,
-    run_folder,
-    show,
-)
+from rlskit.cli.flags import DATA, SCORING, SplitOption, under
+from rlskit.cli.option_sets import Images, Network, RunOutput, Scoring
+from rlskit.cli.show import check_run, check_source, progress_bar, run_folder, show_run
 
 
 def evaluate(
-    checkpoint: CheckpointArgument = DEFAULT_CHECKPOINT,
+    *,
+    network: Network,
     n_samples: Annotated[
-        str | None, typer.Option(help="N, or several: 1,5,10,15; the draws nest.")
+        str | None, under(SCORING, "N, or several: 1,5,10,15; the draws nest.")
     ] = None,
+    scoring: Scoring,
     adversarial: Annotated[
-        Path | None, typer.Option(help="Images that `attack --save-adversarial` wrote.")
+        Path | None, under(DATA, "Images that `attack --save-adversarial` wrote.")
     ] = None,
-    repeats: RepeatsOption = 1,
-    per_example: PerExampleOption = False,
-    data: DataOption = None,
-    data_dir: DataDirOption = None,
-    download: DownloadOption = False,
+    images: Images,
     split: SplitOption = "test",
-    limit: LimitOption = None,
-    skip_bad: SkipBadOption = False,
-    batch_size: BatchSizeOption = 128,
-    num_workers: WorkersOption = 0,
-    device: DeviceOption = "auto",
-    seed: SeedOption = 0,
-    model: ModelOption = None,
-    expect_clean: ExpectCleanOption = None,
-    fail_under: FailUnderOption = None,
-    out: OutOption = None,
-    force: ForceOption = False,
-    json_to: JsonOption = None,
-    quiet: QuietOption = False,
+    output: RunOutput,
 ) -> int:
     """Score the mean of N draws on clean or on saved adversarial images."""
-    check_gate(fail_under)  # as all checks before torch is loaded, which takes seconds
-    check_json(json_to, force)
-    check_out(out, force)
+    check_run(scoring, output)  # before torch is loaded, which takes seconds
     import rlskit
-    from rlskit.evaluation import EvalOptions, counts_of
-    from rlskit.report import accuracy_table
-    from rlskit.runtime.devices import choose_device
+    from rlskit.evaluation import counts_of
 
-    check_source(adversarial, data=data, split=split, limit=limit)
-    options = EvalOptions(
-        counts_of(n_samples), repeats, batch_size, num_workers, seed, per_example, expect_clean,
-        gated=fail_under is not None,
-    )  # fmt: skip
-    banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
-    images = None
-    if adversarial is None:
-        images = rlskit.load_data(
-            data or banked.card.default_data(),
-            split,
-            data_dir=data_dir,
-            download=download,
-            limit=limit,
-            skip_bad=skip_bad,
-        )
-    with run_folder(out, "eval") as folder, progress_bar(quiet) as progress:
+    check_source(adversarial, data=images.data, split=split, limit=images.limit)
+    options = scoring.options(counts_of(n_samples))
+    model = network.load()
+    data = images.load(model, split) if adversarial is None else None
+    with run_folder(output.out, "eval") as folder, progress_bar(output.quiet) as progress:
         results = rlskit.evaluate(
-            banked, images, adversarial=adversarial, options=options, out=folder, force=force,
-            progress=progress,
+            model, data, adversarial=adversarial, options=options, out=folder,
+            force=output.force, progress=progress,
         )  # fmt: skip
-    results = gated(results, fail_under, folder)
-    show(accuracy_table(results), results, json_to=json_to, force=force)
-    note(f"results: {folder / 'results.json'}", quiet=quiet)
-    return gate(results, quiet=quiet)
+    return show_run(results, folder, scoring, output)

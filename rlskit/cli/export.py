@@ -9,10 +9,12 @@ import typer
 
 from rlskit.cli.flags import (
     DEFAULT_CHECKPOINT,
+    OUTPUT,
     CheckpointArgument,
     ForceOption,
     ModelOption,
     QuietOption,
+    under,
 )
 from rlskit.cli.show import note
 from rlskit.errors import RequestError
@@ -22,7 +24,7 @@ def export(
     checkpoint: CheckpointArgument = DEFAULT_CHECKPOINT,
     plan: Annotated[str | None, typer.Option(help="One bank index per layer: 0,1,0,...")] = None,
     bank: Annotated[int | None, typer.Option(help="The pure plan m,m,...,m.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors to write.")] = Path(
+    out: Annotated[Path, under(OUTPUT, "The .safetensors to write.", "--out", "-o")] = Path(
         "exported.safetensors"
     ),
     model: ModelOption = None,

@@ -1,11 +1,44 @@
-"""Options that several subcommands share, each defined once."""
+"""Options that several subcommands share, each defined once, and the headings of the help."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from rlskit.attacks.options import OPTIONS
+
+WHAT = "What to run"
+TRANSFER = "With --transfer"
+VIEW = "The attacker's view"
+SCORING = "Scoring"
+DATA = "Data"
+MACHINE = "How it runs"
+OUTPUT = "Output"
+
+HEADINGS = (
+    WHAT,
+    TRANSFER,
+    *dict.fromkeys(row.group for row in OPTIONS.values()),
+    VIEW,
+    SCORING,
+    DATA,
+    MACHINE,
+    OUTPUT,
+)
+"""The headings of a command's help, in order; what stands under none comes before them."""
+
+
+def flag(option: str) -> str:
+    """Return the command line's name of an option: `step_size` -> `--step-size`."""
+    return "--" + option.replace("_", "-")
+
+
+def under(heading: str, help: str, *spelled: str, **more: Any) -> Any:  # noqa: A002
+    """Return Typer's description of an option that stands under a heading."""
+    return typer.Option(*spelled, help=help, rich_help_panel=heading, **more)
+
 
 CheckpointArgument = Annotated[
     Path, typer.Argument(envvar="RLSKIT_CHECKPOINT", help="The model.", metavar="[CHECKPOINT]")
@@ -13,66 +46,63 @@ CheckpointArgument = Annotated[
 DEFAULT_CHECKPOINT = Path("rls.safetensors")
 
 ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", help="FILE.py:factory that builds a model of one's own."),
+    str | None, under(WHAT, "FILE.py:factory that builds a model of one's own.", "--model")
 ]
 DataOption = Annotated[
     str | None,
-    typer.Option(
-        "--data",
-        help="digits, mnist, fashion-mnist, cifar10, cifar100, svhn, folder:PATH or npz:PATH; "
+    under(
+        DATA,
+        "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, folder:PATH or npz:PATH; "
         "by default what the model was made for.",
+        "--data",
     ),
 ]
 DataDirOption = Annotated[
     Path | None,
-    typer.Option("--data-dir", envvar="RLSKIT_DATA_DIR", help="Where torchvision's data sets lie."),
+    under(DATA, "Where torchvision's data sets lie.", "--data-dir", envvar="RLSKIT_DATA_DIR"),
 ]
 DownloadOption = Annotated[
-    bool, typer.Option("--download", help="Fetch the data set when it is missing.")
+    bool, under(DATA, "Fetch the data set when it is missing.", "--download")
 ]
-LimitOption = Annotated[
-    int | None, typer.Option("--limit", help="Use this many images, spread evenly.")
-]
+LimitOption = Annotated[int | None, under(DATA, "Use this many images, spread evenly.", "--limit")]
 SkipBadOption = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and count them.")
+    bool, under(DATA, "Leave out images that cannot be read, and count them.", "--skip-bad")
 ]
-SplitOption = Annotated[str, typer.Option("--split", help="train or test.")]
-BatchSizeOption = Annotated[int, typer.Option("--batch-size", help="Images per block.")]
-WorkersOption = Annotated[
-    int, typer.Option("--num-workers", help="Threads that read images ahead.")
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
-SeedOption = Annotated[int, typer.Option("--seed", help="All randomness derives from it.")]
+SplitOption = Annotated[str, under(DATA, "train or test.", "--split")]
+BatchSizeOption = Annotated[int, under(MACHINE, "Images per block.", "--batch-size")]
+WorkersOption = Annotated[int, under(MACHINE, "Threads that read images ahead.", "--num-workers")]
+DeviceOption = Annotated[str, under(MACHINE, "auto, cpu, cuda, cuda:1, ...", "--device")]
+SeedOption = Annotated[int, under(MACHINE, "All randomness derives from it.", "--seed")]
 OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="Folder of the run; by default a new one in runs/."),
+    Path | None, under(OUTPUT, "Folder of the run; by default a new one in runs/.", "--out", "-o")
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+ForceOption = Annotated[bool, under(OUTPUT, "Replace an existing output.", "--force")]
 JsonOption = Annotated[
-    str | None, typer.Option("--json", help="Also write the result as JSON to FILE, or - (stdout).")
+    str | None, under(OUTPUT, "Also write the result as JSON to FILE, or - (stdout).", "--json")
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
+QuietOption = Annotated[bool, under(OUTPUT, "No progress, no notes.", "--quiet", "-q")]
 FailUnderOption = Annotated[
     float | None,
-    typer.Option(
-        "--fail-under",
-        help="Exit 1 when the lower bound of the accuracy is under this share (0.40). The bound is "
+    under(
+        SCORING,
+        "Exit 1 when the lower bound of the accuracy is under this share (0.40). The bound is "
         "the one-sided 95 % Clopper-Pearson bound over images, or the t bound over repeats where "
         "that is lower.",
+        "--fail-under",
     ),
 ]
 ExpectCleanOption = Annotated[
     float | None,
-    typer.Option(
-        "--expect-clean",
-        help="Exit 4 when the clean accuracy is below this share (0.90): wrong size, constants, "
+    under(
+        SCORING,
+        "Exit 4 when the clean accuracy is below this share (0.90): wrong size, constants, "
         "classes or range.",
+        "--expect-clean",
     ),
 ]
 RepeatsOption = Annotated[
-    int, typer.Option("--repeats", help="R: attacker's views and defender's draws.")
+    int, under(SCORING, "R: attacker's views and defender's draws.", "--repeats")
 ]
 PerExampleOption = Annotated[
-    bool, typer.Option("--per-example", help="Each image has draws of its own; far slower.")
+    bool, under(SCORING, "Each image has draws of its own; far slower.", "--per-example")
 ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlskit.cli.ending import check_values
-from rlskit.cli.flags import QuietOption
+from rlskit.cli.flags import OUTPUT, QuietOption, under
 from rlskit.cli.show import check_json, note, print_table, say
 from rlskit.errors import RequestError
 from rlskit.text import printable
@@ -39,13 +39,15 @@ def run(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder of the run; runs/FOLDER-FILE by default."),
+        under(OUTPUT, "Folder of the run; runs/FOLDER-FILE by default.", "--out", "-o"),
     ] = None,
     json_to: Annotated[
-        str | None, typer.Option("--json", help="Also write all results to FILE, or - (stdout).")
+        str | None,
+        under(OUTPUT, "Also write all results to FILE, or - (stdout).", "--json"),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace the FILE of --json if it exists.")
+        bool,
+        under(OUTPUT, "Replace the FILE of --json if it exists.", "--force"),
     ] = False,
     quiet: QuietOption = False,
 ) -> int:
@@ -99,11 +101,11 @@ def _check(arguments: list[str]) -> None:
     Raises:
         RequestError: It refuses.
     """
-    from rlskit.cli.app import group
+    from rlskit.cli.app import alone
 
     name, *rest = arguments
     try:
-        check_values(group().commands[name].make_context(name, rest).params)
+        check_values(alone(name).make_context(name, rest).params)
     except RequestError:
         raise
     except typer.Exit as error:
@@ -141,5 +143,6 @@ def _said(cost: Cost | None, hours: float | None) -> str:
     if cost is None or hours is None:
         return "cost unknown"
     passes = f"{cost.forwards:,} forward and {cost.backwards:,} backward passes"
-    about = f"{hours:.2g}" if hours < 100 else f"{hours:,.0f}"
-    return f"{cost.images:,} images, {passes}, about {about} hours"
+    bound, about = ("at most ", "at most") if cost.at_most else ("", "about")
+    spoken = f"{hours:.2g}" if hours < 100 else f"{hours:,.0f}"
+    return f"{cost.images:,} images, {bound}{passes}, {about} {spoken} hours"

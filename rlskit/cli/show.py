@@ -16,6 +16,7 @@ from rlskit.text import lines
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from rlskit.cli.option_sets import RunOutput, Scoring
     from rlskit.results import Result
 
 _WIDTH = 110  # of tables where no terminal says
@@ -64,6 +65,40 @@ def run_folder(out: Path | None, name: str) -> Iterator[Path]:
             with suppress(OSError):
                 folder.rmdir()  # unless something was finished
         raise
+
+
+def check_run(scoring: Scoring, output: RunOutput) -> None:
+    """Require a gate, a `--json` file and a folder that may be, before anything is read.
+
+    Raises:
+        RequestError: One may not.
+        RunError: Another process writes in the folder.
+    """
+    check_gate(scoring.fail_under)
+    check_json(output.json_to, output.force)
+    check_out(output.out, output.force)
+
+
+def show_run(
+    results: Sequence[Result], folder: Path, scoring: Scoring, output: RunOutput, *, more: str = ""
+) -> int:
+    """Show the results of a run as was asked; return its exit code.
+
+    Args:
+        results: What was found.
+        folder: Of the run.
+        scoring: Says which gate decides.
+        output: Says where to.
+        more: To be said after the table.
+    """
+    from rlskit.report import accuracy_table
+
+    results = gated(results, scoring.fail_under, folder)
+    show(accuracy_table(results), results, json_to=output.json_to, force=output.force)
+    if more:
+        note(more, quiet=output.quiet)
+    note(f"results: {folder / 'results.json'}", quiet=output.quiet)
+    return gate(results, quiet=output.quiet)
 
 
 def check_out(out: Path | None, force: bool) -> None:
@@ -180,7 +215,7 @@ def gate(results: Sequence[Result], *, quiet: bool) -> int:
     from rlskit.results import NOT_MET, gate_sentence
 
     gates = [result for result in results if result.gate is not None]
-    failed = [result for result in gates if result.gate["verdict"] == NOT_MET]  # type: ignore[index]
+    failed = [result for result in gates if result.gate and result.gate.verdict == NOT_MET]
     for result in gates:
         note(gate_sentence(result), quiet=quiet, loud=result in failed)
     return 1 if failed else 0

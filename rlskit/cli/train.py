@@ -7,31 +7,15 @@ from typing import Annotated
 
 import typer
 
-from rlskit.cli.flags import (
-    DEFAULT_CHECKPOINT,
-    CheckpointArgument,
-    DataDirOption,
-    DataOption,
-    DeviceOption,
-    DownloadOption,
-    ForceOption,
-    LimitOption,
-    ModelOption,
-    QuietOption,
-    SeedOption,
-    SkipBadOption,
-    WorkersOption,
-)
+from rlskit.cli.flags import OUTPUT, ForceOption, QuietOption, SeedOption, WorkersOption, under
+from rlskit.cli.option_sets import Images, Network
 from rlskit.cli.show import note, progress_bar, say
 
 
 def train(
-    checkpoint: CheckpointArgument = DEFAULT_CHECKPOINT,
-    data: DataOption = None,
-    data_dir: DataDirOption = None,
-    download: DownloadOption = False,
-    limit: LimitOption = None,
-    skip_bad: SkipBadOption = False,
+    *,
+    network: Network,
+    images: Images,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
     group_size: Annotated[int, typer.Option(help="K: sampled models per step.")] = 3,
@@ -59,18 +43,15 @@ def train(
     adversarial_steps: Annotated[int, typer.Option(help="Its steps.")] = 10,
     adversarial_step_size: Annotated[str, typer.Option(help="Length of a step.")] = "2/255",
     num_workers: WorkersOption = 0,
-    device: DeviceOption = "auto",
     seed: SeedOption = 0,
-    model: ModelOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Checkpoint to write; CHECKPOINT itself.")
+        Path | None, under(OUTPUT, "Checkpoint to write; CHECKPOINT itself.", "--out", "-o")
     ] = None,
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Train a model by group optimization; writes the last and the best epoch, and a log."""
     import rlskit
-    from rlskit.runtime.devices import choose_device
     from rlskit.training import TrainOptions
 
     options = TrainOptions(
@@ -81,18 +62,11 @@ def train(
         adversarial_eps=adversarial_eps, adversarial_steps=adversarial_steps,
         adversarial_step_size=adversarial_step_size,
     )  # fmt: skip
-    banked = rlskit.load(checkpoint, architecture=model).to(choose_device(device))
-    images = rlskit.load_data(
-        data or banked.card.default_data(),
-        "train",
-        data_dir=data_dir,
-        download=download,
-        limit=limit,
-        skip_bad=skip_bad,
-    )
+    model = network.load()
+    data = images.load(model, "train")
     with progress_bar(quiet) as progress:
         result = rlskit.train(
-            banked, images, options=options, out=out or checkpoint, force=force,
+            model, data, options=options, out=out or network.checkpoint, force=force,
             progress=progress,
         )  # fmt: skip
     last = result.epochs[-1]
@@ -100,7 +74,7 @@ def train(
         "" if last.holdout_accuracy is None else f", held out {100 * last.holdout_accuracy:.1f} %"
     )
     say(
-        f"{result.last}: {result.steps} steps on {images.name}, loss {last.loss:.4f}, "
+        f"{result.last}: {result.steps} steps on {data.name}, loss {last.loss:.4f}, "
         f"accuracy {100 * last.accuracy:.1f} %{held}, {last.images_per_second:.0f} images/s"
     )
     note(f"best epoch {result.best_epoch}: {result.best}; log: {result.log}", quiet=quiet)

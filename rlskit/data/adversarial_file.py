@@ -1,13 +1,15 @@
 """Saved adversarial images: float32, so that saving does not undo the attack.
 
 A safetensors file with `images` [n, C, H, W] in [0, 1], `labels` [n] and `indices` [n] into the
-data set, and one JSON string that says which model and data they belong to, by sha256. A checksum
-covers all of it, so that images are never scored as an attack's that are not.
+whole data set, and one JSON string that says which model and data they belong to, by sha256, and
+the `paths` [n] of images from a folder. A checksum covers all of it, so that images are never
+scored as an attack's that are not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,47 @@ from torch import Tensor
 
 from rlskit.data import Data
 from rlskit.data.arrays import ArrayImages
-from rlskit.errors import RequestError
+from rlskit.documents import OPTIONAL, Count, from_json, to_json
+from rlskit.errors import RequestError, reason
 from rlskit.pixels import check_images
 from rlskit.storage.sealed import read_sealed, write_sealed
 
 FORMAT = "rlskit.adversarial/2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedData:
+    """The data that adversarial images were made from; the attributes are those of `Data`."""
+
+    name: str
+    split: str
+    n: Count
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedFacts:
+    """What a file says of its images.
+
+    Attributes:
+        checkpoint_sha256: Of the model that they were made against.
+        classes: How many it tells apart.
+        data: What they were made from.
+        attack: What made them, as in a result.
+        protocol: The attacker's view.
+        n_attacked: Draws in it.
+        seed: That all randomness derived from.
+        paths: Of images from a folder, their paths in it.
+    """
+
+    checkpoint_sha256: str
+    classes: Count
+    data: SavedData
+    attack: dict[str, Any]
+    protocol: str
+    n_attacked: Count
+    seed: int
+    paths: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -29,20 +67,27 @@ class SavedAdversarial:
 
     Attributes:
         data: The images with their labels, as data to evaluate on.
-        about: `checkpoint_sha256`, `classes`, `data` (name, split, n, sha256), `attack`,
-            `protocol`, `n_attacked` and `seed`, as the attack noted them.
+        about: What the attack noted of them.
     """
 
     data: Data
-    about: dict[str, Any]
+    about: SavedFacts
 
 
 def write_adversarial(
-    path: Path, images: Tensor, labels: Tensor, indices: Tensor, about: dict[str, Any]
+    path: Path, images: Tensor, labels: Tensor, indices: Tensor, about: Mapping[str, Any]
 ) -> None:
-    """Write adversarial images, replacing the file if it is there."""
+    """Write adversarial images, replacing the file if it is there.
+
+    Args:
+        path: The file.
+        images: `[n, C, H, W]` in [0, 1].
+        labels: Long `[n]`.
+        indices: In the whole data set, long `[n]`.
+        about: The fields of `SavedFacts`.
+    """
     tensors = {"images": images.float(), "labels": labels, "indices": indices}
-    write_sealed(path, tensors, {"format": FORMAT, **about})
+    write_sealed(path, tensors, {"format": FORMAT, **to_json(about)})
 
 
 def read_adversarial(
@@ -70,16 +115,19 @@ def read_adversarial(
         again = "make it again with `rlskit.attack(save_adversarial=True)`"
         raise RequestError(f"{error}; {again}") from error
     try:
-        images, labels = tensors["images"], tensors["labels"].to(torch.int64)
-        facts = _facts(about)
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise RequestError(f"{path}: its metadata is unreadable ({error!r})") from error
+        images, labels, indices = (tensors[name] for name in ("images", "labels", "indices"))
+        facts = from_json(about, SavedFacts)
+    except (KeyError, ValueError) as error:
+        raise RequestError(f"{path}: its metadata is unreadable ({reason(error)})") from error
     check_images(images, f"{path}: images")
     if images.dtype != torch.float32:
         raise RequestError(f"{path} holds images of {images.dtype}, not float32")
-    if labels.shape != images.shape[:1]:
-        raise RequestError(f"{path} has {len(images)} images but {labels.numel()} labels")
-    given, taken = (facts["classes"], *images.shape[1:]), (classes, *shape)
+    for name, found in (("labels", labels), ("indices", indices)):
+        if found.shape != images.shape[:1] or found.dtype != torch.int64:
+            raise RequestError(f"{path} has {len(images)} images but {found.numel()} {name}")
+    if facts.paths is not None and len(facts.paths) != len(images):
+        raise RequestError(f"{path} has {len(images)} images but {len(facts.paths)} paths")
+    given, taken = (facts.classes, *images.shape[1:]), (classes, *shape)
     if given != taken:
         raise RequestError(
             f"{path} holds images of {given[0]} classes and shape {list(given[1:])}, but the model "
@@ -87,33 +135,8 @@ def read_adversarial(
         )
     names = tuple(map(str, range(classes)))
     source = ArrayImages(str(path), images)
-    data = Data(facts["data"]["name"], facts["data"]["split"], names, labels, source)
+    data = Data(
+        facts.data.name, facts.data.split, names, labels, source, indices=indices,
+        paths=facts.paths,
+    )  # fmt: skip
     return SavedAdversarial(data, facts)
-
-
-def _facts(about: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of the images, each field read as what it must be."""
-    data, attack = about["data"], about["attack"]
-    stated = {str(k): v for k, v in attack["stated"].items()}
-    for name in ("eps", "c"):  # which tables show
-        if stated.get(name) is not None:
-            stated[name] = float(stated[name])
-    return {
-        "checkpoint_sha256": str(about["checkpoint_sha256"]),
-        "classes": int(about["classes"]),
-        "data": {
-            "name": str(data["name"]),
-            "split": str(data["split"]),
-            "n": int(data["n"]),
-            "sha256": str(data["sha256"]),
-        },
-        "attack": {
-            **attack,
-            "method": str(attack["method"]),
-            "stated": stated,
-            "pixel_range": str(attack["pixel_range"]),
-        },
-        "protocol": str(about["protocol"]),
-        "n_attacked": int(about["n_attacked"]),
-        "seed": int(about["seed"]),
-    }

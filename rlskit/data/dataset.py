@@ -83,6 +83,8 @@ class Data:
         labels: Long `[n]`, each in 0 .. classes - 1.
         source: Gives the images.
         skipped: Images that cannot be read and were left out.
+        indices: Of the images in the whole data set, long `[n]`, where these are but a part of it.
+        paths: Of images from a folder, their paths in it, `[n]`.
 
     Raises:
         RequestError: There is no image, or a label that is no class.
@@ -94,10 +96,14 @@ class Data:
     labels: Tensor
     source: Source
     skipped: int = 0
+    indices: Tensor | None = None
+    paths: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         assert self.labels.dtype == torch.int64
         assert self.labels.shape == (len(self.source),)
+        assert self.indices is None or self.indices.shape == self.labels.shape
+        assert self.paths is None or len(self.paths) == len(self.labels)
         where = f"the {self.split} split of {self.name}"
         if not len(self):
             raise RequestError(f"{where} holds no image; name data that does")
@@ -111,6 +117,11 @@ class Data:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def index(self) -> Tensor:
+        """The index of each image in the whole data set, long `[n]`, also after `limited`."""
+        return torch.arange(len(self)) if self.indices is None else self.indices
 
     @property
     def classes(self) -> int:
@@ -147,7 +158,13 @@ class Data:
     def subset(self, indices: Tensor | Sequence[int]) -> Data:
         """Return the data at `indices` alone, in that order."""
         kept = torch.as_tensor(indices, dtype=torch.int64)
-        return self._replaced(labels=self.labels[kept], source=self.source.subset(kept))
+        paths = None if self.paths is None else tuple(self.paths[i] for i in kept.tolist())
+        return self._replaced(
+            labels=self.labels[kept],
+            source=self.source.subset(kept),
+            indices=self.index[kept],
+            paths=paths,
+        )
 
     def checked(self, *, skip_bad: bool = False) -> Data:
         """Return the data after reading every image once, without those that cannot be read.

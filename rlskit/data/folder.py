@@ -151,7 +151,9 @@ def load_folder(path: str, split: str) -> Data:
         paths += files
         labels += [class_names.index(folder.name)] * len(files)
     source = FolderImages(name, tuple(paths))
-    return Data(name, found, tuple(class_names), torch.tensor(labels, dtype=torch.int64), source)
+    below = tuple(str(path.relative_to(root)) for path in paths)
+    labelled = torch.tensor(labels, dtype=torch.int64)
+    return Data(name, found, tuple(class_names), labelled, source, paths=below)
 
 
 def _split_roots(root: Path, name: str) -> dict[str, Path]:

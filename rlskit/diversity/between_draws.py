@@ -21,7 +21,7 @@ from rlskit.evaluation import EvalOptions, Subject, doubts_of, subject_of
 from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
 from rlskit.progress import Progress, no_progress
-from rlskit.results import Result
+from rlskit.results.result import Measure, Result, Timing
 from rlskit.seeds import Purpose
 from rlskit.stats import accuracy, spread
 
@@ -63,7 +63,7 @@ def measure_diversity(
 
     Returns:
         A result whose `agreement` holds kappa, disagreement, double fault and Q statistic (Kuncheva
-        & Whitaker 2003), each with mean and std over the repeats; NaN where it is undefined in one
+        & Whitaker 2003), each with mean and std over the repeats; None where it is undefined in one
         of them, and a warning that says why. All but the Q statistic have as `ci95` the bootstrap's
         95 % interval of that mean over images; None where too many resamples leave it undefined.
 
@@ -77,7 +77,9 @@ def measure_diversity(
         )
     model, data = taken(model, data)
     count = min(n_samples, defense_of(model).distinct(model) or n_samples)
-    options = EvalOptions(count, repeats, batch_size, num_workers, seed)
+    options = EvalOptions(
+        n_samples=count, repeats=repeats, batch_size=batch_size, num_workers=num_workers, seed=seed
+    )
     subject = subject_of(model, data, adversarial)
     doubts = doubts_of(subject, options)
     start = time.perf_counter()
@@ -123,21 +125,21 @@ def _result(
         repeats=options.repeats,
         seed=options.seed,
         batch_size=options.batch_size,
-        accuracy={name: accuracy([a.mean_accuracy for a in found], n).to_json()},
-        agreement={
-            name: {
-                **spread([getattr(a, name) for a in found]),
-                "ci95": getattr(spans, name, None),
-            }
-            for name in _MEASURES
-        },
-        timing={
-            "seconds": seconds,
-            "images_per_second": n * options.repeats / seconds,
-            "forwards": float(n * count * options.repeats),
-            "backwards": 0.0,
-        },
+        accuracy={name: accuracy([a.mean_accuracy for a in found], n)},
+        agreement={name: _measure(name, found, spans) for name in _MEASURES},
+        timing=Timing(
+            images_per_second=n * options.repeats / seconds,
+            seconds=seconds,
+            forwards=float(n * count * options.repeats),
+            backwards=0.0,
+        ),
     )
+
+
+def _measure(name: str, found: list[Agreement], spans: Intervals) -> Measure:
+    """Return a measure over the repeats, with its interval where it has one."""
+    over = spread([getattr(one, name) for one in found])
+    return Measure(mean=over.mean, std=over.std, ci95=getattr(spans, name, None))
 
 
 def _undefined(found: list[Agreement]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces
 from rlskit.models.layout import in_layout, layout_of
 from rlskit.progress import Progress, no_progress
-from rlskit.results import Result
+from rlskit.results.result import AttackFacts, Matrix, Result, Timing, TransferFacts
 from rlskit.seeds import Purpose
 from rlskit.stats import accuracy, spread
 from rlskit.threat.meter import Meter
@@ -120,7 +120,7 @@ def measure_transfer(
         progress: Told of every block.
 
     Returns:
-        A result whose `transfer` holds `cosine` and `transferability` (T lists of T numbers),
+        A result whose `transfer` holds `cosine` and `transferability` (T tuples of T numbers),
         `images` (those behind the transferability), `zero_gradients` (per draw, images left out of
         its cosines), `off_diagonal` (mean and std over the repeats) and `attack`.
 
@@ -135,7 +135,9 @@ def measure_transfer(
         )
     model, data = taken(model, data)
     count = min(n_samples, defense_of(model).distinct(model) or n_samples)
-    options = EvalOptions(count, repeats, batch_size, num_workers, seed)
+    options = EvalOptions(
+        n_samples=count, repeats=repeats, batch_size=batch_size, num_workers=num_workers, seed=seed
+    )
     attack = _attack(eps, steps, step_size)
     subject = subject_of(model, data)
     _preflight(subject, attack, seed)
@@ -328,30 +330,35 @@ def _result(
         repeats=options.repeats,
         seed=options.seed,
         batch_size=options.batch_size,
-        accuracy={"clean_gibbs": clean.to_json()},
-        transfer=_transfer_json(found, facts["attack"]),
-        timing={
-            "seconds": cost.seconds,
-            "images_per_second": len(subject.data) * options.repeats / cost.seconds,
-            "forwards": float(cost.forwards),
-            "backwards": float(cost.backwards),
-        },
+        accuracy={"clean_gibbs": clean},
+        transfer=_transfer_facts(found, facts["attack"]),
+        timing=Timing(
+            images_per_second=len(subject.data) * options.repeats / cost.seconds,
+            seconds=cost.seconds,
+            forwards=float(cost.forwards),
+            backwards=float(cost.backwards),
+        ),
     )
 
 
-def _transfer_json(found: Sequence[Transfer], attack: dict[str, Any]) -> dict[str, Any]:
+def _transfer_facts(found: Sequence[Transfer], attack: AttackFacts) -> TransferFacts:
     first = found[0]
-    return {
-        "cosine": first.cosine.tolist(),
-        "transferability": first.transferability.tolist(),
-        "images": first.images,
-        "zero_gradients": first.zero_gradients.tolist(),
-        "off_diagonal": {
+    return TransferFacts(
+        cosine=_matrix(first.cosine),
+        transferability=_matrix(first.transferability),
+        images=first.images,
+        zero_gradients=tuple(first.zero_gradients.tolist()),
+        off_diagonal={
             "cosine": spread([_off_diagonal(one.cosine) for one in found]),
             "transferability": spread([_off_diagonal(one.transferability) for one in found]),
         },
-        "attack": attack,
-    }
+        attack=attack,
+    )
+
+
+def _matrix(values: Tensor) -> Matrix:
+    """Return a matrix `[T, T]` with None for NaN."""
+    return tuple(tuple(None if one != one else one for one in row) for row in values.tolist())
 
 
 def _off_diagonal(matrix: Tensor) -> float:

@@ -12,7 +12,7 @@ from torch import nn
 
 from rlskit.arguments import checked
 from rlskit.attacks import PreparedAttack, prepare
-from rlskit.attacks.options import READERS
+from rlskit.attacks.options import OPTIONS
 from rlskit.data import Data
 from rlskit.evaluation.eval_options import OPTION_NAMES, EvalOptions
 from rlskit.evaluation.run import Run, run_folder
@@ -24,6 +24,7 @@ from rlskit.models.folding import check_compiler
 from rlskit.models.wrapping import wrap
 from rlskit.progress import Progress, no_progress
 from rlskit.results import PARTS, RESULTS, Journal, Result, claim, digest, dump, summary
+from rlskit.results.result import AttackFacts
 from rlskit.storage.files import write_text
 from rlskit.storage.locks import only_writer, refuse_busy
 from rlskit.threat.adaptive import OPTIONS as ADAPTIVE_OPTIONS
@@ -32,7 +33,7 @@ from rlskit.threat.single import Threat
 from rlskit.threat.view import check_view, draws_seen, protocol_of
 
 
-@checked(*OPTION_NAMES, *READERS)
+@checked(*OPTION_NAMES, *OPTIONS)
 def attack(
     model: BankedModel | nn.Module,
     data: GivenData | None = None,
@@ -251,14 +252,14 @@ def _worst_case(results: Sequence[Result], journals: Sequence[Journal]) -> Resul
     """Return the result under all attacks: an image is robust where it withstood every one."""
     first = results[0]
     assert first.attack is not None
-    attack = {
-        "method": WORST_CASE,
-        "engine": first.attack["engine"],
-        "params": {"of": [result.attack for result in results]},
-        "stated": {},
-        "pixel_range": first.attack["pixel_range"],
-        "view": first.attack["view"],
-    }
+    attack = AttackFacts(
+        method=WORST_CASE,
+        engine=first.attack.engine,
+        params={"of": tuple(result.attack for result in results if result.attack)},
+        stated={},
+        pixel_range=first.attack.pixel_range,
+        view=first.attack.view,
+    )
     return dataclasses.replace(
         first,
         attack=attack,

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from rlskit.arguments import check_types
 from rlskit.defenses import defense_of
+from rlskit.documents import ASIDE, to_json
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.threat.view import MOST_DRAWS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvalOptions:
     """What all evaluations have in common.
+
+    What is marked `ASIDE` decides no number: an unfinished run goes on where it changes.
 
     Attributes:
         n_samples: N, the defender's draws that answer together, or several N, scored in one pass
@@ -35,11 +39,11 @@ class EvalOptions:
     n_samples: int | Sequence[int] | None = None
     repeats: int = 1
     batch_size: int = 128
-    num_workers: int = 0
+    num_workers: int = field(default=0, metadata=ASIDE)
     seed: int = 0
     per_example: bool = False
-    expect_clean: float | None = None
-    gated: bool = False
+    expect_clean: float | None = field(default=None, metadata=ASIDE)
+    gated: bool = field(default=False, metadata=ASIDE)
 
     def __post_init__(self) -> None:
         check_types(vars(self), EvalOptions)
@@ -57,6 +61,11 @@ class EvalOptions:
     def counts(self, model: BankedModel) -> tuple[int, ...]:
         """Return the Ns to score, ascending."""
         return self._given() or (defense_of(model).samples(model),)
+
+    def request(self, model: BankedModel) -> dict[str, Any]:
+        """Return everything here that decides the numbers of a model, as JSON values."""
+        found: dict[str, Any] = to_json(dataclasses.replace(self, n_samples=self.counts(model)))
+        return found
 
     def _given(self) -> tuple[int, ...]:
         if self.n_samples is None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from rlskit.data import blocks, runs, spread
 from rlskit.data.adversarial_file import write_adversarial
 from rlskit.defenses import draws
 from rlskit.defenses.answers import finite_logits, mean_log_probabilities
+from rlskit.documents import to_json
 from rlskit.errors import UntrustedError
 from rlskit.evaluation.clean import (
     Knowledge,
@@ -73,16 +74,12 @@ class Run:
 
     def request(self) -> dict[str, Any]:
         """Return everything that decides the numbers, as JSON values."""
-        threat = {} if self.threat is None else {**self.threat.facts(), "save": self.threat.save}
+        threat = {} if self.threat is None else to_json(self.threat)
         return {
             **self.subject.identity(),
             **threat,
+            **self.options.request(self.subject.model),
             "command": self.command,
-            "n_samples": self.counts,
-            "repeats": self.options.repeats,
-            "seed": self.options.seed,
-            "batch_size": self.options.batch_size,
-            "per_example": self.options.per_example,
             "threads": torch.get_num_threads(),
         }
 
@@ -137,7 +134,11 @@ class Run:
         doubts = self._doubts(journal) + self._masked(journal) + self._failed(journal)
         if self.threat is not None and self.threat.save:
             self._write_adversarial(self.threat, journal)
-        per_image = journal.write_per_image(summary.per_image(journal, self.options.repeats))
+        images: dict[str, Sequence[Any]] = {"index": self.subject.data.index.tolist()}
+        if self.subject.data.paths is not None:
+            images["path"] = self.subject.data.paths
+        columns = summary.per_image(journal, self.options.repeats, images)
+        per_image = journal.write_per_image(columns)
         return [self._result(journal, n, per_image, doubts) for n in range(len(self.counts))]
 
     def _doubts(self, journal: Journal) -> tuple[str, ...]:
@@ -206,8 +207,8 @@ class Run:
     @property
     def _saved_target(self) -> int | None:
         """The class that saved images were moved to; None where it was no single one."""
-        params = (self.subject.saved or {}).get("attack", {}).get("params")
-        target = params.get("target") if isinstance(params, dict) else None
+        attack = self.subject.attack
+        target = None if attack is None else attack.params.get("target")
         return target if isinstance(target, int) else None
 
     def _finish_repeat(self, repeat: int, journal: Journal, progress: Progress) -> None:
@@ -316,14 +317,15 @@ class Run:
         about = {
             "checkpoint_sha256": self.subject.digest,
             "classes": self.subject.model.card.classes,
-            "data": self.subject.data_json(),
+            "data": self.subject.image_facts(),
             "seed": self.options.seed,
             **threat.facts(),
         }
-        images, labels, indices = (
-            journal.column(name, 0) for name in ("adversarial", "label", "index")
-        )
-        write_adversarial(journal.folder / ADVERSARIAL, images, labels, indices, about)
+        data = self.subject.data
+        if data.paths is not None:
+            about["paths"] = data.paths
+        images, labels = (journal.column(name, 0) for name in ("adversarial", "label"))
+        write_adversarial(journal.folder / ADVERSARIAL, images, labels, data.index, about)
 
     def _result(
         self, journal: Journal, which: int, per_image: str | None, doubts: tuple[str, ...]
@@ -336,14 +338,13 @@ class Run:
             facts["warnings"] += self.threat.warnings(self.subject.model)
         accuracies = summary.accuracies([journal], options.repeats, which)
         if "withstood" in accuracies:
-            facts["warnings"] += (_targeted(accuracies["withstood"]["n"], len(self.subject.data)),)
+            facts["warnings"] += (_targeted(accuracies["withstood"].n, len(self.subject.data)),)
         if isinstance(self.threat, Adaptive):
             repeats = range(options.repeats)
             broken_by = torch.cat([journal.column("broken_by", repeat) for repeat in repeats])
             origins = {"clean": CLEAN} | {p.name: i for i, p in enumerate(self.threat.parts)}
-            facts["attack"]["broken"] = {
-                name: int((broken_by == origin).sum()) for name, origin in origins.items()
-            }
+            broken = {name: int((broken_by == one).sum()) for name, one in origins.items()}
+            facts["attack"] = replace(facts["attack"], broken=broken)
         return Result(
             **facts,
             command=self.command,

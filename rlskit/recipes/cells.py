@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlskit.documents import to_json as json_values
 from rlskit.recipes.recipe import Column, Recipe, Row
 from rlskit.recipes.stages import Stage
 from rlskit.report import Grid
 from rlskit.results import Result, read_results
+from rlskit.results.result import Measure
 from rlskit.results.words import figures, number, protocol
+from rlskit.stats import Accuracy
 
 SCHEMA = "rlskit.recipe/1"
 
@@ -35,11 +38,12 @@ class Cell:
     paper: float | str | None
 
     @property
-    def value(self) -> dict[str, Any] | None:
-        """The number that the column shows: its mean, std, and for an accuracy its interval."""
+    def value(self) -> Accuracy | Measure | None:
+        """The number that the column shows, over the repeats and with its interval."""
         if self.result is None:
             return None
-        return {**(self.result.agreement or {}), **self.result.accuracy}.get(self.column.show)
+        found = self.result.accuracy.get(self.column.show)
+        return found or (self.result.agreement or {}).get(self.column.show)
 
     @property
     def figures(self) -> list[str]:
@@ -47,10 +51,10 @@ class Cell:
         value = self.value
         if value is None:
             ours = ["–"]
-        elif "n" in value:
+        elif isinstance(value, Accuracy):
             ours = list(figures(value)[:2])
         else:
-            ours = [number(value["mean"]), *([f"± {number(value['std'])}"] if value["std"] else [])]
+            ours = [number(value.mean), *([f"± {number(value.std)}"] if value.std else [])]
         return ours if self.paper is None else [*ours, f"paper {self.paper}"]
 
     @property
@@ -80,7 +84,7 @@ def to_json(recipe: Recipe, folder: Path, is_finished: IsFinished) -> dict[str, 
                     "column": cell.column.name,
                     "label": cell.column.label,
                     "show": cell.column.show,
-                    "value": cell.value,
+                    "value": json_values(cell.value),
                     "paper": cell.paper,
                     "result": None if cell.result is None else cell.result.to_json(),
                 }

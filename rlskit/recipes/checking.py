@@ -10,7 +10,7 @@ from typing import Any
 
 from rlskit.arguments import argument
 from rlskit.attacks import PreparedAttack
-from rlskit.attacks.options import READERS
+from rlskit.attacks.options import OPTIONS
 from rlskit.attacks.requests import prepare_all
 from rlskit.errors import RequestError
 from rlskit.evaluation import EvalOptions, counts_of
@@ -36,9 +36,11 @@ def check_options(stage: Stage) -> None:
     elif stage.command in ("attack", "eval"):
         expected = given.get("expect_clean")
         EvalOptions(
-            samples_of(stage), int(given.get("repeats", 1)), int(given.get("batch_size", 128)),
+            n_samples=samples_of(stage),
+            repeats=int(given.get("repeats", 1)),
+            batch_size=int(given.get("batch_size", 128)),
             expect_clean=None if expected is None else float(expected),
-        )  # fmt: skip
+        )
     elif stage.command == "diversity":
         for name in _OF_TRANSFER:
             if stage.options.get(name, False) is not False:
@@ -63,14 +65,14 @@ def prepared(stage: Stage) -> list[PreparedAttack]:
     """
     given = _given(stage)
     if given.get("protocol") == ADAPTIVE:
-        own = ("method", "n_attacked", "twin", *READERS)
+        own = ("method", "n_attacked", "twin", *OPTIONS)
         adaptive_options({name: value for name, value in given.items() if name in own})
         return []
     return prepare_all(
         str(given.get("method", "pgd")),
         pixel_range=str(given.get("pixel_range", "0:1")),
         engine=str(given.get("engine", "rlskit")),
-        **{name: value for name, value in given.items() if name in READERS},
+        **{name: value for name, value in given.items() if name in OPTIONS},
     )
 
 

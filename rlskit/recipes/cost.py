@@ -1,7 +1,7 @@
 """What a stage will cost: passes of single networks, and hours at a measured rate.
 
-A pass is one image through one draw. Counts of attacks that stop early (DeepFool), or that leave
-misclassified images alone, are upper bounds.
+A pass is one image through one draw. Counts of attacks that stop early, or that leave misclassified
+images alone, are upper bounds, and say so.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from rlskit.attacks import ATTACKS
+from rlskit.attacks.passes import Setting
 from rlskit.data import load as load_data
 from rlskit.defenses import classifier_of, defense_of, draws
 from rlskit.errors import RlskitError
@@ -41,34 +42,6 @@ SIZES = {
 }
 """Images to train on and to test on, so that nothing has to be there to be counted."""
 
-Passes = Callable[[Mapping[str, Any]], tuple[int, int]]
-
-
-def _steps(p: Mapping[str, Any]) -> tuple[int, int]:
-    steps = p.get("steps", 1) * p.get("restarts", 1) * p.get("eot_samples", 1)
-    return steps, steps
-
-
-def _search(p: Mapping[str, Any]) -> tuple[int, int]:
-    steps = p["steps"] * p["search_steps"]
-    return steps + 1, steps  # one more to leave misclassified images alone
-
-
-PASSES: dict[str, Passes] = {
-    "noise": lambda _: (0, 0),
-    "fgsm": _steps,
-    "bim": _steps,
-    "pgd": _steps,
-    "pgd-l2": _steps,
-    "mifgsm": _steps,
-    "eotpgd": _steps,
-    "deepfool": lambda p: (p["steps"] + 1, p["steps"] * p["top_classes"]),
-    "cw": _search,
-    "ead": _search,
-    "square": lambda p: (p["steps"] * p["restarts"], 0),
-}
-"""Method -> forward and backward passes per image and attacked draw; no estimate for others."""
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -78,11 +51,13 @@ class Cost:
         images: Images.
         forwards: Forward passes.
         backwards: Backward passes.
+        at_most: Whether these are upper bounds.
     """
 
     images: int
     forwards: int
     backwards: int
+    at_most: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +81,7 @@ class Estimate:
             images=sum(cost.images for cost in costs),
             forwards=sum(cost.forwards for cost in costs),
             backwards=sum(cost.backwards for cost in costs),
+            at_most=any(cost.at_most for cost in costs),
         )
         return total, sum(self.hours[name] or 0 for name in names)
 
@@ -148,7 +124,7 @@ def _described(device: torch.device) -> str:
 
 
 def cost(stage: Stage, model: BankedModel) -> Cost | None:
-    """Count what a stage computes; None where its method or its data cannot be counted.
+    """Count what a stage computes; None where its data or its protocol cannot be counted.
 
     Args:
         stage: The stage.
@@ -169,15 +145,18 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
         return Cost(images, scored, 0)
     if stage.options.get("protocol") == ADAPTIVE:
         return None  # it depends on what each part leaves
-    attacked = images * int(stage.options.get("n-attacked", 1)) * repeats
-    forwards, backwards = 0, 0
-    for one in prepared(stage):
-        if one.method not in PASSES:
-            return None
-        ahead, back = PASSES[one.method](one.params)
-        forwards += attacked * ahead + 2 * scored  # the clean images are scored, too
-        backwards += attacked * back
-    return Cost(images, forwards, backwards)
+    draws_seen = int(stage.options.get("n-attacked", 1))
+    setting = Setting(model.card.pixels.shape, model.card.classes, draws_seen)
+    attacks = prepared(stage)
+    passes = [one.passes(setting) for one in attacks]
+    attacked = images * draws_seen * repeats
+    return Cost(
+        images,
+        attacked * sum(one.forwards for one in passes)
+        + 2 * scored * len(attacks),  # the clean images are scored, too
+        attacked * sum(one.backwards for one in passes),
+        at_most=any(ATTACKS[one.method].at_most for one in attacks),
+    )
 
 
 def hours_of(found: Cost, speed: tuple[float, float]) -> float:

@@ -174,7 +174,7 @@ def _outcome(recipe: Recipe, folder: Path, stages: Sequence[Stage]) -> Outcome:
         results = read_results(folder / stage.output) if "fail-under" in stage.options else []
         for result in results:
             if result.gate is not None:
-                met = result.gate["verdict"] != NOT_MET
+                met = result.gate.verdict != NOT_MET
                 gates[met].append(f"{stage.name}: {gate_sentence(result)}")
         if code and not any(line.startswith(f"{stage.name}: ") for line in gates[False]):
             gates[False].append(f"{stage.name}: gate not met")

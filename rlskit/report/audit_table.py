@@ -12,10 +12,10 @@ _STYLES = {PASS: "green", FAIL: "bold red"}
 
 def audit_table(result: AuditResult) -> Table:
     """Return one row per check: measurement, threshold, verdict, and what it means."""
-    architecture, data = result.model["architecture"], result.data
-    attack, params = result.attack["method"], result.attack["params"]
+    architecture, data = result.model.architecture, result.data
+    attack, params = result.attack.method, result.attack.params
     title = (
-        f"{result.defense} · {architecture} · {data['name']} ({data['split']}), {data['n']} images"
+        f"{result.defense} · {architecture} · {data.name} ({data.split}), {data.n} images"
         f"\n{attack} eps={params['eps']:.4g} steps={params['steps']} · {result.protocol} "
         f"n={result.n_attacked} · N = {result.n_samples} · {_accuracies(result)}"
     )
@@ -38,7 +38,7 @@ def audit_table(result: AuditResult) -> Table:
 def _accuracies(result: AuditResult) -> str:
     shown = []
     for name, accuracy in result.accuracy.items():
-        shown.append(f"{name} " + ("–" if accuracy is None else f"{100 * accuracy['mean']:.1f} %"))
+        shown.append(f"{name} " + ("–" if accuracy is None else f"{100 * accuracy.mean:.1f} %"))
     return ", ".join(shown)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlskit.errors import RequestError
-from rlskit.results.result import Result
+from rlskit.results.result import Matrix, Result
 from rlskit.results.words import attack_label, heading, number
 from rlskit.storage.files import refuse_existing, replacing
 
@@ -70,17 +70,17 @@ def _transfer_figure(result: Result) -> Figure:
     side = _side(result.n_samples)
     figure = Figure((2 * side + 3.2, side + 1.7), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    means = {name: number(value["mean"]) for name, value in transfer["off_diagonal"].items()}
-    _heatmap(figure, left, transfer["cosine"], "PuOr", -1)
+    means = {name: number(value.mean) for name, value in transfer.off_diagonal.items()}
+    _heatmap(figure, left, transfer.cosine, "PuOr", -1)
     left.set_title(
         f"cosine of the loss gradients\noff the diagonal {means['cosine']} · "
-        f"{result.data['n']} images",
+        f"{result.data.n} images",
         fontsize=10,
     )
-    _heatmap(figure, right, transfer["transferability"], "cividis", 0)
+    _heatmap(figure, right, transfer.transferability, "cividis", 0)
     right.set_title(
         f"transferability of {attack_label(result)}\noff the diagonal {means['transferability']} · "
-        f"{transfer['images']} images right for all",
+        f"{transfer.images} images right for all",
         fontsize=10,
     )
     title = textwrap.fill(f"{heading(result)} · {result.protocol}", int(10 * figure.get_figwidth()))
@@ -96,12 +96,11 @@ def _side(count: int) -> float:
     return max(2.6, count * min(most, max(least, _PANEL / count)))
 
 
-def _heatmap(
-    figure: Figure, axes: Axes, rows: list[list[float]], colours: str, lowest: float
-) -> None:
+def _heatmap(figure: Figure, axes: Axes, matrix: Matrix, colours: str, lowest: float) -> None:
     """Draw a square matrix of numbers in [lowest, 1], on maps that colour-blind people can read."""
     import matplotlib
 
+    rows = [[math.nan if one is None else one for one in row] for row in matrix]
     colour_map = matplotlib.colormaps[colours].with_extremes(bad="0.85")
     image = axes.imshow(rows, cmap=colour_map, vmin=lowest, vmax=1)
     for i, row in enumerate(rows):

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from rlskit.errors import RequestError
 from rlskit.results.comparison import Comparison, Difference
-from rlskit.results.result import Result
+from rlskit.results.result import Matrix, Result
 from rlskit.results.words import attack_label, figures, heading, number, protocol
 
 _NAMES = {
@@ -63,16 +63,16 @@ def diversity_table(result: Result) -> Table:
     table.add_column("std over repeats", justify="right")
     table.add_column("95 % interval over images", justify="right")
     for name, value in result.agreement.items():
-        low, high = value.get("ci95") or (None, None)
+        low, high = value.ci95 or (None, None)
         span = "–" if low is None else f"{number(low)} – {number(high)}"
-        table.add_row(name.replace("_", " "), number(value["mean"]), number(value["std"]), span)
+        table.add_row(name.replace("_", " "), number(value.mean), number(value.std), span)
     return table
 
 
 def paired_table(comparison: Comparison) -> Table:
     """Return one row per pair of results and accuracy, with the difference, the test and its p."""
     first, (path_a, path_b) = comparison.pairs[0], comparison.paths
-    data = f"{first.a.data['name']} ({first.a.data['split']}), {first.a.data['n']} images"
+    data = f"{first.a.data.name} ({first.a.data.split}), {first.a.data.n} images"
     title = f"A: {_run(first.a, path_a)}\nB: {_run(first.b, path_b)}\non {data}"
     table = Table(title=escape(title), title_justify="left", caption=_TESTS)
     if first.a.attack:
@@ -101,16 +101,16 @@ def transfer_table(result: Result) -> Table:
     table = Table.grid()
     table.title, table.title_justify = escape(title), "left"
     headlines = {
-        "cosine": f"cosine of the loss gradients of draws i and j, {result.data['n']} images",
+        "cosine": f"cosine of the loss gradients of draws i and j, {result.data.n} images",
         "transferability": f"transferability of {attack_label(result)} from draw i to draw j "
-        f"({result.protocol}), {transfer['images']} images right for all",
+        f"({result.protocol}), {transfer.images} images right for all",
     }
     for name, headline in headlines.items():
-        mean = transfer["off_diagonal"][name]
-        spread = "" if mean["std"] is None else f" ± {number(mean['std'])}"
+        mean = transfer.off_diagonal[name]
+        spread = "" if mean.std is None else f" ± {number(mean.std)}"
         table.add_row(headline)
-        table.add_row(_matrix(transfer[name]))
-        table.add_row(f"mean off the diagonal {number(mean['mean'])}{spread}", end_section=True)
+        table.add_row(_matrix(getattr(transfer, name)))
+        table.add_row(f"mean off the diagonal {number(mean.mean)}{spread}", end_section=True)
     return table
 
 
@@ -139,7 +139,7 @@ def comparison_table(rows: Mapping[str, Sequence[Result]], title: str) -> Table:
         shown = ["\n".join(figures(cell)[:2]) for cell in cells]
         assert diversity.agreement is not None
         kappa = diversity.agreement["kappa"]
-        spread = f"{number(kappa['mean'])} ± {number(kappa['std'])}"
+        spread = f"{number(kappa.mean)} ± {number(kappa.std)}"
         table.add_row(name, str(found[0].n_samples), *shown, spread, end_section=True)
     return table
 
@@ -147,14 +147,14 @@ def comparison_table(rows: Mapping[str, Sequence[Result]], title: str) -> Table:
 def broken_by(result: Result) -> str:
     """Return a sentence on which part of the adaptive protocol broke how many images."""
     assert result.attack is not None
-    broken, tried = dict(result.attack["broken"]), result.data["n"] * result.repeats
+    broken, tried = dict(result.attack.broken or {}), result.data.n * result.repeats
     left = tried - sum(broken.values())
-    clean = broken.pop("clean")
+    clean = broken.pop("clean", 0)
     shown = ", ".join(f"{name} {count}" for name, count in broken.items())
     return f"broken by: {shown}; wrong as they are: {clean}; by none: {left} of {tried}"
 
 
-def _matrix(rows: Sequence[Sequence[float]]) -> Table:
+def _matrix(rows: Matrix) -> Table:
     """Return a matrix with its rows and columns numbered."""
     table = Table()
     table.add_column("i \\ j", justify="right")
@@ -168,7 +168,7 @@ def _matrix(rows: Sequence[Sequence[float]]) -> Table:
 def _run(result: Result, path: str) -> str:
     """Return what a run is of, for the title of a comparison."""
     draws = f"N = {result.n_samples}, R = {result.repeats}"
-    return f"{result.defense} · {result.model['architecture']} · {draws} · {path}"
+    return f"{result.defense} · {result.model.architecture} · {draws} · {path}"
 
 
 def _compared(difference: Difference) -> list[str]:

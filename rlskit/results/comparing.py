@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from rlskit import seeds
 from rlskit.errors import RequestError
 from rlskit.results.comparison import Comparison, Difference, Pair
-from rlskit.results.finished import Finished, read_answers, read_run
-from rlskit.results.result import Result
+from rlskit.results.finished import Answers, Finished, read_answers, read_run
+from rlskit.results.result import AttackFacts, Result
 from rlskit.results.words import attack_label, protocol
 from rlskit.seeds import Purpose
-from rlskit.stats import bootstrap_means, mcnemar, percentile_interval, sign_flip
+from rlskit.stats import Accuracy, bootstrap_means, mcnemar, percentile_interval, sign_flip
 
 RESAMPLES = 10_000
 
@@ -72,7 +72,7 @@ def _pair(first: Finished, second: Finished, seed: int) -> Pair:
         RequestError: A table does not fit its result, or the images are not the same.
     """
     a, b = read_answers(first), read_answers(second)
-    if not np.array_equal(a.index, b.index) or not np.array_equal(a.label, b.label):
+    if not _same_images(a, b):
         raise RequestError(
             f"{first.tables[0]} and {second.tables[0]} do not list the same images with the same "
             "labels; compare runs with the same `data`, `split` and `limit`"
@@ -94,10 +94,20 @@ def _pair(first: Finished, second: Finished, seed: int) -> Pair:
     return Pair(first.result, second.result, differences)
 
 
+def _same_images(a: Answers, b: Answers) -> bool:
+    """Whether two tables of data with the same digest list the same images.
+
+    Those that were written before images kept their index through `--limit` count from 0.
+    """
+    counted = np.arange(len(a.index))
+    pairs = ((a.index, b.index), (a.index, counted), (b.index, counted))
+    return np.array_equal(a.label, b.label) and any(np.array_equal(*pair) for pair in pairs)
+
+
 def _difference(
     a: NDArray[np.bool_],
     b: NDArray[np.bool_],
-    accuracies: tuple[dict[str, Any], dict[str, Any]],
+    accuracies: tuple[Accuracy, Accuracy],
     seed: int,
 ) -> Difference:
     """Compare whether images were right in A, `[R_a, n]`, and in B, `[R_b, n]`."""
@@ -134,35 +144,36 @@ def _check_same_question(a: Result, b: Result) -> None:
             "and cannot be compared; run one of them again under the other's"
         )
     for name in ("split", "n", "sha256", "adversarial_sha256"):
-        if a.data.get(name) != b.data.get(name):
+        one, other = getattr(a.data, name), getattr(b.data, name)
+        if one != other:
             raise RequestError(
-                f"these were measured on different images ({name}: {a.data.get(name)} in A, "
-                f"{b.data.get(name)} in B); compare runs with the same `data`, `split` and `limit`"
+                f"these were measured on different images ({name}: {one} in A, {other} in B); "
+                "compare runs with the same `data`, `split` and `limit`"
             )
 
 
 def _protocol(result: Result) -> str:
     """Return what must not differ besides the images: the protocol, and how it was carried out."""
-    saved = " on saved images" if "adversarial_sha256" in result.data else ""
+    saved = " on saved images" if result.data.adversarial_sha256 else ""
     draws = " with draws per image" if result.per_example else ""
     # How many draws the adaptive protocol attacks is the defense's own.
     name = result.protocol if result.protocol == "adaptive" else protocol(result)
     return f"{name}{saved}{draws}"
 
 
-def _question(attack: dict[str, Any] | None) -> str:
+def _question(attack: AttackFacts | None) -> str:
     """Return what two attacks must have in common to be compared; parameters are in [0, 1]."""
     if attack is None:
         return "clean"
-    if "of" in attack["params"]:
-        return json.dumps(sorted(_question(one) for one in attack["params"]["of"]))
+    if attack.of:
+        return json.dumps(sorted(map(_question, attack.of)))
     return json.dumps(_decisive(attack), sort_keys=True)
 
 
-def _decisive(attack: dict[str, Any]) -> dict[str, Any]:
+def _decisive(attack: AttackFacts) -> dict[str, Any]:
     """Return what decides an attack's strength, whatever scale it was stated in."""
-    common = {name: attack[name] for name in ("method", "engine", "view")}
-    return {**common, "risk": attack.get("risk", "mean"), **attack["params"]}
+    common = {name: getattr(attack, name) for name in ("method", "engine", "view")}
+    return {**common, "risk": attack.risk or "mean", **attack.params}
 
 
 def _label(result: Result) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from rlskit.results.result import Result
+from rlskit.documents import Count, Number, Share, Whole, to_json
+from rlskit.results.result import AttackFacts, CheckpointFacts, ImageFacts, ModelFacts, Result
+from rlskit.stats import Accuracy
 
 COMPARISON_SCHEMA = "rlskit.comparison/1"
 
@@ -15,7 +18,7 @@ class Difference:
     """One accuracy of two runs on the same images; all shares lie in [0, 1].
 
     Attributes:
-        a: The first run's: `mean`, `std`, `ci95`, ... as in `Result.accuracy`.
+        a: The first run's.
         b: The second run's.
         difference: Mean of B minus mean of A, in [-1, 1].
         ci95: Paired-bootstrap 95 % interval of the difference: images are resampled, each with all
@@ -26,18 +29,14 @@ class Difference:
         p_value: Two-sided, exact, of the test, in [0, 1].
     """
 
-    a: dict[str, Any]
-    b: dict[str, Any]
-    difference: float
-    ci95: tuple[float, float]
+    a: Accuracy
+    b: Accuracy
+    difference: Number
+    ci95: tuple[Number, Number]
     test: str
-    only_a: int
-    only_b: int
-    p_value: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return {**asdict(self), "ci95": list(self.ci95)}
+    only_a: Whole
+    only_b: Whole
+    p_value: Share
 
 
 @dataclass(frozen=True)
@@ -85,27 +84,62 @@ class Comparison:
         first = self.pairs[0]
         return {
             "schema": COMPARISON_SCHEMA,
-            "a": _run(self.paths[0], first.a),
-            "b": _run(self.paths[1], first.b),
-            "data": first.a.data,
-            "protocol": first.a.protocol,
-            "n_attacked": first.a.n_attacked,
-            "per_example": first.a.per_example,
-            "seed": self.seed,
-            "resamples": self.resamples,
-            "pairs": [
-                {
-                    "attack": pair.a.attack,
-                    "accuracy": {name: one.to_json() for name, one in pair.differences.items()},
-                }
-                for pair in self.pairs
-            ],
-            "left_out": list(self.left_out),
-            "warnings": list(self.warnings),
+            **to_json(
+                ComparisonDocument(
+                    a=_side(self.paths[0], first.a),
+                    b=_side(self.paths[1], first.b),
+                    data=first.a.data,
+                    protocol=first.a.protocol,
+                    n_attacked=first.a.n_attacked,
+                    per_example=first.a.per_example,
+                    seed=self.seed,
+                    resamples=self.resamples,
+                    pairs=tuple(Compared(pair.a.attack, pair.differences) for pair in self.pairs),
+                    left_out=self.left_out,
+                    warnings=self.warnings,
+                )
+            ),
         }
 
 
-def _run(path: str, result: Result) -> dict[str, Any]:
-    """Return what is the same for all results of a run, and may differ between the two."""
+@dataclass(frozen=True)
+class Side:
+    """What is the same for all results of a run, and may differ between the two."""
+
+    path: str
+    checkpoint: CheckpointFacts
+    model: ModelFacts
+    defense: str
+    n_samples: Count
+    repeats: Count
+    seed: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One attack of both runs, None without one, and the accuracies under it."""
+
+    attack: AttackFacts | None
+    accuracy: Mapping[str, Difference]
+
+
+@dataclass(frozen=True)
+class ComparisonDocument:
+    """A comparison in its JSON; the attributes are those of `Comparison` and of its results."""
+
+    a: Side
+    b: Side
+    data: ImageFacts
+    protocol: str
+    n_attacked: Count | None
+    per_example: bool
+    seed: int
+    resamples: Count
+    pairs: tuple[Compared, ...]
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def _side(path: str, result: Result) -> Side:
     names = ("checkpoint", "model", "defense", "n_samples", "repeats", "seed")
-    return {"path": path, **{name: getattr(result, name) for name in names}}
+    return Side(path, **{name: getattr(result, name) for name in names})

@@ -110,7 +110,7 @@ def read_answers(finished: Finished) -> Answers:
         if kind in result.accuracy
     }
     for kind, matrix in right.items():
-        mean = result.accuracy[kind]["mean"]
+        mean = result.accuracy[kind].mean
         if not math.isclose(matrix.mean(), mean, abs_tol=1e-9):
             raise RequestError(
                 f"{tables[0]} says {kind} accuracy {matrix.mean():.6g}, but {RESULTS} {mean:.6g}: "
@@ -134,7 +134,7 @@ def _several_attacks(folder: Path, results: Sequence[Result]) -> tuple[Finished,
     parts = []
     for result, own in zip(results, tables, strict=True):
         assert result.attack is not None
-        if "of" in result.attack["params"]:  # the worst case over all the others
+        if result.attack.of:  # the worst case over all the others
             parts.append(Finished(result, tuple(one[0] for one in tables if one)))
         elif own:
             parts.append(Finished(result, own[:1]))
@@ -155,7 +155,7 @@ def _read_table(file: Path, result: Result) -> Answers:
     kinds = [kind for kind in KINDS if kind in result.accuracy]
     columns = _read_columns(file, ["repeat", "index", "label", *kinds])
     order = np.lexsort((columns["index"], columns["repeat"]))
-    shape = result.repeats, int(result.data["n"])
+    shape = result.repeats, result.data.n
     if len(order) != shape[0] * shape[1]:
         raise RequestError(
             f"{file} has {len(order)} rows, not {shape[0]} repeats of {shape[1]} images as "

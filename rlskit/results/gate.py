@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rlskit.results.result import Result
+from rlskit.results.result import Gate, Result
 from rlskit.results.words import attack_label, protocol
 
 MET, NOT_MET = "met", "not met"
@@ -17,19 +17,19 @@ def gated(result: Result, threshold: float) -> Result:
         result: Of `attack` or `eval`.
         threshold: Share in [0, 1] that the lower bound of the accuracy must not be under.
     """
-    bound = result.headline["lower_bound"]
+    bound = result.headline.lower_bound
     verdict = MET if bound >= threshold else NOT_MET  # NaN is not met
-    return replace(result, gate={"threshold": threshold, "bound": bound, "verdict": verdict})
+    return replace(result, gate=Gate(threshold=threshold, bound=bound, verdict=verdict))
 
 
 def gate_sentence(result: Result) -> str:
     """Return what a gate found, for people."""
     assert result.gate is not None
-    bound, threshold = (100 * result.gate[name] for name in ("bound", "threshold"))
+    bound, threshold = 100 * result.gate.bound, 100 * result.gate.threshold
     digits = 1 if f"{bound:.1f}" != f"{threshold:.1f}" or bound == threshold else 6
     what = attack_label(result) if result.attack else result.command
-    said = "under" if result.gate["verdict"] == NOT_MET else "not under"
+    said = "under" if result.gate.verdict == NOT_MET else "not under"
     return (
-        f"gate {result.gate['verdict']}: {what} ({protocol(result)}) accuracy is at least "
+        f"gate {result.gate.verdict}: {what} ({protocol(result)}) accuracy is at least "
         f"{bound:.{digits}f} % with 95 % confidence, {said} {threshold:.{digits}f} %"
     )

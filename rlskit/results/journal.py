@@ -215,7 +215,7 @@ class Journal:
             return None
         with (
             replacing(self.folder / PER_IMAGE, force=True) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
+            temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         ):
             writer = csv.writer(file)
             writer.writerow(columns)

@@ -1,11 +1,29 @@
-"""The result of an evaluation: one object, stable and versioned, as Python and as JSON."""
+"""The result of an evaluation: one object, stable and versioned, as Python and as JSON.
+
+Every field stands here and nowhere else: `rlskit.documents` reads, writes and checks by these
+types, and docs/result.schema.json is made of them. All numbers are in [0, 1] pixel units.
+"""
 
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+from rlskit.documents import (
+    ASIDE,
+    OPTIONAL,
+    Count,
+    Number,
+    Place,
+    Share,
+    Value,
+    Whole,
+    put_back,
+    to_json,
+)
+from rlskit.stats import Accuracy, Spread
 
 SCHEMA = "rlskit.result/1"
 
@@ -13,16 +31,201 @@ HEADLINES = ("withstood", "robust", "clean")
 """Accuracies that a gate may decide on, the first that there is."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFacts:
+    """Where a model came from.
+
+    Attributes:
+        path: Its file; None for a model in memory.
+        sha256: Of the tensors; None where nothing is known of the module.
+    """
+
+    path: str | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What a model is; of a module that rlskit did not build, the architecture alone is known.
+
+    Attributes:
+        architecture: Source and name, such as `timm:resnet18`.
+        banks: Complete sets of weights.
+        layers: Layers that are sampled.
+        granularity: What a layer is.
+        settings: The numbers of its defense.
+        parameters: Of one bank.
+        trained: Whether its weights are more than a random initialisation.
+        outputs: What it answers: `logits`, or what they were read from.
+    """
+
+    architecture: str
+    banks: Count | None = field(default=None, metadata=OPTIONAL)
+    layers: Count | None = field(default=None, metadata=OPTIONAL)
+    granularity: str | None = field(default=None, metadata=OPTIONAL)
+    settings: Mapping[str, Value] | None = field(default=None, metadata=OPTIONAL)
+    parameters: Whole | None = field(default=None, metadata=OPTIONAL)
+    trained: bool | None = field(default=None, metadata=OPTIONAL)
+    outputs: str | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """Which images were scored.
+
+    Attributes:
+        name: The `--data` that names them, such as `digits` or `folder:photos`.
+        split: `train`, `test`, `val`, or `all` for a flat folder.
+        n: How many there are.
+        sha256: Of labels and pixels; of adversarial images, of those they were made from.
+        adversarial_sha256: Of saved adversarial images, where they were scored.
+        skipped: Images that could not be read and count in no number.
+    """
+
+    name: str
+    split: str
+    n: Count
+    sha256: str
+    adversarial_sha256: str | None = field(default=None, metadata=OPTIONAL)
+    skipped: Count | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartFacts:
+    """One attack of the protocol `adaptive`.
+
+    Attributes:
+        name: What it is called there.
+        method: The attack.
+        params: Its options, in [0, 1] units.
+    """
+
+    name: str
+    method: str
+    params: Mapping[str, Value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackFacts:
+    """What was done to the images.
+
+    Attributes:
+        method: A key of `rlskit.attacks.ATTACKS`, `adaptive`, or `worst-case` over several attacks.
+        engine: Whose implementation ran.
+        params: Every option, in [0, 1] units; of `worst-case` the attacks, under `of`.
+        early_exit: Of `adaptive`: whether images that are surely broken were left alone.
+        parts: Of `adaptive`: its attacks.
+        stated: The options in the scale that the request named.
+        pixel_range: That scale.
+        view: How several draws are seen.
+        risk: Of which answer the loss was ascended; none of `adaptive` and `worst-case`.
+        compiled: Whether the attacked draws were compiled.
+        broken: Of `adaptive`: part -> images of all repeats that it broke; `clean` for those that
+            were wrong as they were.
+    """
+
+    method: str
+    engine: str
+    params: Mapping[str, Value | tuple[AttackFacts, ...]]
+    early_exit: bool | None = field(default=None, metadata=OPTIONAL)
+    parts: tuple[PartFacts, ...] | None = field(default=None, metadata=OPTIONAL)
+    stated: Mapping[str, Value]
+    pixel_range: str
+    view: str
+    risk: str | None = field(default=None, metadata=OPTIONAL)
+    compiled: bool | None = field(default=None, metadata=OPTIONAL)
+    broken: Mapping[str, Whole] | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def of(self) -> tuple[AttackFacts, ...]:
+        """The attacks that a worst case is over; none of a single attack."""
+        found = self.params.get("of")
+        return found if isinstance(found, tuple) else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How large a perturbation is in one norm, over all images and repeats."""
+
+    median: Number
+    max: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One diversity measure.
+
+    Attributes:
+        mean: Mean over the repeats; None where it is undefined in one of them.
+        std: Sample standard deviation over the repeats; None for one repeat, too.
+        ci95: Bootstrap 95 % interval of the mean over images; None where there is none.
+    """
+
+    mean: Number | None
+    std: Number | None
+    ci95: tuple[Number, Number] | None
+
+
+Matrix = tuple[tuple[Number | None, ...], ...]
+"""Row i is the attacked draw, column j the scored one; None where it is undefined."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferFacts:
+    """What the draws of the first repeat have in common, two by two.
+
+    Attributes:
+        cosine: Of their gradients, in [-1, 1].
+        transferability: Share of `images` that an attack on draw i turns for draw j.
+        images: How many images all draws get right.
+        zero_gradients: Per draw, images without a gradient, left out of its cosines.
+        off_diagonal: Of both matrices, the mean over pairs of two draws, over all repeats.
+        attack: On each draw.
+    """
+
+    cosine: Matrix
+    transferability: Matrix
+    images: Whole
+    zero_gradients: tuple[Whole, ...]
+    off_diagonal: Mapping[str, Spread]
+    attack: AttackFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What a result cost; passes are images x draws, those that score included."""
+
+    images_per_second: Number
+    seconds: Number
+    forwards: Number
+    backwards: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What a gate decided.
+
+    Attributes:
+        threshold: The share of `--fail-under`.
+        bound: The lower bound that was held against it.
+        verdict: `met` or `not met`.
+    """
+
+    threshold: Share
+    bound: Number
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one evaluation found; `to_json` gives the object of the design, section 7.
+    """What one evaluation found.
 
     Attributes:
         command: `attack`, `eval` or `diversity`.
-        checkpoint: `path` (None for a model in memory) and `sha256` of the tensors.
-        model: Architecture, banks, layers, granularity, and whether it was ever trained.
+        checkpoint: Where the model came from.
+        model: What it is.
         defense: Its name.
-        data: `name`, `split`, `n` and `sha256`.
+        data: The images.
         protocol: The attacker's view; `clean` without an attack.
         n_samples: N, the draws that answered together.
         repeats: R.
@@ -30,60 +233,64 @@ class Result:
         batch_size: Size of a block.
         device: Where it ran.
         versions: Of rlskit, torch and the attack's library.
-        accuracy: Name -> `mean`, `std` over repeats, `ci95` over images, `n`, `lower_bound`,
-            `ci95_repeats` (Student's t interval over repeats, None for one); all in [0, 1].
-            `n` is the denominator; see `rlskit.results.summary` for those of targeted attacks.
-        attack: `method`, `engine` and `params` in both pixel scales; None without an attack.
+        accuracy: By name; `n` is the denominator, see `rlskit.results.summary` for those of
+            targeted attacks.
+        attack: None without an attack.
         n_attacked: Draws in the attacker's view; None without an attack.
-        perturbation: l0, l1, l2, linf -> `median` and `max`, in [0, 1] units.
-        agreement: Diversity measures -> `mean` and `std` over repeats, `ci95` over images (by the
-            bootstrap; None where there is none).
-        transfer: Matrices between draws, row i attacked and column j scored: `cosine` and
-            `transferability`, the `images` behind the latter, `zero_gradients`, `off_diagonal`
-            means, `attack`.
-        timing: `seconds`, `images_per_second`, `forwards`, `backwards`; images x draws.
+        perturbation: By norm, l0, l1, l2 and linf; None without an attack.
+        agreement: Diversity measures by name.
+        transfer: Of `diversity --transfer`.
+        timing: What it cost.
         per_image: File name of the per-image table in the run's folder, or None.
         per_example: Whether each image had draws of its own.
         warnings: What a reader must know before using the numbers.
-        gate: `threshold` (of `--fail-under`), `bound` and `verdict` (`met` or `not met`); None
-            where none was set.
+        gate: None where none was set.
+        newer: What a result written by a newer version holds beyond all this, and where.
     """
 
     command: str
-    checkpoint: dict[str, Any]
-    model: dict[str, Any]
+    checkpoint: CheckpointFacts
+    model: ModelFacts
     defense: str
-    data: dict[str, Any]
+    data: ImageFacts
     protocol: str
-    n_samples: int
-    repeats: int
+    n_samples: Count
+    repeats: Count
     seed: int
-    batch_size: int
+    batch_size: Count
     device: str
-    versions: dict[str, str]
-    accuracy: dict[str, dict[str, Any]]
-    attack: dict[str, Any] | None = None
-    n_attacked: int | None = None
-    perturbation: dict[str, dict[str, float]] | None = None
-    agreement: dict[str, dict[str, Any]] | None = None
-    transfer: dict[str, Any] | None = None
-    timing: dict[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str]
+    accuracy: Mapping[str, Accuracy]
+    attack: AttackFacts | None = None
+    n_attacked: Count | None = None
+    perturbation: Mapping[str, Extent] | None = None
+    agreement: Mapping[str, Measure] | None = None
+    transfer: TransferFacts | None = None
+    timing: Timing
     per_image: str | None = None
     per_example: bool = False
     warnings: tuple[str, ...] = ()
-    gate: dict[str, Any] | None = None
+    gate: Gate | None = None
+    newer: tuple[tuple[Place, Any], ...] = field(default=(), compare=False, metadata=ASIDE)
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values; NaN becomes null."""
-        return {"schema": SCHEMA, **_without_nan(asdict(self))}
+        found = {"schema": SCHEMA, **to_json(self)}
+        for place, value in self.newer:
+            put_back(found, place, value)
+        return found
 
     @property
-    def headline(self) -> dict[str, Any]:
+    def headline(self) -> Accuracy:
         """The accuracy that a gate decides on: robust where there is one, else clean.
 
         Of a targeted attack it is that on the images that could be attacked at all.
+
+        Raises:
+            KeyError: None was scored, as by `diversity`.
         """
-        return next((self.accuracy[name] for name in HEADLINES if name in self.accuracy), {})
+        found = [name for name in HEADLINES if name in self.accuracy]
+        return self.accuracy[next(iter(found), HEADLINES[-1])]
 
 
 def dump(results: list[Result]) -> str:
@@ -92,13 +299,3 @@ def dump(results: list[Result]) -> str:
     return (
         json.dumps(objects[0] if len(objects) == 1 else objects, indent=2, allow_nan=False) + "\n"
     )
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -1,16 +1,16 @@
 """From the finished blocks of a run to its numbers.
 
-A block has the columns `index` and `label`, for each kind of images in `KINDS` the predicted class
-`[B, counts]` under the kind's name and the share of single draws that are right under
-`KIND_gibbs`, the norms of the perturbation, of a targeted attack the `target`, and what the block
-cost. Counts: the Ns that were
-scored, ascending; `which` picks one of them.
+A block has the columns `index` (among the images that are scored) and `label`, for each kind of
+images in `KINDS` the predicted class `[B, counts]` under the kind's name and the share of single
+draws that are right under `KIND_gibbs`, the norms of the perturbation, of a targeted attack the
+`target`, and what the block cost. Counts: the Ns that were scored, ascending; `which` picks one of
+them.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from rlskit.errors import UntrustedError
 from rlskit.results.journal import Journal
-from rlskit.stats import accuracy
+from rlskit.results.result import Extent, Timing
+from rlskit.stats import Accuracy, accuracy
 
 KINDS = ("clean", "robust", "robust_8bit")
 """Kinds of images that are scored: untouched, attacked, attacked and saved with 8 bits."""
@@ -29,7 +30,7 @@ COSTS = ("seconds", "forwards", "backwards")
 """What a block cost, one number each."""
 
 
-def accuracies(journals: Sequence[Journal], repeats: int, which: int) -> dict[str, dict[str, Any]]:
+def accuracies(journals: Sequence[Journal], repeats: int, which: int) -> dict[str, Accuracy]:
     """Return every accuracy that was scored, each with its denominator.
 
     `attack_success` is the share of the correctly classified images that the attack turned; its
@@ -63,7 +64,7 @@ def accuracies(journals: Sequence[Journal], repeats: int, which: int) -> dict[st
     return found
 
 
-def perturbation(journal: Journal, repeats: int) -> dict[str, dict[str, float]] | None:
+def perturbation(journal: Journal, repeats: int) -> dict[str, Extent] | None:
     """Return median and maximum of each norm over all images and repeats; None without an attack.
 
     Images that the attack left alone count with 0.
@@ -73,18 +74,27 @@ def perturbation(journal: Journal, repeats: int) -> dict[str, dict[str, float]] 
     found = {}
     for norm in NORMS:
         values = torch.cat([journal.column(norm, repeat) for repeat in range(repeats)]).tolist()
-        found[norm] = {"median": statistics.median(values), "max": max(values)}
+        found[norm] = Extent(median=statistics.median(values), max=max(values))
     return found
 
 
-def timing(journals: Sequence[Journal]) -> dict[str, float]:
+def timing(journals: Sequence[Journal]) -> Timing:
     """Return what all blocks cost; passes are images x draws, those that score included."""
     cost = {name: sum(journal.total(name) for journal in journals) for name in COSTS}
-    return {"images_per_second": journals[0].rows / cost["seconds"], **cost}
+    return Timing(images_per_second=journals[0].rows / cost["seconds"], **cost)
 
 
-def per_image(journal: Journal, repeats: int) -> dict[str, list[Any]]:
-    """Return the columns of the per-image table; classes and shares are those of the largest N."""
+def per_image(
+    journal: Journal, repeats: int, images: Mapping[str, Sequence[Any]]
+) -> dict[str, list[Any]]:
+    """Return the columns of the per-image table; classes and shares are those of the largest N.
+
+    Args:
+        journal: Of one evaluation.
+        repeats: R.
+        images: Columns that say which image of the data set each one is, `[n]`: its `index` there,
+            in the place of that among those that were scored; and, of files, its `path`.
+    """
     scores = [name for kind in KINDS for name in (kind, f"{kind}_gibbs")]
     names = [
         name
@@ -97,19 +107,17 @@ def per_image(journal: Journal, repeats: int) -> dict[str, list[Any]]:
             column = journal.column(name, repeat)
             columns[name] += (column[:, -1] if column.ndim == 2 else column).tolist()
         columns["repeat"] += [repeat] * len(journal.column("index", repeat))
-    return columns
+    return columns | {name: [*column] * repeats for name, column in images.items()}
 
 
-def _accuracy(per_repeat: list[Tensor]) -> dict[str, Any]:
+def _accuracy(per_repeat: list[Tensor]) -> Accuracy:
     """Summarise the shares `[n]` in [0, 1] by which each image was right, one tensor per repeat."""
     # `fmean` rounds once, so that the way the column lies in memory does not matter
     means = [statistics.fmean(one.tolist()) for one in per_repeat]
-    return accuracy(means, len(per_repeat[0])).to_json()
+    return accuracy(means, len(per_repeat[0]))
 
 
-def _attack_success(
-    journals: Sequence[Journal], repeats: int, which: int
-) -> dict[str, dict[str, Any]]:
+def _attack_success(journals: Sequence[Journal], repeats: int, which: int) -> dict[str, Accuracy]:
     shares, denominators = [], []
     for repeat in range(repeats):
         correct = _right(journals, "clean", repeat, which) & _attackable(journals, repeat)
@@ -118,12 +126,12 @@ def _attack_success(
         shares.append(int(turned.sum()) / max(denominators[-1], 1))
     if not min(denominators):
         return {}
-    return {"attack_success": accuracy(shares, min(denominators)).to_json()}
+    return {"attack_success": accuracy(shares, min(denominators))}
 
 
 def _of_the_attackable(
     journals: Sequence[Journal], repeats: int, which: int
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Accuracy]:
     """Return which share of the images that are not of the target class did what."""
     reached, withstood = [], []
     for repeat in range(repeats):

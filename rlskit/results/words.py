@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rlskit.results.result import Result
+from rlskit.stats import Accuracy
 
 
-def figures(accuracy: dict[str, Any]) -> tuple[str, str, str]:
+def figures(accuracy: Accuracy) -> tuple[str, str, str]:
     """Return accuracy in percent (with its spread over repeats), interval and denominator."""
-    mean = f"{100 * accuracy['mean']:.1f}"
-    if accuracy["std"] is not None:
-        mean += f" ± {100 * accuracy['std']:.1f}"
-    low, high = accuracy["ci95"]
-    return mean, f"{100 * low:.1f} – {100 * high:.1f}", f"{accuracy['n']:g}"
+    mean = f"{100 * accuracy.mean:.1f}"
+    if accuracy.std is not None:
+        mean += f" ± {100 * accuracy.std:.1f}"
+    low, high = accuracy.ci95
+    return mean, f"{100 * low:.1f} – {100 * high:.1f}", f"{accuracy.n:g}"
 
 
 def protocol(result: Result) -> str:
@@ -21,26 +20,27 @@ def protocol(result: Result) -> str:
     own = " per image" if result.per_example else ""
     if result.n_attacked is None:
         return result.protocol + own
-    gibbs = " gibbs" if result.attack and result.attack.get("risk") == "gibbs" else ""
+    gibbs = " gibbs" if result.attack and result.attack.risk == "gibbs" else ""
     return f"{result.protocol} n={result.n_attacked}{gibbs}{own}"
 
 
 def number(value: float | None) -> str:
     """Return three decimals, or a dash for what is undefined."""
-    return "–" if value is None or value != value else f"{value:.3f}"
+    return "–" if value is None else f"{value:.3f}"
 
 
 def heading(result: Result) -> str:
     """Return defense, architecture and data, the title of tables and plots."""
-    data = f"{result.data['name']} ({result.data['split']})"
-    return f"{result.defense} · {result.model['architecture']} · {data}"
+    data = f"{result.data.name} ({result.data.split})"
+    return f"{result.defense} · {result.model.architecture} · {data}"
 
 
 def attack_label(result: Result) -> str:
     """Return the method with its budget or constant, in the scale it was stated in."""
     assert result.attack is not None
-    stated, scale = result.attack["stated"], result.attack["pixel_range"]
-    shown = [f"{name}={stated[name]:.4g}" for name in ("eps", "c") if stated.get(name) is not None]
+    stated, scale = result.attack.stated, result.attack.pixel_range
+    given = [(name, stated.get(name)) for name in ("eps", "c")]
+    shown = [f"{name}={value:.4g}" for name, value in given if isinstance(value, int | float)]
     if scale != "0:1":
         shown.append(f"in {scale}")
-    return " ".join([result.attack["method"], *shown])
+    return " ".join([result.attack.method, *shown])

@@ -23,6 +23,7 @@ from rlskit.errors import RequestError
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
+from rlskit.results.result import AttackFacts, PartFacts
 from rlskit.seeds import Purpose
 from rlskit.threat.meter import Meter
 from rlskit.threat.parts import Part, ascents, searches, transfers
@@ -49,6 +50,8 @@ CLEAN = -2
 @dataclass(frozen=True)
 class Adaptive:
     """The attacks of the protocol on one model; it stands where a `Threat` stands.
+
+    Every field but the parts' views is of what identifies a run.
 
     Attributes:
         parts: In the order in which they run, from the cheapest.
@@ -86,20 +89,20 @@ class Adaptive:
     def facts(self) -> dict[str, Any]:
         """Return the fields of a `Result` that tell what was done to the images."""
         parts = [
-            {"name": part.name, "method": part.attack.method, "params": dict(part.attack.params)}
+            PartFacts(name=part.name, method=part.attack.method, params=part.attack.params)
             for part in self.parts
         ]
-        attack = {
-            "method": PROTOCOL,
-            "engine": "rlskit",
-            "params": {"norm": self.norm, "eps": self.eps, **self.settings},
-            "early_exit": self.early_exit,
-            "parts": parts,
-            "stated": {"eps": self.stated["eps"]},
-            "pixel_range": self.stated["pixel_range"],
-            "view": "mean-prob",
-            "compiled": False,
-        }
+        attack = AttackFacts(
+            method=PROTOCOL,
+            engine="rlskit",
+            params={"norm": self.norm, "eps": self.eps, **self.settings},
+            early_exit=self.early_exit,
+            parts=tuple(parts),
+            stated={"eps": self.stated["eps"]},
+            pixel_range=self.stated["pixel_range"],
+            view="mean-prob",
+            compiled=False,
+        )
         return {"attack": attack, "protocol": PROTOCOL, "n_attacked": self.n_attacked}
 
     def warnings(self, model: BankedModel) -> tuple[str, ...]:  # noqa: ARG002

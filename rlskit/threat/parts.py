@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from rlskit.attacks import PreparedAttack, prepare
 from rlskit.defenses import defense_of
+from rlskit.documents import ASIDE
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces, ready_for_attack
@@ -38,7 +39,7 @@ class Part:
 
     name: str
     attack: PreparedAttack
-    view: Views
+    view: Views = field(metadata=ASIDE)  # the name and the model say what it is
     n_attacked: int
     goes_on: bool = False
     last_resort: bool = False

@@ -7,7 +7,6 @@ would follow could not be trusted: NaN logits count neither as fooled nor as rob
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +28,6 @@ LOOKED_AT = 64
 BATCH_MATES = 1e-3
 """Change of a logit among other images, as a share of the largest, that is still rounding; more in
 half precision."""
-
-_STEPS = {"rlskit": 2, "torchattacks": 10}  # see the budget kept; its EAD takes no fewer
 
 
 def check_weights(model: BankedModel) -> None:
@@ -164,22 +161,14 @@ def check_attack(attack: PreparedAttack, view: nn.Module, images: Tensor, labels
     Raises:
         UntrustedError: The attack breaks its budget, or moves pixels without one.
     """
-    most = {"steps": _STEPS[attack.engine], "search_steps": 1, "restarts": 1, "queries": 2}
-    few = {
-        name: min(most[name], attack.params[name]) for name in most.keys() & attack.params.keys()
-    }
-    short = _with(attack, few)
+    short = attack.short
     short(view, images, labels, generator=torch.Generator().manual_seed(0))
     if attack.eps is None:
         return
-    without_budget = _with(short, {"eps": 0.0})
+    without_budget = dataclasses.replace(short, params={**short.params, "eps": 0.0})
     still = without_budget(view, images, labels, generator=torch.Generator().manual_seed(0))
     if not torch.equal(still, images):
         raise UntrustedError(f"{attack.method} changes images although its budget is 0")
-
-
-def _with(attack: PreparedAttack, params: dict[str, Any]) -> PreparedAttack:
-    return dataclasses.replace(attack, params={**attack.params, **params})
 
 
 def preflight(

@@ -15,6 +15,7 @@ from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
+from rlskit.results.result import AttackFacts
 from rlskit.seeds import Purpose
 from rlskit.threat.meter import Meter
 from rlskit.threat.preflight import masked_gradients, preflight
@@ -76,7 +77,7 @@ def masked_sentence(at: Tensor, loss: str, what: str) -> str:
 
 @dataclass(frozen=True)
 class Threat:
-    """An attack and the view it is computed on.
+    """An attack and the view it is computed on; every field is of what identifies a run.
 
     Attributes:
         attack: The attack, its options checked.
@@ -107,16 +108,16 @@ class Threat:
         """Return the fields of a `Result` that tell what was done to the images."""
         stated = dict(self.attack.stated)
         pixel_range = stated.pop("pixel_range")
-        attack = {
-            "method": self.attack.method,
-            "engine": self.attack.engine,
-            "params": dict(self.attack.params),
-            "stated": stated,
-            "pixel_range": pixel_range,
-            "view": self.view,
-            "risk": self.risk,
-            "compiled": self.compiled,
-        }
+        attack = AttackFacts(
+            method=self.attack.method,
+            engine=self.attack.engine,
+            params=self.attack.params,
+            stated=stated,
+            pixel_range=pixel_range,
+            view=self.view,
+            risk=self.risk,
+            compiled=self.compiled,
+        )
         return {"attack": attack, "protocol": self.protocol, "n_attacked": self.n_attacked}
 
     def warnings(self, model: BankedModel) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ SCHEDULES = ("step", "cosine", "one-cycle")
 ADVERSARIES = ("none", "pgd")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """The options of a training; the defaults are the paper's (sections 3.2 and 4.1).
 

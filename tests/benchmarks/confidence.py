@@ -61,7 +61,7 @@ def robust(variant: str, method: str, eps: str, data: tuple[Tensor, Tensor]) -> 
             result = rlskit.attack(module, data, method=method, **options)
     except rlskit.UntrustedError as error:
         return f"exit 4: {error}"
-    return f"{100 * result.accuracy['robust']['mean']:.1f}"
+    return f"{100 * result.accuracy['robust'].mean:.1f}"
 
 
 def main() -> None:
