@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -94,3 +95,12 @@ def quiet(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
 
 def restless(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
     return Restless(num_classes, in_chans)
+
+
+def sown(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
+    """A network whose first weights come from NumPy's global generator."""
+    network = Quiet(num_classes, in_chans)
+    weight = next(network.parameters())
+    sown = np.random.standard_normal(weight.shape)  # noqa: NPY002
+    weight.data.copy_(torch.from_numpy(sown))
+    return network

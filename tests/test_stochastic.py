@@ -176,3 +176,13 @@ def test_known_is_the_white_box_where_draws_are_few(defense: str) -> None:
         for protocol in ("known", "multi" if members > 1 else "transfer")
     )
     assert known.accuracy["robust"] == multi.accuracy["robust"]
+
+
+def test_banks_differ_and_repeat_whatever_their_factory_draws_from() -> None:
+    state = str(np.random.get_state())  # noqa: NPY002
+    first, again = (converted("sown", defense="rls", banks=2) for _ in range(2))
+    assert str(np.random.get_state()) == state  # noqa: NPY002
+    weights = [next(bank.parameters()) for model in (first, again) for bank in model.banks]
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+    assert torch.equal(weights[1], weights[3])

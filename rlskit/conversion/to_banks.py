@@ -29,7 +29,7 @@ from rlskit.models.own import heard
 from rlskit.models.partition import partition
 from rlskit.models.published import WITH_AUXILIARY_HEADS, library_classes, library_pixels
 from rlskit.models.stem import first_convolution
-from rlskit.models.streams import kept, sources_of
+from rlskit.models.streams import kept, sources_of, started
 from rlskit.models.trace import Trace, tensor_names, trace
 from rlskit.models.trial import try_own
 from rlskit.pixels import Pixels
@@ -471,8 +471,7 @@ def _banks(
 
 
 def _seeded(card: Card, seed: int, bank: int) -> nn.Module:
-    with kept(sources_of()):
-        torch.default_generator.manual_seed(seeds.derive(seed, Purpose.INIT, bank))  # no GPU's
+    with started(seeds.derive(seed, Purpose.INIT, bank)):
         library = card.pretrained == LIBRARY
         return build(card.architecture, card.pixels.shape, pretrained=library)
 

@@ -59,6 +59,16 @@ def streamed(sources: Sequence[Source], seed: int) -> Iterator[None]:
 
 
 @contextmanager
+def started(seed: int) -> Iterator[None]:
+    """Start the global sources by a seed, no GPU's among them; put them back after."""
+    sources = sources_of()
+    with kept(sources):
+        for source in sources:
+            source.start(seed)
+        yield
+
+
+@contextmanager
 def kept(sources: Sequence[Source]) -> Iterator[None]:
     """Put sources back as they were."""
     states = [source.get() for source in sources]

@@ -30,7 +30,7 @@ from rlskit.models.banks import BankedModel, Card
 from rlskit.models.building import build
 from rlskit.models.difference import unregistered
 from rlskit.models.partition import Partition
-from rlskit.models.streams import kept, sources_of
+from rlskit.models.streams import kept, sources_of, started
 from rlskit.models.trace import tensor_names, unusable
 from rlskit.seeds import Purpose
 
@@ -124,8 +124,7 @@ def check_kept_answers(model: BankedModel, kept: list[float]) -> None:
 
 
 def _built(architecture: Architecture, shape: tuple[int, int, int], bank: int) -> nn.Module:
-    with kept(sources_of()):
-        torch.default_generator.manual_seed(seeds.derive(0, Purpose.TRIAL, bank))
+    with started(seeds.derive(0, Purpose.TRIAL, bank)):
         network = build(architecture, shape)
     network.eval()
     return network
