@@ -153,6 +153,17 @@ def modules(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("*.py") if not path.stem.startswith("__")}
 
 
+def test_every_file_that_the_page_on_architecture_names_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = re.findall(r"`((?:rlskit|tests|docs)/[\w/]+\.(?:py|json))`", page)
+    assert len(files) > 5
+    assert [file for file in files if "NAME" not in file and not (ROOT / file).is_file()] == []
+    tables = re.findall(r"`([A-Z]+)`,\s+`(rlskit/[\w/]+\.py)`", page)
+    assert {name for name, _ in tables} == {"ATTACKS", "OPTIONS", "DEFENSES", "KINDS", "CHECKS"}
+    for table, file in tables:
+        assert f"\n{table}: " in (ROOT / file).read_text(encoding="utf-8"), table
+
+
 def test_recipes_is_no_package() -> None:
     done = subprocess.run([sys.executable, "-c", "import recipes"], cwd=ROOT, capture_output=True)
     assert b"the library is rlskit.recipes" in done.stderr
