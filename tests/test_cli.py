@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from rlskit.cli.app import COMMANDS
 from rlskit.cli.flags import HEADINGS, TRANSFER, flag
 from rlskit.cli.help import EXAMPLES
 from rlskit.cli.recipe import _check
+from rlskit.defenses import DEFENSES
 from rlskit.errors import RequestError
+from rlskit.models import GRANULARITIES
 from rlskit.storage.locks import only_writer
 
 TINY = """
@@ -170,6 +173,15 @@ def test_help_shows_examples_that_the_command_takes(
         assert f"\n    rlskit {example}\n" in said
         assert shlex.split(example)[0] == name
         _check(shlex.split(example))
+
+
+def test_the_help_of_convert_names_every_defense_and_granularity(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["convert", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for names in (DEFENSES, GRANULARITIES):
+        assert [name for name in names if not re.search(rf"\b{name}\b", said)] == []
 
 
 def test_the_options_of_an_attack_stand_under_headings(capsys: pytest.CaptureFixture[str]) -> None:

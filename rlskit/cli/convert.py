@@ -28,14 +28,19 @@ def convert(
     ],
     banks: Annotated[int | None, typer.Option(help="M; 2 for rls, 3 for ensemble, adp.")] = None,
     defense: Annotated[
-        str, typer.Option(help="rls, ensemble, adp, rse, dropout, sap or none.")
+        str,
+        typer.Option(
+            help="rls, ensemble, adp, crossmax, rse, dropout, sap, smoothing, resize-pad, "
+            "random-bits, random-filters, weight-noise, stochastic (a network with randomness of "
+            "its own) or none; docs/defenses.md."
+        ),
     ] = "rls",
     settings: Annotated[
         str | None,
         typer.Option(help="The defense's own numbers, as alpha=1,beta=0.5; docs/defenses.md."),
     ] = None,
     granularity: Annotated[
-        str | None, typer.Option(help="What is sampled: layer, block, stage or model.")
+        str | None, typer.Option(help="What is sampled: layer, block, stage, model or norm.")
     ] = None,
     bank_only: Annotated[
         str | None, typer.Option(help="Glob of layer names; all others are shared by the banks.")

@@ -41,7 +41,7 @@ def under(heading: str, help: str, *spelled: str, **more: Any) -> Any:  # noqa: 
 
 
 CheckpointArgument = Annotated[
-    Path, typer.Argument(envvar="RLSKIT_CHECKPOINT", help="The model.", metavar="[CHECKPOINT]")
+    Path, typer.Argument(envvar="RLSKIT_CHECKPOINT", help="The model.", metavar="CHECKPOINT")
 ]
 DEFAULT_CHECKPOINT = Path("rls.safetensors")
 

@@ -41,8 +41,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "inspect": ("inspect rls.safetensors", "inspect rls.safetensors --json"),
     "export": ("export rls.safetensors --bank 0", "export --plan 0,1,1,0 --out one.safetensors"),
     "run": (
-        "run recipes/table1.toml --dry-run",
-        "run recipes/table1.toml --set train.epochs=1 --only 'rls/*'",
+        "run recipes/small/table3.toml --dry-run",
+        "run recipes/small/table3.toml --set train.epochs=1 --only 'rls/*'",
     ),
 }
 """Command -> command lines that show what it is for, without the `rlskit` before them."""
