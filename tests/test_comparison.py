@@ -191,6 +191,22 @@ def test_what_cannot_be_compared_is_refused(
         rlskit.compare(*pair)
 
 
+def test_known_beside_another_protocol_tells_what_is_hidden(
+    pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, eot = edit(pair[0], protocol="known", n_attacked=10), edit(pair[1], protocol="eot")
+    sentence = "of the 75.0 points that eot n=5 leaves, 37.5 are hidden and 37.5 robust"
+    for one, other in ((known, eot), (eot, known)):
+        assert rlskit.compare(one, other).pairs[0].hidden == sentence
+    assert run(["compare", str(eot), str(known)]) == 0
+    assert sentence in capsys.readouterr().out
+    assert rlskit.compare(eot, eot).pairs[0].hidden == ""
+    assert rlskit.compare(known, known).pairs[0].hidden == ""
+    edit(known, checkpoint={"sha256": "another"})
+    with pytest.raises(RequestError, match="different protocols"):
+        rlskit.compare(known, eot)
+
+
 def change_table(folder: Path, column: str, value: str) -> None:
     """Set the last image's entry of a column."""
     file = folder / "per_image.csv"

@@ -37,3 +37,6 @@ def compare(
     if json_to is not None:
         write_text(Path(json_to), text, force=force)
     print_table(paired_table(found))
+    for pair in found.pairs:
+        if pair.hidden:
+            print(pair.hidden)

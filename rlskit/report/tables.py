@@ -86,7 +86,8 @@ def paired_table(comparison: Comparison) -> Table:
     for pair in comparison.pairs:
         attack = [attack_label(pair.a)] if first.a.attack else []
         for name, difference in pair.differences.items():
-            view = "clean" if name == "clean" else protocol(pair.a)
+            views = dict.fromkeys(map(protocol, (pair.a, pair.b)))
+            view = "clean" if name == "clean" else "\n".join(views)
             table.add_row(*attack, _NAMES[name], view, *_compared(difference))
             attack = [""] if attack else []
         table.add_section()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rlskit import seeds
 from rlskit.errors import RequestError
-from rlskit.results.comparison import Comparison, Difference, Pair
+from rlskit.results.comparison import KNOWN, Comparison, Difference, Pair
 from rlskit.results.finished import Answers, Finished, read_answers, read_run
 from rlskit.results.result import AttackFacts, Result
 from rlskit.results.words import attack_label, protocol
@@ -30,9 +30,11 @@ RESAMPLES = 10_000
 def compare(a: str | Path, b: str | Path, *, seed: int = 0) -> Comparison:
     """Compare the accuracies of two runs of `attack` or `eval` on the same images.
 
-    Where a run holds several attacks, each is compared with the one of the same method and
-    parameters in the other run. With one repeat in both runs the test is McNemar's; with several it
-    is the sign-flip test on each image's difference of means. Both are exact.
+    A run under `known` is also compared with one of the same model under another protocol, which
+    tells what is robust from what is hidden. Where a run holds several attacks, each is compared
+    with the one of the same method and parameters in the other run. With one repeat in both runs
+    the test is McNemar's; with several it is the sign-flip test on each image's difference of
+    means. Both are exact.
 
     Args:
         a: The first run's folder, or its `results.json`, with the per-image tables beside it.
@@ -133,12 +135,16 @@ def _difference(
 
 
 def _check_same_question(a: Result, b: Result) -> None:
-    """Require that two runs had the same images and the same protocol.
+    """Require that two runs had the same images and the same protocol, or `known` beside another.
+
+    The latter only of one model, as what it hides is the question then.
 
     Raises:
         RequestError: They had not.
     """
-    if _protocol(a) != _protocol(b):
+    one_is_known = (a.protocol == KNOWN) != (b.protocol == KNOWN)
+    same_model = a.checkpoint.sha256 == b.checkpoint.sha256 and a.per_example == b.per_example
+    if _protocol(a) != _protocol(b) and not (one_is_known and same_model):
         raise RequestError(
             f"these were measured under different protocols (A: {_protocol(a)}; B: {_protocol(b)}) "
             "and cannot be compared; run one of them again under the other's"

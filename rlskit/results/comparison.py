@@ -8,9 +8,14 @@ from typing import Any
 
 from rlskit.documents import Count, Number, Share, Whole, to_json
 from rlskit.results.result import AttackFacts, CheckpointFacts, ImageFacts, ModelFacts, Result
+from rlskit.results.words import protocol
 from rlskit.stats import Accuracy
 
 COMPARISON_SCHEMA = "rlskit.comparison/1"
+
+
+KNOWN = "known"
+"""The protocol under which the attacker sees the draws that answer."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,22 @@ class Pair:
     a: Result
     b: Result
     differences: dict[str, Difference]
+
+    @property
+    def hidden(self) -> str:
+        """A sentence on what is robust and what is hidden; empty unless one is under `known`."""
+        if "robust" not in self.differences or (self.a.protocol == KNOWN) == (
+            self.b.protocol == KNOWN
+        ):
+            return ""
+        found = self.differences["robust"]
+        both = (self.a, found.a), (self.b, found.b)
+        (other, most), (_, least) = sorted(both, key=lambda side: side[0].protocol == KNOWN)
+        left, robust = 100 * most.mean, 100 * least.mean
+        return (
+            f"of the {left:.1f} points that {protocol(other)} leaves, {max(left - robust, 0):.1f} "
+            f"are hidden and {min(left, robust):.1f} robust"
+        )
 
 
 @dataclass(frozen=True)
