@@ -20,6 +20,7 @@ from rlskit.defenses.answers import finite_logits, mean_log_probabilities
 from rlskit.defenses.variates import Variates
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
+from rlskit.models.sharing import _may_share
 from rlskit.models.streams import sources_of, streamed
 from rlskit.threat.view import attackers_view
 
@@ -186,3 +187,12 @@ def test_banks_differ_and_repeat_whatever_their_factory_draws_from() -> None:
     assert not torch.equal(weights[0], weights[1])
     assert torch.equal(weights[0], weights[2])
     assert torch.equal(weights[1], weights[3])
+
+
+def test_draws_under_a_stream_share_nothing() -> None:
+    """What `torch.vmap` computes cannot be kept for another draw."""
+    with torch.no_grad():
+        noisy = draws(converted("noise"), 2, seed=0, purpose="defender")
+        plain = draws(converted("noise", defense="rls"), 2, seed=0, purpose="defender")
+        images = torch.rand(2, 1, 16, 16)
+        assert [_may_share(found, images) for found in (noisy, plain)] == [False, True]
