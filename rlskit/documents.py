@@ -57,6 +57,19 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def item(record: Any, name: str) -> Any:
+    """Return a field by its name, so that results are read like their JSON.
+
+    As `__getitem__` of a dataclass: `result.accuracy["robust"]["mean"]`.
+
+    Raises:
+        KeyError: There is no such field.
+    """
+    if name not in {field.name for field in dataclasses.fields(record)}:
+        raise KeyError(name)
+    return getattr(record, name)
+
+
 def from_json(document: Any, kind: type[T]) -> T:
     """Return a JSON value as a dataclass; fields that it does not have are left out.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlskit.documents import Count, Number, Share
+from rlskit.documents import Count, Number, Share, item
 from rlskit.errors import RequestError
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class Accuracy:
     lower_bound: Number
     ci95_repeats: tuple[Number, Number] | None
 
+    __getitem__ = item
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -56,6 +58,8 @@ class Spread:
 
     mean: Number | None
     std: Number | None
+
+    __getitem__ = item
 
 
 def accuracy(per_repeat: Sequence[float], n: int) -> Accuracy:

@@ -23,7 +23,7 @@ from rlskit.models.banks import BankedModel, Card, Normalize
 from rlskit.models.partition import partition
 from rlskit.models.trace import trace
 from rlskit.pixels import Pixels
-from rlskit.runtime.torchvision_ops import declare_missing_operators
+from rlskit.torchvision_ops import declare_missing_operators
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PIXELS = Pixels(3, 32, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

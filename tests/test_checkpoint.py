@@ -26,8 +26,8 @@ from rlskit.errors import RequestError
 from rlskit.models import BankedModel, checkpoint
 from rlskit.models.checkpoint import digest_of, export, fingerprint, inspect, load, save
 from rlskit.models.trace import tensor_names
-from rlskit.runtime.torchvision_ops import declare_missing_operators
 from rlskit.storage.files import replacing, write_tensors, write_text
+from rlskit.torchvision_ops import declare_missing_operators
 
 declare_missing_operators()
 import timm  # noqa: E402

@@ -40,8 +40,8 @@ from rlskit.data.sources import measure
 from rlskit.errors import RequestError, RunError
 from rlskit.models.published import library_classes
 from rlskit.pixels import Pixels
-from rlskit.runtime.torchvision_ops import declare_missing_operators
 from rlskit.seeds import Purpose, generator
+from rlskit.torchvision_ops import declare_missing_operators
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -120,3 +120,13 @@ def test_a_result_has_no_headline_where_nothing_was_scored() -> None:
     single: Result = result(accuracy={"clean_gibbs": ACCURACY})
     with pytest.raises(KeyError):
         _ = single.headline
+
+
+def test_results_are_read_by_name_like_their_json() -> None:
+    found = result()
+    robust = found.accuracy["robust"]
+    assert (robust["mean"], found.data["n"]) == (robust.mean, found.data.n)
+    assert found.attack is not None
+    assert found.attack["params"]["eps"] == found.attack.params["eps"]
+    with pytest.raises(KeyError, match="median"):
+        robust["median"]

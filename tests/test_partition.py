@@ -18,7 +18,7 @@ from rlskit.models.outputs import HeadlessError
 from rlskit.models.partition import NESTED, partition
 from rlskit.models.published import library_pixels
 from rlskit.models.trace import Trace, tensor_names, trace
-from rlskit.runtime.torchvision_ops import declare_missing_operators
+from rlskit.torchvision_ops import declare_missing_operators
 
 declare_missing_operators()
 import timm  # noqa: E402

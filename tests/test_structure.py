@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"threat"}),
     frozenset({"attacks", "defenses", "inputs", "results"}),
     frozenset({"models", "data"}),
-    frozenset({"arguments", "pixels", "runtime", "seeds", "stats", "storage"}),
+    frozenset({"arguments", "pixels", "runtime", "seeds", "stats", "storage", "torchvision_ops"}),
     frozenset({"documents", "errors", "lazy", "progress", "text"}),
 )
 """Top-level modules from the top down; one imports from the layers below its own, not beside it."""

@@ -23,7 +23,7 @@ from rlskit.conversion import convert
 from rlskit.conversion.weights import Weights, find_weights
 from rlskit.errors import RequestError
 from rlskit.models import checkpoint
-from rlskit.runtime.torchvision_ops import declare_missing_operators
+from rlskit.torchvision_ops import declare_missing_operators
 
 declare_missing_operators()
 import timm  # noqa: E402

@@ -21,7 +21,7 @@ from cifar_resnet import resnet20
 from rlskit.conversion import convert
 from rlskit.conversion.weights import find_weights, load_weights
 from rlskit.errors import RequestError, RunError
-from rlskit.runtime.torchvision_ops import declare_missing_operators
+from rlskit.torchvision_ops import declare_missing_operators
 
 declare_missing_operators()
 import timm  # noqa: E402

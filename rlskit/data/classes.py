@@ -110,7 +110,7 @@ def _bare(name: str) -> str:
 @functools.cache
 def _descriptions() -> dict[str, str]:
     """Return WordNet name -> what it stands for, of ImageNet's 1000 classes."""
-    from rlskit.runtime.torchvision_ops import declare_missing_operators
+    from rlskit.torchvision_ops import declare_missing_operators
 
     declare_missing_operators()
     from timm.data import ImageNetInfo

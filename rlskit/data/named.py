@@ -111,7 +111,7 @@ def load_torchvision(name: str, split: str, data_dir: Path, *, download: bool) -
 
 
 def _open_torchvision(name: str, split: str, data_dir: Path, *, download: bool) -> Any:
-    from rlskit.runtime.torchvision_ops import declare_missing_operators
+    from rlskit.torchvision_ops import declare_missing_operators
 
     declare_missing_operators()
     from torchvision import datasets

@@ -19,7 +19,7 @@ from rlskit.models.small_images import adapt_to_small_images
 from rlskit.models.stem import set_input_channels
 from rlskit.models.streams import kept, sources_of
 from rlskit.models.trace import unusable
-from rlskit.runtime.torchvision_ops import declare_missing_operators
+from rlskit.torchvision_ops import declare_missing_operators
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _COMPILED = "_orig_mod"

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from rlskit.errors import RequestError
-from rlskit.runtime.torchvision_ops import declare_missing_operators
+from rlskit.torchvision_ops import declare_missing_operators
 
 LIBRARIES = ("timm", "torchvision")
 """Where a bare name is looked up, in this order."""

@@ -24,8 +24,8 @@ from typing import Any
 from torch import nn
 
 from rlskit.errors import RequestError
-from rlskit.runtime.torchvision_ops import declare_missing_operators
 from rlskit.storage.files import parse_json, write_text
+from rlskit.torchvision_ops import declare_missing_operators
 
 _introduced: dict[str, str] = {}  # "digest:factory" -> the spec to load, of this process
 

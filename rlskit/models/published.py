@@ -11,7 +11,7 @@ from torch import nn
 from rlskit.errors import RequestError
 from rlskit.models.architecture import Architecture
 from rlskit.models.trace import tensor_names
-from rlskit.runtime.torchvision_ops import declare_missing_operators
+from rlskit.torchvision_ops import declare_missing_operators
 
 _IMAGENET: dict[str, Any] = {
     "channels": 3, "height": 224, "width": 224, "classes": 1000,

@@ -20,6 +20,7 @@ from rlskit.documents import (
     Share,
     Value,
     Whole,
+    item,
     put_back,
     to_json,
 )
@@ -42,6 +43,8 @@ class CheckpointFacts:
 
     path: str | None
     sha256: str | None
+
+    __getitem__ = item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,8 @@ class ModelFacts:
     trained: bool | None = field(default=None, metadata=OPTIONAL)
     outputs: str | None = field(default=None, metadata=OPTIONAL)
 
+    __getitem__ = item
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFacts:
@@ -89,6 +94,8 @@ class ImageFacts:
     adversarial_sha256: str | None = field(default=None, metadata=OPTIONAL)
     skipped: Count | None = field(default=None, metadata=OPTIONAL)
 
+    __getitem__ = item
+
 
 @dataclass(frozen=True, kw_only=True)
 class PartFacts:
@@ -103,6 +110,8 @@ class PartFacts:
     name: str
     method: str
     params: Mapping[str, Value]
+
+    __getitem__ = item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +145,8 @@ class AttackFacts:
     compiled: bool | None = field(default=None, metadata=OPTIONAL)
     broken: Mapping[str, Whole] | None = field(default=None, metadata=OPTIONAL)
 
+    __getitem__ = item
+
     @property
     def of(self) -> tuple[AttackFacts, ...]:
         """The attacks that a worst case is over; none of a single attack."""
@@ -149,6 +160,8 @@ class Extent:
 
     median: Number
     max: Number
+
+    __getitem__ = item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +177,8 @@ class Measure:
     mean: Number | None
     std: Number | None
     ci95: tuple[Number, Number] | None
+
+    __getitem__ = item
 
 
 Matrix = tuple[tuple[Number | None, ...], ...]
@@ -190,6 +205,8 @@ class TransferFacts:
     off_diagonal: Mapping[str, Spread]
     attack: AttackFacts
 
+    __getitem__ = item
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
@@ -199,6 +216,8 @@ class Timing:
     seconds: Number
     forwards: Number
     backwards: Number
+
+    __getitem__ = item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +233,8 @@ class Gate:
     threshold: Share
     bound: Number
     verdict: str
+
+    __getitem__ = item
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,8 +38,8 @@ from rlskit.models.checkpoint import save
 from rlskit.models.partition import partition
 from rlskit.models.trace import trace
 from rlskit.pixels import Pixels
-from rlskit.runtime.torchvision_ops import declare_missing_operators
 from rlskit.threat.view import attackers_view
+from rlskit.torchvision_ops import declare_missing_operators
 
 N, BANKS, ATTACKED, STEPS = 10, 2, 5, 2
 TESTS = Path(__file__).resolve().parents[1]

@@ -23,7 +23,7 @@ from torch import nn
 
 from rlskit.conversion import convert
 from rlskit.data import load
-from rlskit.runtime.torchvision_ops import declare_missing_operators
+from rlskit.torchvision_ops import declare_missing_operators
 from rlskit.training import TrainOptions
 from rlskit.training.epochs import Run
 from rlskit.training.kept import Files
