@@ -10,7 +10,12 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from attacked_models import (
+from rlskit.attacks import apgd as apgd_module
+from rlskit.attacks.apgd import apgd, apgd_t, targeted_dlr
+from rlskit.attacks.losses import LOSSES, margin
+from rlskit.errors import RequestError
+from rlskit.pixels import check_adversarial
+from small_models import (
     SHAPE,
     Constant,
     Counting,
@@ -22,11 +27,6 @@ from attacked_models import (
     generator,
     size,
 )
-from rlskit.attacks import apgd as apgd_module
-from rlskit.attacks.apgd import apgd, apgd_t, targeted_dlr
-from rlskit.attacks.losses import LOSSES, margin
-from rlskit.errors import RequestError
-from rlskit.pixels import check_adversarial
 
 THEIRS = {"linf": "Linf", "l2": "L2"}
 EPS = {"linf": 0.03, "l2": 0.12}

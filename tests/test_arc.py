@@ -21,6 +21,7 @@ from rlskit.pixels import perturbation_norms
 from rlskit.threat.meter import Meter
 from rlskit.threat.view import DrawsView, attackers_view
 from rlskit.training import TrainOptions, train
+from small_models import generator
 
 EPS = 0.05
 DUAL = {"linf": 1, "l2": 2}
@@ -33,10 +34,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class HalfPlane(nn.Module):

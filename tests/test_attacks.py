@@ -29,6 +29,7 @@ from rlskit.attacks.targets import choose_targets
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.pixels import perturbation_norms
 from rlskit.seeds import Purpose
+from small_models import Constant, generator
 
 SHAPE = (3, 4, 4)
 
@@ -70,10 +71,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 class Linear(nn.Module):
     """Logits W (x - 0.5) + b: class 0 leads near 0.5, and every optimum lies inside [0, 1].
 
@@ -90,13 +87,6 @@ class Linear(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return (images.flatten(1) - 0.5) @ self.weight.T + self.bias
-
-
-class Constant(nn.Module):
-    """No parameters, gradients of zero, and class 0 leading."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.tensor([1.0, 0.0, 0.0]) + 0 * images.flatten(1).sum(1, keepdim=True)
 
 
 class Blowup(nn.Module):
@@ -534,7 +524,7 @@ def test_deepfool_agrees_with_torchattacks(overshoot: float) -> None:
 def test_torchattacks_keeps_stdout_clean_on_a_model_without_parameters() -> None:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        adversarial = run("pgd", Constant(), torch.full((2, *SHAPE), 0.5), torch.tensor([0, 0]))
+        adversarial = run("pgd", Constant(3), torch.full((2, *SHAPE), 0.5), torch.tensor([0, 0]))
     assert out.getvalue() == ""
     assert (adversarial - 0.5).abs().max() <= 0.05
 
@@ -631,7 +621,7 @@ def test_deepfool_passes_the_boundary_by_more_than_rounding() -> None:
 def test_upstream_deepfool_is_caught_where_it_returns_nan() -> None:
     attack = prepare("deepfool", engine="torchattacks")
     with pytest.raises(UntrustedError, match="NaN"):
-        attack(Constant(), torch.rand(2, *SHAPE), torch.tensor([0, 0]), generator=generator())
+        attack(Constant(3), torch.rand(2, *SHAPE), torch.tensor([0, 0]), generator=generator())
 
 
 # --- Minimum-norm attacks.
@@ -661,7 +651,7 @@ class Bowl(nn.Module):
 @pytest.mark.parametrize("method", MINIMUM_NORM)
 def test_a_constant_model_cannot_be_fooled(method: str) -> None:
     images = torch.rand(4, *SHAPE, generator=generator())
-    assert torch.equal(run(method, Constant(), images, torch.tensor([0, 0, 1, 2])), images)
+    assert torch.equal(run(method, Constant(3), images, torch.tensor([0, 0, 1, 2])), images)
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.1, 0.5])

@@ -9,7 +9,13 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from attacked_models import (
+from rlskit.attacks.apgd import apgd, apgd_t
+from rlskit.attacks.autoattack import autoattack
+from rlskit.attacks.losses import LOSSES
+from rlskit.attacks.square import square
+from rlskit.errors import UntrustedError
+from rlskit.pixels import check_adversarial
+from small_models import (
     SHAPE,
     Constant,
     Counting,
@@ -21,12 +27,6 @@ from attacked_models import (
     generator,
     size,
 )
-from rlskit.attacks.apgd import apgd, apgd_t
-from rlskit.attacks.autoattack import autoattack
-from rlskit.attacks.losses import LOSSES
-from rlskit.attacks.square import square
-from rlskit.errors import UntrustedError
-from rlskit.pixels import check_adversarial
 
 QUICK: dict[str, Any] = {"steps": 10, "queries": 20}
 

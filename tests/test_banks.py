@@ -19,6 +19,7 @@ from rlskit.models.partition import partition
 from rlskit.models.published import library_pixels
 from rlskit.models.trace import tensor_names, trace
 from rlskit.pixels import Pixels
+from small_models import Recurrent
 
 TINY = [f"timm:{name}" for name in list_models("test_*")]
 ODD = [  # LevIT remembers biases in eval mode, CoAT registers modules twice
@@ -131,19 +132,6 @@ class Tied(nn.Module):
         features = self.norm(self.second(features.relu()))
         features = self.twice(self.once(features.relu()).relu())
         logits: Tensor = self.head(features)
-        return logits
-
-
-class Recurrent(nn.Module):
-    """An LSTM, which keeps a second list of its weights: `[B, 1, 4, 4]` to 10."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows = nn.LSTM(4, 5, batch_first=True)
-        self.head = nn.Linear(5, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.rows(images[:, 0])[0][:, -1])
         return logits
 
 

@@ -12,12 +12,9 @@ from rlskit.attacks.fab import _onto_plane, fab
 from rlskit.attacks.upstream import run_torchattacks
 from rlskit.errors import UntrustedError
 from rlskit.pixels import perturbation_norms
+from small_models import Curved, generator
 
 DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class Linear(nn.Module):
@@ -31,20 +28,6 @@ class Linear(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images.flatten(1) @ self.weight.T + self.bias
-
-
-class Curved(nn.Module):
-    """Far from linear, with a layer whose mode matters; its logits come out times `factor`."""
-
-    def __init__(self, factor: float = 1.0, roughness: float = 0.5) -> None:
-        super().__init__()
-        self.inner = roughness * torch.randn(64, 40, generator=generator(2))
-        self.outer = torch.randn(40, 10, generator=generator(3))
-        self.dropout, self.factor = nn.Dropout(0.5), factor
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.dropout(((images.flatten(1) - 0.5) @ self.inner).tanh())
-        return self.factor * (features @ self.outer)
 
 
 def net_and_images(n: int = 16, roughness: float = 0.5) -> tuple[Curved, Tensor, Tensor]:

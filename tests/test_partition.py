@@ -19,6 +19,7 @@ from rlskit.models.partition import NESTED, partition
 from rlskit.models.published import library_pixels
 from rlskit.models.trace import Trace, tensor_names, trace
 from rlskit.torchvision_ops import declare_missing_operators
+from small_models import Recurrent
 
 declare_missing_operators()
 import timm  # noqa: E402
@@ -264,21 +265,8 @@ def test_a_buffer_starts_no_layer() -> None:
     assert layers_of(Filtered()) == {"weight": {"edges", "mask", "weight"}}
 
 
-class Recurrent(nn.Module):
-    """A row of pixels is a step: `[B, 1, 4, 4]` to `[B, 3]`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows = nn.LSTM(4, 5, batch_first=True)
-        self.head = nn.Linear(5, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.rows(images[:, 0])[0][:, -1])
-        return logits
-
-
 def test_the_weights_of_an_lstm_are_layers() -> None:
-    assert layers_of(Recurrent(), (1, 4, 4)) == {
+    assert layers_of(Recurrent(3), (1, 4, 4)) == {
         "rows.weight_ih_l0": {"rows.weight_ih_l0"},
         "rows.weight_hh_l0": {"rows.weight_hh_l0", "rows.bias_ih_l0", "rows.bias_hh_l0"},
         "head": {"head.weight", "head.bias"},

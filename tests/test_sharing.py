@@ -24,7 +24,8 @@ from rlskit.models.partition import partition
 from rlskit.models.published import library_pixels
 from rlskit.models.sharing import draw_logits
 from rlskit.models.trace import trace
-from test_banks import SMALL, Recurrent, Tied, pixels_of, unlike
+from small_models import Recurrent
+from test_banks import SMALL, Tied, pixels_of, unlike
 
 PRODUCTS = ("convolution", "addmm", "mm", "bmm")
 

@@ -17,14 +17,11 @@ from rlskit.attacks.upstream import run_torchattacks
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.pixels import perturbation_norms
 from rlskit.seeds import Purpose
+from small_models import Curved, generator
 
 Sparse = Callable[..., Tensor]
 BLACK_BOX: list[tuple[Sparse, dict[str, Any]]] = [(onepixel, {"pixels": 2}), (pixle, {})]
 EVERY = [(jsma, {}), *BLACK_BOX]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class Linear(nn.Module):
@@ -39,23 +36,9 @@ class Linear(nn.Module):
         return images.flatten(1) @ self.weight.T
 
 
-class Curved(nn.Module):
-    """Images `[B, 1, 8, 8]` to 10 logits, with a layer whose mode matters."""
-
-    def __init__(self, factor: float = 1.0) -> None:
-        super().__init__()
-        self.inner = 0.2 * torch.randn(64, 40, generator=generator(2))
-        self.outer = torch.randn(40, 10, generator=generator(3))
-        self.dropout, self.factor = nn.Dropout(0.5), factor
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.dropout(((images.flatten(1) - 0.5) @ self.inner).tanh())
-        return self.factor * (features @ self.outer)
-
-
 def net_and_images(n: int = 16) -> tuple[Curved, Tensor, Tensor]:
     """A network, images in [0.02, 0.98], and labels that are its own answers."""
-    model = Curved().eval()
+    model = Curved(roughness=0.2).eval()
     images = 0.02 + 0.96 * torch.rand(n, 1, 8, 8, generator=generator(1))
     return model, images, model(images).argmax(1)
 

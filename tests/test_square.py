@@ -9,7 +9,12 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from attacked_models import (
+from rlskit.attacks import square as square_module
+from rlskit.attacks.losses import LOSSES, margin
+from rlskit.attacks.square import square
+from rlskit.errors import UntrustedError
+from rlskit.pixels import check_adversarial
+from small_models import (
     SHAPE,
     Constant,
     Counting,
@@ -21,11 +26,6 @@ from attacked_models import (
     generator,
     size,
 )
-from rlskit.attacks import square as square_module
-from rlskit.attacks.losses import LOSSES, margin
-from rlskit.attacks.square import square
-from rlskit.errors import UntrustedError
-from rlskit.pixels import check_adversarial
 
 THEIRS = {"linf": "Linf", "l2": "L2"}
 EPS = {"linf": 0.01, "l2": 0.05}
