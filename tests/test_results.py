@@ -40,7 +40,7 @@ DESIGN = (
     "command checkpoint model defense data attack protocol n_attacked n_samples repeats seed "
     "batch_size device versions accuracy perturbation timing per_image"
 )
-"""Keys of the design, section 7."""
+"""Keys that readers of the JSON rely on."""
 
 UNSURE = replace(ACCURACY, mean=0.5, std=0.01)
 STATED = replace(PGD, stated={"eps": 0.1, "c": None}, pixel_range="-1:1")

@@ -21,6 +21,7 @@ from rlskit.defenses.answers import mean_log_probabilities
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
 from rlskit.models.outputs import Reading, in_unit_range, kind_of, reading_of
+from rlskit.models.streams import kept, others_of, start_all
 from rlskit.seeds import Purpose
 from rlskit.threat.view import DrawsView, attackers_view
 
@@ -250,7 +251,8 @@ def variation(module: nn.Module, images: Tensor, seed: int) -> float:
 @contextmanager
 def randomness(seed: int, purpose: Purpose, device: torch.device) -> Iterator[None]:
     """Seed the global randomness that a module of one's own may use, and put it back after."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    devices, others = [device] if device.type == "cuda" else [], others_of()
+    with torch.random.fork_rng(devices=devices), kept(others):
+        start_all(others, seeds.derive(seed, purpose))
         torch.manual_seed(seeds.derive(seed, purpose))
         yield

@@ -83,7 +83,6 @@ DEFENSES: dict[str, Defense] = {
     "stochastic": Defense(
         "a network with randomness of its own, under one stream of random numbers",
         samples=lambda _: stochastic.SAMPLES, draw=stochastic.draw,
-        in_training=stochastic.reproducible,
     ),
 }  # fmt: skip
 """Name of a defense -> what is known about it."""

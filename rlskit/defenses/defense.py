@@ -48,7 +48,6 @@ class Defense:
             weights, which would be others.
         draw: (model, sampled model, seed) -> the draw, where it is more than the sampled model and
             what `perturb` does to it.
-        in_training: network -> a context for its forward passes in training; None for nothing.
         loss: (logits `[K, B, classes]`, labels `[B]`, settings) -> the scalar that a training step
             minimises; None for the group's loss, or the members' own where `separate`.
         separate: Whether the group's members are trained each on its own loss.
@@ -67,7 +66,6 @@ class Defense:
     post_hoc: bool = False
     folds: bool = True
     draw: Callable[[BankedModel, Classifier, int], nn.Module] | None = None
-    in_training: Callable[[nn.Module], AbstractContextManager[None]] | None = None
     loss: Callable[[Tensor, Tensor, Settings], Tensor] | None = None
     separate: bool = False
     settings: Settings = field(default_factory=dict)

@@ -160,8 +160,6 @@ def training_logits(model: BankedModel, images: Tensor, plan: Tensor) -> Tensor:
 
 def _noise(model: BankedModel) -> AbstractContextManager[None]:
     defense = defense_of(model)
-    if defense.in_training is not None:
-        return defense.in_training(model.banks[0])
     if defense.perturb is None or defense.post_hoc:
         return nullcontext()
     return defense.perturb(model)(model.banks[0], Fresh())

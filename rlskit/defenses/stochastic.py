@@ -8,13 +8,11 @@ and not of an image's place in a batch.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 from torch import Tensor, nn
 
 from rlskit.models.banks import BankedModel, Classifier
-from rlskit.models.streams import others_of, sources_of, streamed
+from rlskit.models.streams import sources_of, streamed
 
 SAMPLES = 10
 
@@ -90,8 +88,3 @@ class StochasticDraw(nn.Module):
 def draw(model: BankedModel, classifier: Classifier, seed: int) -> nn.Module:
     """Return the draw that a seed decides; the model remembers how its draws answer a batch."""
     return StochasticDraw(classifier, seed, model.batching)
-
-
-def reproducible(network: nn.Module) -> AbstractContextManager[None]:
-    """Let the sources that torch does not know follow torch's generator, which a training seeds."""
-    return streamed(others_of(network), int(torch.randint(2**62, ())))

@@ -63,9 +63,14 @@ def started(seed: int) -> Iterator[None]:
     """Start the global sources by a seed, no GPU's among them; put them back after."""
     sources = sources_of()
     with kept(sources):
-        for source in sources:
-            source.start(seed)
+        start_all(sources, seed)
         yield
+
+
+def start_all(sources: Sequence[Source], seed: int) -> None:
+    """Start all sources by one seed."""
+    for source in sources:
+        source.start(seed)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from rlskit import seeds
 from rlskit.data import Data, batches
 from rlskit.defenses import defense_of, training_logits
 from rlskit.models.banks import BankedModel
+from rlskit.models.streams import kept, sources_of, start_all
 from rlskit.progress import Progress, no_progress
 from rlskit.seeds import Purpose
 from rlskit.training.train_options import TrainOptions
@@ -48,9 +49,8 @@ def reestimate_batch_norm(
     plans = seeds.generator(options.seed, Purpose.BATCH_NORM_PLANS)
     total = min(options.bn_batches, math.ceil(len(data) / options.batch_size))
     stream = batches(data, options.batch_size, order, num_workers=options.num_workers)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _averaging(norms):
-        torch.manual_seed(seeds.derive(options.seed, Purpose.BATCH_NORM_NOISE))  # of the defense
+    with kept(sources_of(model)), _averaging(norms):
+        start_all(sources_of(model), seeds.derive(options.seed, Purpose.BATCH_NORM_NOISE))
         for done, (images, _) in zip(range(total), stream, strict=False):
             images = images.to(model.device)
             plan = _first_plan(model, plans)

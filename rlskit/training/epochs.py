@@ -19,6 +19,7 @@ from rlskit.defenses.answers import mean_log_probabilities
 from rlskit.errors import RequestError, RunError
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import layout_of, to_layout
+from rlskit.models.streams import kept, sources_of, start_all
 from rlskit.progress import Progress
 from rlskit.seeds import Purpose
 from rlskit.training.adversarial_training import pgd_images
@@ -71,11 +72,10 @@ class Run:
 
     def go(self, progress: Progress) -> TrainingResult:
         """Train all epochs; the model is left in eval mode, the global random state as it was."""
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
         # Convolutions train faster so: ResNets by a quarter on a CPU, by half together with --amp.
         to_layout(self.model, layout_of(self.model, training=True))
         try:
-            with torch.random.fork_rng(devices=devices):
+            with kept(sources_of(self.model)):
                 for epoch in range(self.options.epochs):
                     self._epoch(epoch, progress)
         finally:
@@ -113,9 +113,8 @@ class Run:
     def _steps(self, epoch: int, progress: Progress) -> tuple[float, float, int]:
         """Take an epoch's steps; return mean loss, accuracy of the group, and images seen."""
         model, options = self.model, self.options
-        torch.manual_seed(
-            seeds.derive(options.seed, Purpose.TRAIN_NOISE, epoch)
-        )  # dropout, drop path
+        # Of dropout, drop path, the defense, and whatever else a network draws.
+        start_all(sources_of(model), seeds.derive(options.seed, Purpose.TRAIN_NOISE, epoch))
         plans = seeds.generator(options.seed, Purpose.TRAIN_PLANS, epoch)
         order = seeds.generator(options.seed, Purpose.TRAIN_ORDER, epoch)
         stream = batches(self.data, options.batch_size, order, options.augment, options.num_workers)
