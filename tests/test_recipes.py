@@ -574,6 +574,7 @@ def test_costs_are_those_counted_by_hand(recipe: Path) -> None:
         "train.epochs=2", "train.group-size=4", "train.batch-size=10", "train.bn-batches=3",
         "attack.repeats=2", "columns.cw.attack={method = 'cw', c = 1, steps = 7}",
         "columns.fab.attack={method = 'fab'}",
+        "columns.known.attack={protocol = 'known', eps = 0.1}",
     ]  # fmt: skip
     found = costs(recipe, sets)
     assert found["rls/convert"] == (0, 0, 0)
@@ -586,6 +587,8 @@ def test_costs_are_those_counted_by_hand(recipe: Path) -> None:
     assert found["rls/cw"] == (64, 2 * (64 * 8 + 2 * 640), 2 * 64 * 7)
     # at most 100 steps, each of two forward passes and a backward pass per other class
     assert found["rls/fab"] == (64, 2 * (64 * 202 + 2 * 640), 2 * 64 * 900)
+    # all 10 draws that answer
+    assert found["rls/known"] == (64, 2 * (64 * 10 * 10 + 2 * 640), 2 * 64 * 10 * 10)
 
 
 def test_a_bound_is_said_to_be_one(recipe: Path) -> None:

@@ -33,8 +33,7 @@ def attack(
         under(
             VIEW,
             "transfer (n = 1), multi, eot (fresh draws at every step), known (the draws that "
-            "answer), or adaptive: the worst "
-            "of several attacks, the honest number.",
+            "answer), or adaptive: the worst of several attacks, the honest number.",
         ),
     ] = None,
     twin: Annotated[

@@ -29,6 +29,7 @@ from rlskit.recipes.trust import require_trust
 from rlskit.runtime.devices import choose_device
 from rlskit.seeds import Purpose
 from rlskit.threat.adaptive import PROTOCOL as ADAPTIVE
+from rlskit.threat.view import draws_seen
 from rlskit.training.batch_norm import has_batch_norm
 from rlskit.training.epochs import HELD_OUT_DRAWS
 
@@ -145,11 +146,12 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
         return Cost(images, scored, 0)
     if stage.options.get("protocol") == ADAPTIVE:
         return None  # it depends on what each part leaves
-    draws_seen = int(stage.options.get("n-attacked", 1))
-    setting = Setting(model.card.pixels.shape, model.card.classes, draws_seen)
+    protocol = str(stage.options.get("protocol", ""))
+    seen = draws_seen(protocol, int(stage.options.get("n-attacked", 1)), samples)
+    setting = Setting(model.card.pixels.shape, model.card.classes, seen)
     attacks = prepared(stage)
     passes = [one.passes(setting) for one in attacks]
-    attacked = images * draws_seen * repeats
+    attacked = images * seen * repeats
     return Cost(
         images,
         attacked * sum(one.forwards for one in passes)
