@@ -26,10 +26,10 @@ from rlskit.recipes.checking import prepared, samples_of, train_options
 from rlskit.recipes.recipe import Recipe
 from rlskit.recipes.stages import Stage
 from rlskit.recipes.trust import require_trust
+from rlskit.results.comparison import KNOWN
 from rlskit.runtime.devices import choose_device
 from rlskit.seeds import Purpose
 from rlskit.threat.adaptive import PROTOCOL as ADAPTIVE
-from rlskit.threat.view import draws_seen
 from rlskit.training.batch_norm import has_batch_norm
 from rlskit.training.epochs import HELD_OUT_DRAWS
 
@@ -146,8 +146,8 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
         return Cost(images, scored, 0)
     if stage.options.get("protocol") == ADAPTIVE:
         return None  # it depends on what each part leaves
-    protocol = str(stage.options.get("protocol", ""))
-    seen = draws_seen(protocol, int(stage.options.get("n-attacked", 1)), samples)
+    known = stage.options.get("protocol") == KNOWN
+    seen = samples if known else int(stage.options.get("n-attacked", 1))
     setting = Setting(model.card.pixels.shape, model.card.classes, seen)
     attacks = prepared(stage)
     passes = [one.passes(setting) for one in attacks]
