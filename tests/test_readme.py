@@ -1,12 +1,14 @@
 """The Python of the README and of the docs runs as it stands, but for a smaller network."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 import rlskit
+from rlskit.cli.recipe import _check
 from rlskit.defenses import DEFENSES
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -68,3 +70,15 @@ def test_the_example_of_a_defense(
     image = torch.rand(1, 1, 32, 32)
     assert torch.equal(one(image), one(image))
     assert not torch.equal(one(image), other(image))
+
+
+def test_every_command_line_of_the_pages_is_one_that_its_command_takes() -> None:
+    pages = [README, *sorted((README.parent / "docs").glob("*.md"))]
+    found = [
+        shlex.split(line.partition(" #")[0].rstrip("\\ "))
+        for page in pages
+        for line in re.findall(r"^    rlskit (.*)", page.read_text(), re.MULTILINE)
+    ]
+    assert len(found) > 40
+    for arguments in found:
+        _check(arguments)
