@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,6 +41,25 @@ class PerturbedDraw(nn.Module):
         with self._perturb(self.classifier.network, self.variates):
             logits: Tensor = self.classifier(images)
         return logits
+
+
+@contextmanager
+def images_changed(network: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let a network read changed images while this context is open.
+
+    Args:
+        network: Whose first argument are its images.
+        change: Normalised images `[B, C, H, W]` -> those that it reads.
+    """
+
+    def changed(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (change(inputs[0]), *inputs[1:])
+
+    hook = network.register_forward_pre_hook(changed)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class Intercept(TorchFunctionMode):

@@ -6,14 +6,13 @@ made smaller by as much and padded to the size that they had.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlskit.defenses.defense import Perturb
+from rlskit.defenses.perturbed import images_changed
 from rlskit.defenses.variates import Variates
 from rlskit.models.banks import BankedModel
 
@@ -26,10 +25,8 @@ def perturb(model: BankedModel) -> Perturb:
     """Return a context that makes images smaller and puts them somewhere on black."""
     shrink, pixels = model.card.settings["shrink"], model.card.pixels
 
-    @contextmanager
-    def moving(network: nn.Module, variates: Variates) -> Iterator[None]:
-        def move(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            images: Tensor = inputs[0]
+    def moving(network: nn.Module, variates: Variates) -> AbstractContextManager[None]:
+        def move(images: Tensor) -> Tensor:
             size, right, down = variates.uniform((1, 3), images)[0].tolist()
             height, width = (round(side * (1 - shrink * size)) for side in images.shape[2:])
             spare = [images.shape[2] - height, images.shape[3] - width]
@@ -38,12 +35,8 @@ def perturb(model: BankedModel) -> Perturb:
             black = -mean / std
             small = F.interpolate(images, (height, width)) - black
             padding = (left, spare[1] - left, top, spare[0] - top)
-            return (F.pad(small, padding) + black, *inputs[1:])
+            return F.pad(small, padding) + black
 
-        hook = network.register_forward_pre_hook(move)
-        try:
-            yield
-        finally:
-            hook.remove()
+        return images_changed(network, move)
 
     return moving

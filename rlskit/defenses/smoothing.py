@@ -5,13 +5,12 @@ Their answer is the vote of many noisy copies with a certificate; here it is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
 from rlskit.defenses.defense import Perturb
+from rlskit.defenses.perturbed import images_changed
 from rlskit.defenses.variates import Variates
 from rlskit.models.banks import BankedModel
 
@@ -24,17 +23,11 @@ def perturb(model: BankedModel) -> Perturb:
     """Return a context that adds noise to the images."""
     sigma, std = model.card.settings["sigma"], model.card.pixels.std
 
-    @contextmanager
-    def blurring(network: nn.Module, variates: Variates) -> Iterator[None]:
-        def blur(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            images: Tensor = inputs[0]
+    def blurring(network: nn.Module, variates: Variates) -> AbstractContextManager[None]:
+        def blur(images: Tensor) -> Tensor:
             noise = variates.normal(images.shape, images) / images.new_tensor(std).view(-1, 1, 1)
-            return (images + sigma * noise, *inputs[1:])
+            return images + sigma * noise
 
-        hook = network.register_forward_pre_hook(blur)
-        try:
-            yield
-        finally:
-            hook.remove()
+        return images_changed(network, blur)
 
     return blurring
