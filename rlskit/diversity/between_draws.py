@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from rlskit import seeds
 from rlskit.arguments import checked
 from rlskit.data import blocks
-from rlskit.defenses import defense_of, draws
+from rlskit.defenses import draws
 from rlskit.defenses.answers import finite_logits
 from rlskit.diversity.agreement import Agreement, Intervals, agreement, intervals
-from rlskit.errors import RequestError
+from rlskit.diversity.comparable import comparing
 from rlskit.evaluation import EvalOptions, Subject, doubts_of, subject_of
 from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
@@ -71,15 +71,12 @@ def measure_diversity(
         RequestError: An option or the data is wrong.
         UntrustedError: The weights or logits are not finite, or the model only guesses.
     """
-    if n_samples < 2:
-        raise RequestError(
-            f"diversity compares draws: `n_samples` must be 2 or more, not {n_samples}"
-        )
     model, data = taken(model, data)
-    count = min(n_samples, defense_of(model).distinct(model) or n_samples)
-    options = EvalOptions(
-        n_samples=count, repeats=repeats, batch_size=batch_size, num_workers=num_workers, seed=seed
-    )
+    options = comparing(
+        model, "diversity compares", n_samples, repeats=repeats, batch_size=batch_size,
+        num_workers=num_workers, seed=seed,
+    )  # fmt: skip
+    (count,) = options.counts(model)
     subject = subject_of(model, data, adversarial)
     doubts = doubts_of(subject, options)
     start = time.perf_counter()

@@ -23,9 +23,9 @@ from rlskit.attacks import PreparedAttack, prepare
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import gradient, objective
 from rlskit.data import blocks
-from rlskit.defenses import defense_of, draws, made_ready
+from rlskit.defenses import draws, made_ready
 from rlskit.defenses.answers import finite_logits
-from rlskit.errors import RequestError
+from rlskit.diversity.comparable import comparing
 from rlskit.evaluation import EvalOptions, Subject, doubts_of, subject_of
 from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
@@ -129,15 +129,12 @@ def measure_transfer(
         UntrustedError: The preflight failed, weights, logits or gradients are not finite, or the
             model only guesses.
     """
-    if n_samples < 2:
-        raise RequestError(
-            f"transfer is between draws: `n_samples` must be 2 or more, not {n_samples}"
-        )
     model, data = taken(model, data)
-    count = min(n_samples, defense_of(model).distinct(model) or n_samples)
-    options = EvalOptions(
-        n_samples=count, repeats=repeats, batch_size=batch_size, num_workers=num_workers, seed=seed
-    )
+    options = comparing(
+        model, "transfer is between", n_samples, repeats=repeats, batch_size=batch_size,
+        num_workers=num_workers, seed=seed,
+    )  # fmt: skip
+    (count,) = options.counts(model)
     attack = _attack(eps, steps, step_size)
     subject = subject_of(model, data)
     _preflight(subject, attack, seed)
