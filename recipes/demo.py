@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 import rlskit
-from rlskit.report import comparison_table
+from rlskit.report import comparison_table, report_runs
 from rlskit.results import Result
 from rlskit.training import TrainOptions
 
@@ -50,6 +50,7 @@ def main() -> None:
         "undefended\nnetwork has only the one). Fresh draws at every step find less robustness:\n"
         f"  rlskit attack {FOLDER}/rls.safetensors --eps {EPS} --protocol eot --n-attacked 10"
     )
+    console.print(f"the same as a page, with the images: {report_runs([FOLDER], FOLDER)}")
 
 
 def evaluated(defense: str, console: Console) -> list[Result]:

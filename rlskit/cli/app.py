@@ -22,6 +22,7 @@ from rlskit.cli import (
     inspect,
     models,
     recipe,
+    report,
     train,
 )
 from rlskit.cli.ending import ended, flushed, guarded
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "inspect": inspect.inspect,
     "export": export.export,
     "run": recipe.run,
+    "report": report.report,
     "baseline": baseline.baseline,
 }
 _SETTINGS: dict[str, Any] = {

@@ -47,6 +47,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "run recipes/small/table3.toml --dry-run",
         "run recipes/small/table3.toml --set train.epochs=1 --only 'rls/*'",
     ),
+    "report": (
+        "report runs/small-table3 -o report",
+        "report runs/before runs/after -o both --data folder:photos",
+    ),
     "baseline": (
         "baseline runs/small-table3 -o last-release.zip",
         "baseline runs/release -o baseline.zip --force",

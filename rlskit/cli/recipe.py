@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from rlskit.recipes import Cost, Recipe
 
 
+FORMATS = ("text", "github")
+
+
 def run(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file; see docs/recipes.md.")],
     sets: Annotated[
@@ -48,14 +51,20 @@ def run(
         bool,
         under(OUTPUT, "Replace the FILE of --json if it exists.", "--force"),
     ] = False,
+    output_format: Annotated[
+        str,
+        under(OUTPUT, "text, or github: also annotations of the verdicts.", "--output-format"),
+    ] = FORMATS[0],
     quiet: QuietOption = False,
 ) -> int:
     """Run the stages of a recipe that are not finished yet; print its table beside the paper's."""
     from rlskit import recipes
-    from rlskit.report import rich_grid
+    from rlskit.report import REPORTS, annotations, rich_grid
     from rlskit.storage.files import write_text
 
     check_json(json_to, force)
+    if output_format not in FORMATS:
+        raise RequestError(f"--output-format is {' or '.join(FORMATS)}, not {output_format!r}")
     execute = _executor(quiet)
     if dry_run:
         _print_plan(recipes.load(recipe, sets or ()), only, out, trust=trust)
@@ -78,6 +87,10 @@ def run(
         note(sentence, loud=True)
     for verdict in done.verdicts:
         note(verdict.sentence, loud=True)
+    if output_format == "github":
+        for line in annotations(done.verdicts):
+            typer.echo(line, err=json_to == "-")
+    note(f"report: {done.folder / REPORTS[0]}", quiet=quiet)
     return done.code
 
 

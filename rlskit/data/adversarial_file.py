@@ -91,14 +91,15 @@ def write_adversarial(
 
 
 def read_adversarial(
-    path: str | Path, shape: tuple[int, int, int], classes: int
+    path: str | Path, shape: tuple[int, int, int] | None = None, classes: int | None = None
 ) -> SavedAdversarial:
     """Read what `write_adversarial` wrote.
 
     Args:
         path: The file.
-        shape: (C, H, W), what the model that is to be evaluated takes.
-        classes: How many it tells apart.
+        shape: (C, H, W), what the model that is to be evaluated takes; None to look at the images
+            only.
+        classes: How many it tells apart; None likewise.
 
     Raises:
         RequestError: The file is missing, damaged, was changed since, holds something else, or
@@ -127,13 +128,14 @@ def read_adversarial(
             raise RequestError(f"{path} has {len(images)} images but {found.numel()} {name}")
     if facts.paths is not None and len(facts.paths) != len(images):
         raise RequestError(f"{path} has {len(images)} images but {len(facts.paths)} paths")
-    given, taken = (facts.classes, *images.shape[1:]), (classes, *shape)
+    given = (facts.classes, *images.shape[1:])
+    taken = (classes or facts.classes, *(shape or images.shape[1:]))
     if given != taken:
         raise RequestError(
             f"{path} holds images of {given[0]} classes and shape {list(given[1:])}, but the model "
             f"takes {taken[0]} and {list(taken[1:])}"
         )
-    names = tuple(map(str, range(classes)))
+    names = tuple(map(str, range(facts.classes)))
     source = ArrayImages(str(path), images)
     data = Data(
         facts.data.name, facts.data.split, names, labels, source, indices=indices,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def grid(recipe: Recipe, folder: Path, is_finished: IsFinished) -> Grid:
 def to_json(
     recipe: Recipe, folder: Path, is_finished: IsFinished, verdicts: Sequence[Verdict] = ()
 ) -> dict[str, Any]:
-    """Return all rows with their cells, the paper's numbers and whole results, and the verdicts."""
+    """Return all rows with their cells, the paper's numbers and whole results, verdicts and commands."""
     rows = [
         {
             "name": line[0].row.name,
@@ -102,6 +103,7 @@ def to_json(
         "recipe": str(recipe.path),
         "rows": rows,
         "gates": json_values(verdicts),
+        "commands": [shlex.join(["rlskit", *stage.arguments(folder)]) for stage in recipe.stages],
     }
 
 

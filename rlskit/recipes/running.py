@@ -6,7 +6,8 @@ runs/FOLDER-FILE/
 ├── stages/ROW.STAGE.json                         a finished stage's fingerprint
 ├── .rlskit-new/                                  the same again, of stages that are not finished
 ├── recipe.json                                   says that the folder is a recipe's
-└── table.md, results.json                        written last
+├── table.md, results.json                        what was measured, and what became of the gates
+└── report.html, summary.md, junit.xml            the same for people and CI servers, written last
 
 A stage is run in `.rlskit-new`; what it would replace stays until it is whole.
 """
@@ -28,7 +29,7 @@ from rlskit.recipes.recipe import Recipe, load, nearest
 from rlskit.recipes.stages import Stage
 from rlskit.recipes.staging import Execute, StageError, is_finished, run_stage, state_of, tidy
 from rlskit.recipes.trust import require_trust
-from rlskit.report import markdown_grid
+from rlskit.report import Origin, markdown_grid, read_reported, write_reports
 from rlskit.results import NOT_MET, RESULTS, gate_sentence, read_results
 from rlskit.results.verdict import PASS, UNTRUSTED, Verdict
 from rlskit.storage.files import parse_json, write_text
@@ -116,6 +117,7 @@ def run(
         document = to_json(recipe, folder, is_finished, found.verdicts)
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         write_text(folder / RESULTS, text, force=True)
+        write_reports(read_reported(folder), folder, _origin(recipe))
         return found
 
 
@@ -202,6 +204,12 @@ def _outcome(
     if any(one.verdict == UNTRUSTED for one in found):
         code = UntrustedError.exit_code
     return Outcome(recipe, folder, code, tuple(gates[True]), tuple(gates[False]), found)
+
+
+def _origin(recipe: Recipe) -> Origin:
+    """Return where the recipe's own data lie."""
+    named = [stage.options.get("data-dir") for stage in recipe.stages]
+    return Origin(data_dir=next((one for one in named if isinstance(one, str)), None), follow=True)
 
 
 def _refuse_foreign(folder: Path) -> None:

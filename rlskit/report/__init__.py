@@ -1,8 +1,12 @@
-"""Reports: results as tables and plots, for people."""
+"""Reports: results as tables, plots and pages, for people and for CI servers."""
 
 from rlskit.report.audit_table import audit_table
+from rlskit.report.annotations import annotations
+from rlskit.report.gallery import Origin
 from rlskit.report.grid import Grid, markdown_grid, rich_grid
 from rlskit.report.plots import check_plot, plot_transfer
+from rlskit.report.report_files import REPORTS, report_runs, write_reports
+from rlskit.report.reported import Reported, read_reported
 from rlskit.report.tables import (
     accuracy_table,
     broken_by,
@@ -13,8 +17,12 @@ from rlskit.report.tables import (
 )
 
 __all__ = [
+    "REPORTS",
     "Grid",
+    "Origin",
+    "Reported",
     "accuracy_table",
+    "annotations",
     "audit_table",
     "broken_by",
     "check_plot",
@@ -23,6 +31,9 @@ __all__ = [
     "markdown_grid",
     "paired_table",
     "plot_transfer",
+    "read_reported",
+    "report_runs",
     "rich_grid",
     "transfer_table",
+    "write_reports",
 ]

@@ -28,7 +28,7 @@ def audit_table(result: AuditResult) -> Table:
     for check in result.checks:
         style = _STYLES.get(check.verdict, "dim")
         table.add_row(
-            f"{check.name} {check.title}", _measured(check), _limit(check),
+            f"{check.name} {check.title}", *measured_and_limit(check),
             f"[{style}]{check.verdict}[/]", escape(f"{check.detail}\n{check.meaning}".strip()),
             end_section=True,
         )  # fmt: skip
@@ -42,14 +42,10 @@ def _accuracies(result: AuditResult) -> str:
     return ", ".join(shown)
 
 
-def _measured(check: Check) -> str:
-    return "–" if check.measured is None else f"{_number(check.measured)} {check.unit}"
-
-
-def _limit(check: Check) -> str:
-    """Return the side of the threshold on which a check fails."""
-    sign = "<" if check.name in BELOW else ">"
-    return f"{sign} {_number(check.threshold)}"
+def measured_and_limit(check: Check) -> tuple[str, str]:
+    """Return the measurement, and the side of the threshold on which the check fails."""
+    measured = "–" if check.measured is None else f"{_number(check.measured)} {check.unit}"
+    return measured, f"{'<' if check.name in BELOW else '>'} {_number(check.threshold)}"
 
 
 def _number(value: float) -> str:

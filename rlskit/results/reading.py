@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,38 @@ def read_results(file: Path) -> list[Result]:
     Raises:
         RequestError: It is not there, or holds anything else, or results of another major version.
     """
+    found = read_json(file)
+    return results_in(found if isinstance(found, list) and found else [found], file)
+
+
+def read_json(file: Path) -> Any:
+    """Return what a JSON file from anyone holds; all its numbers are finite.
+
+    Raises:
+        RequestError: It is not there, too large, or no JSON.
+    """
     try:
         if file.stat().st_size > _LARGEST_FILE or not file.is_file():
             raise RequestError(f"{file} is no file of results; {_ADVICE}")
         text = file.read_text(encoding="utf-8")
-        found = parse_json(text, parse_constant=_finite, parse_float=_finite)
+        return parse_json(text, parse_constant=_finite, parse_float=_finite)
     except (OSError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
         why = reason(error)
         raise RequestError(f"{file} cannot be read as results ({why}); {_ADVICE}") from error
-    objects = found if isinstance(found, list) and found else [found]
+
+
+def results_in(objects: Sequence[Any], file: Path) -> list[Result]:
+    """Return JSON values as results; the `schema` is taken out of each.
+
+    Args:
+        objects: The values.
+        file: Where they were read, for messages.
+
+    Raises:
+        RequestError: One is no result, or of another major version.
+    """
     for one in objects:
         _check_schema(one, file)
     try:

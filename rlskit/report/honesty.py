@@ -1,0 +1,123 @@
+"""The honest number of each model: the lowest that was measured, and how far the others are off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rlskit.report.reported import Row
+from rlskit.results.comparison import KNOWN
+from rlskit.results.result import AttackFacts, Result
+from rlskit.results.words import attack_label, protocol
+from rlskit.stats import Accuracy
+
+ADAPTIVE = "adaptive"
+"""The protocol whose number is the one to trust."""
+
+
+@dataclass(frozen=True)
+class Honest:
+    """What is left of a model under one threat.
+
+    Attributes:
+        row: The model.
+        threat: What the attacker may do, for people.
+        numbers: All results under it, from the lowest accuracy up; those under `known` last.
+        sentence: What to think of them.
+    """
+
+    row: str
+    threat: str
+    numbers: tuple[Result, ...]
+    sentence: str
+
+    @property
+    def lowest(self) -> Accuracy:
+        """The honest number, as far as it was measured."""
+        return self.numbers[0].accuracy["robust"]
+
+
+def honest_numbers(rows: Sequence[Row]) -> tuple[Honest, ...]:
+    """Return the robust accuracies of every model, those of the same threat and images together."""
+    found = []
+    for row in rows:
+        together: dict[tuple[str, str], list[Result]] = {}
+        for result in row.results:
+            if is_untargeted(result):
+                key = threat(result), result.data.adversarial_sha256 or result.data.sha256
+                together.setdefault(key, []).append(result)
+        for (name, _), results in together.items():
+            results.sort(key=lambda one: (one.protocol == KNOWN, one.accuracy["robust"].mean))
+            images = f"{results[0].data.n:,} images of {results[0].data.name}"
+            said = " ".join(_sentences(results))
+            found.append(Honest(row.label, f"{name}, {images}", tuple(results), said))
+    return tuple(found)
+
+
+def is_untargeted(result: Result) -> bool:
+    """Whether a result has a robust accuracy that any wrong answer lowers."""
+    return (
+        result.attack is not None
+        and "robust" in result.accuracy
+        and "target_reached" not in result.accuracy
+    )
+
+
+def threat(result: Result) -> str:
+    """Return the budget with its norm, or the attack where nothing bounds it."""
+    assert result.attack is not None
+    budgets = {_budget(attack) for attack in result.attack.of or (result.attack,)}
+    (only,) = budgets if len(budgets) == 1 else (None,)
+    return attack_label(result) if only is None else f"{only[0]} eps {said_budget(only[1])}"
+
+
+def said_budget(eps: float) -> str:
+    """Return a budget in [0, 1], as a multiple of 1/255 where it is one."""
+    steps = round(255 * eps, 6)
+    return f"{steps:g}/255" if 0 < steps == round(steps) < 255 else f"{eps:.4g}"
+
+
+def _budget(attack: AttackFacts) -> tuple[str, float] | None:
+    """Return norm and size of what an attack may change; None where it has no budget."""
+    from rlskit.attacks import ATTACKS
+
+    eps, norm = attack.params.get("eps"), attack.params.get("norm")
+    if not isinstance(eps, int | float):
+        return None
+    known = ATTACKS.get(attack.method)
+    return str(norm or (known.norms[0] if known else "eps")), float(eps)
+
+
+def _sentences(results: Sequence[Result]) -> Iterator[str]:
+    """Yield what results of one threat say, from the lowest accuracy up, `known` last."""
+    seen = [result for result in results if result.protocol != KNOWN]
+    known = [result for result in results if result.protocol == KNOWN]
+    if seen:
+        lowest, highest = seen[0], seen[-1]
+        yield f"{_percent(lowest)} % is the lowest number that was measured ({_how(lowest)})."
+        apart = 100 * (highest.accuracy["robust"].mean - lowest.accuracy["robust"].mean)
+        if apart > 0:
+            yield (
+                f"{_how(highest)} left {_percent(highest)} %: it flatters the model by "
+                f"{apart:.1f} points."
+            )
+    others = [one for one in seen if one.protocol == "eot"]
+    for result in known:
+        for other in others[:1]:
+            left, robust = (100 * one.accuracy["robust"].mean for one in (other, result))
+            yield (
+                f"Of the {left:.1f} points that {_how(other)} leaves, {max(left - robust, 0):.1f} "
+                f"are hidden (gone once the draws are known) and {min(left, robust):.1f} robust."
+            )
+    if all(result.protocol != ADAPTIVE for result in results):
+        yield "The adaptive protocol was not measured: the honest number may be lower still."
+
+
+def _how(result: Result) -> str:
+    assert result.attack is not None
+    same = result.attack.method == result.protocol
+    return protocol(result) if same else f"{result.attack.method}, {protocol(result)}"
+
+
+def _percent(result: Result) -> str:
+    return f"{100 * result.accuracy['robust'].mean:.1f}"
