@@ -59,7 +59,7 @@ def run(
 ) -> int:
     """Run the stages of a recipe that are not finished yet; print its table beside the paper's."""
     from rlskit import recipes
-    from rlskit.report import REPORTS, annotations, rich_grid
+    from rlskit.report import REPORTS, github_annotations, rich_grid
     from rlskit.storage.files import write_text
 
     check_json(json_to, force)
@@ -88,7 +88,7 @@ def run(
     for verdict in done.verdicts:
         note(verdict.sentence, loud=True)
     if output_format == "github":
-        for line in annotations(done.verdicts):
+        for line in github_annotations(done.verdicts):
             typer.echo(line, err=json_to == "-")
     note(f"report: {done.folder / REPORTS[0]}", quiet=quiet)
     return done.code

@@ -16,7 +16,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Folders of run, attack, eval or diversity, their results.json, or an audit's JSON.",
+            help="Folders of run, attack, eval or diversity, results.json, an audit's JSON.",
         ),
     ],
     out: Annotated[Path, under(OUTPUT, "Folder to write to.", "--out", "-o")] = Path("report"),

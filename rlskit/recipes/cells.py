@@ -78,7 +78,7 @@ def grid(recipe: Recipe, folder: Path, is_finished: IsFinished) -> Grid:
 def to_json(
     recipe: Recipe, folder: Path, is_finished: IsFinished, verdicts: Sequence[Verdict] = ()
 ) -> dict[str, Any]:
-    """Return all rows with their cells, the paper's numbers and whole results, verdicts and commands."""
+    """Return all rows with cells, the paper's numbers and whole results; verdicts; commands."""
     rows = [
         {
             "name": line[0].row.name,

@@ -1,7 +1,7 @@
 """Reports: results as tables, plots and pages, for people and for CI servers."""
 
+from rlskit.report.annotations import github_annotations
 from rlskit.report.audit_table import audit_table
-from rlskit.report.annotations import annotations
 from rlskit.report.gallery import Origin
 from rlskit.report.grid import Grid, markdown_grid, rich_grid
 from rlskit.report.plots import check_plot, plot_transfer
@@ -22,12 +22,12 @@ __all__ = [
     "Origin",
     "Reported",
     "accuracy_table",
-    "annotations",
     "audit_table",
     "broken_by",
     "check_plot",
     "comparison_table",
     "diversity_table",
+    "github_annotations",
     "markdown_grid",
     "paired_table",
     "plot_transfer",

@@ -8,7 +8,7 @@ from rlskit.results.verdict import PASS, Verdict
 from rlskit.text import printable
 
 
-def annotations(verdicts: Sequence[Verdict]) -> list[str]:
+def github_annotations(verdicts: Sequence[Verdict]) -> list[str]:
     """Return a line for each verdict: a notice where it is `pass`, else an error.
 
     Source: https://docs.github.com/actions/reference/workflow-commands-for-github-actions.

@@ -65,13 +65,19 @@ def budget_panels(rows: Sequence[Row]) -> tuple[Panel, ...]:
     return _panels(found, "budget eps", lambda points: len(points.keys() - {0.0}) > 1)
 
 
+_VIEWS = {"transfer": "fixed draws", "multi": "fixed draws", "eot": "fresh draws"}
+"""The protocols whose attacker may see more or fewer draws, and which these are."""
+
+
 def attacked_panels(rows: Sequence[Row]) -> tuple[Panel, ...]:
     """Return robust accuracy against the number of attacked draws."""
     found: dict[tuple[str, str], dict[str, dict[float, Accuracy]]] = {}
     for row in rows:
         for result in row.results:
-            if is_untargeted(result) and result.n_attacked is not None:
-                title = f"{attack_label(result)}, N = {result.n_samples}, {_images(result)}"
+            view = _VIEWS.get(result.protocol)
+            if view is not None and is_untargeted(result) and result.n_attacked is not None:
+                about = f"{view}, N = {result.n_samples}, {_images(result)}"
+                title = f"{attack_label(result)}, {about}"
                 lines = found.setdefault((title, _sha(result)), {})
                 lines.setdefault(_model(row, result, rows), {})[result.n_attacked] = (
                     result.accuracy["robust"]
@@ -89,9 +95,8 @@ def sample_panels(rows: Sequence[Row]) -> tuple[Panel, ...]:
                     continue
                 how = "clean" if kind == "clean" else f"{attack_label(result)}, {protocol(result)}"
                 lines = found.setdefault((f"{how}, {_images(result)}", _sha(result)), {})
-                lines.setdefault(_model(row, result, rows), {})[result.n_samples] = result.accuracy[
-                    kind
-                ]
+                points = lines.setdefault(_model(row, result, rows), {})
+                points.setdefault(result.n_samples, result.accuracy[kind])
     return _panels(found, "answering draws N", _several)
 
 

@@ -257,7 +257,7 @@ def _picture(images: Tensor, edge: int) -> str:
         sheet[top : top + size[0], left : left + size[1]] = one
     stream = io.BytesIO()
     Image.fromarray(sheet.squeeze(-1) if colours == 1 else sheet).save(
-        stream, "PNG", compress_level=9
+        stream, "PNG", compress_level=3
     )
     return base64.b64encode(stream.getvalue()).decode("ascii")
 
