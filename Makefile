@@ -3,13 +3,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint wheel-test clean
+.PHONY: demo test test-browser lint wheel-test clean
 
 demo: $(INSTALLED)  ## the main job on embedded digits: convert, train, attack, eval, diversity
 	$(BIN)/python recipes/demo.py
 
 test: $(INSTALLED)  ## all tests, on all cores
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-browser: $(INSTALLED)  ## the report's page in a real Chromium, or why there is none
+	tests/browser/run.sh
 
 lint: $(INSTALLED)  ## formatting, ruff and mypy
 	$(BIN)/ruff format --check .

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rlskit.documents import to_json
 from rlskit.report.honesty import is_untargeted, said_budget, threat
 from rlskit.report.reported import Row
 from rlskit.results.result import Result
@@ -42,17 +40,23 @@ class Panel:
     Attributes:
         title: What they have in common.
         axis: What x is.
+        images: Digest of the images.
         lines: At least one.
     """
 
     title: str
     axis: str
+    images: str
     lines: tuple[Line, ...]
+
+
+_Groups = dict[tuple[str, str, str], dict[str, dict[float, Accuracy]]]
+"""(title, digest of the images, view) -> label of a line -> x -> accuracy."""
 
 
 def budget_panels(rows: Sequence[Row]) -> tuple[Panel, ...]:
     """Return accuracy against budget, from clean on: a panel for each attack and protocol."""
-    found: dict[tuple[str, str], dict[str, dict[float, Accuracy]]] = {}
+    found: _Groups = {}
     for row in rows:
         for result in row.results:
             eps = _eps(result)
@@ -71,14 +75,14 @@ _VIEWS = {"transfer": "fixed draws", "multi": "fixed draws", "eot": "fresh draws
 
 def attacked_panels(rows: Sequence[Row]) -> tuple[Panel, ...]:
     """Return robust accuracy against the number of attacked draws."""
-    found: dict[tuple[str, str], dict[str, dict[float, Accuracy]]] = {}
+    found: _Groups = {}
     for row in rows:
         for result in row.results:
             view = _VIEWS.get(result.protocol)
             if view is not None and is_untargeted(result) and result.n_attacked is not None:
                 about = f"{view}, N = {result.n_samples}, {_images(result)}"
                 title = f"{attack_label(result)}, {about}"
-                lines = found.setdefault((title, _sha(result)), {})
+                lines = found.setdefault((title, _sha(result), ""), {})
                 lines.setdefault(_model(row, result, rows), {})[result.n_attacked] = (
                     result.accuracy["robust"]
                 )
@@ -87,21 +91,21 @@ def attacked_panels(rows: Sequence[Row]) -> tuple[Panel, ...]:
 
 def sample_panels(rows: Sequence[Row]) -> tuple[Panel, ...]:
     """Return accuracy against N, the number of draws that answer together."""
-    found: dict[tuple[str, str], dict[str, dict[float, Accuracy]]] = {}
+    found: _Groups = {}
     for row in rows:
         for result in row.results:
             for kind in ("clean", "robust"):
                 if kind not in result.accuracy or (kind == "robust" and not is_untargeted(result)):
                     continue
                 how = "clean" if kind == "clean" else f"{attack_label(result)}, {protocol(result)}"
-                lines = found.setdefault((f"{how}, {_images(result)}", _sha(result)), {})
+                lines = found.setdefault((f"{how}, {_images(result)}", _sha(result), ""), {})
                 points = lines.setdefault(_model(row, result, rows), {})
                 points.setdefault(result.n_samples, result.accuracy[kind])
     return _panels(found, "answering draws N", _several)
 
 
 def _panels(
-    found: dict[tuple[str, str], dict[str, dict[float, Accuracy]]],
+    found: _Groups,
     axis: str,
     wanted: Callable[[dict[float, Accuracy]], bool],
 ) -> tuple[Panel, ...]:
@@ -112,7 +116,10 @@ def _panels(
             if wanted(points):
                 yield Line(label, tuple(Point(x, points[x]) for x in sorted(points)))
 
-    panels = [Panel(title, axis, tuple(lines(group))) for (title, _), group in found.items()]
+    panels = [
+        Panel(title, axis, images, tuple(lines(group)))
+        for (title, images, _), group in found.items()
+    ]
     return tuple(panel for panel in panels if panel.lines)
 
 
@@ -130,14 +137,14 @@ def _eps(result: Result) -> float | None:
     return float(eps) if isinstance(eps, int | float) else None
 
 
-def _alike(result: Result) -> tuple[str, str]:
-    """Return a title and a key of what two points of a line have in common but the budget."""
+def _alike(result: Result) -> tuple[str, str, str]:
+    """Return what two points of a line have in common but the budget."""
     assert result.attack is not None
     attacks = result.attack.of or (result.attack,)
     method = " + ".join(dict.fromkeys(one.method for one in attacks))
     norm = threat(result).partition(" eps ")[0]
     title = f"{method} ({norm}), {protocol(result)}, N = {result.n_samples}, {_images(result)}"
-    return title, json.dumps([_sha(result), to_json(result.attack.view)])
+    return title, _sha(result), result.attack.view
 
 
 def _images(result: Result) -> str:

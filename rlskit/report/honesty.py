@@ -11,6 +11,9 @@ from rlskit.results.result import AttackFacts, Result
 from rlskit.results.words import attack_label, protocol
 from rlskit.stats import Accuracy
 
+PROTOCOLS = ("transfer", "multi", "eot", "adaptive", KNOWN)
+"""From the attacker who sees least to the one who sees most."""
+
 ADAPTIVE = "adaptive"
 """The protocol whose number is the one to trust."""
 
@@ -30,6 +33,16 @@ class Honest:
     threat: str
     numbers: tuple[Result, ...]
     sentence: str
+
+    @property
+    def by_protocol(self) -> dict[str, Accuracy]:
+        """The lowest accuracy under each protocol."""
+        return {one.protocol: one.accuracy["robust"] for one in reversed(self.numbers)}
+
+    @property
+    def clean(self) -> Accuracy | None:
+        """That of the same images before the attack, where it was scored beside it."""
+        return next((r.accuracy["clean"] for r in self.numbers if "clean" in r.accuracy), None)
 
     @property
     def lowest(self) -> Accuracy:

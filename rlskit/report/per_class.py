@@ -62,18 +62,16 @@ def class_tables(rows: Sequence[Row]) -> tuple[ClassTable, ...]:
     return tuple(found)
 
 
-def guessing(rows: Sequence[Row]) -> float | None:
-    """Return the share of the most frequent class; None where the rows are of different images."""
-    images = {result.data.sha256 for row in rows for result in row.results}
-    if len(images) != 1:
-        return None
-    for row in rows:
-        for cell in row.cells:
-            for part in cell.parts:
-                with suppress(RequestError):
-                    labels = read_answers(part).label.tolist()
-                    return Counter(labels).most_common(1)[0][1] / len(labels)
-    return None
+def guessing(rows: Sequence[Row]) -> dict[str, float]:
+    """Return the share of the most frequent class among images, by their digest."""
+    found: dict[str, float] = {}
+    for part in (part for row in rows for cell in row.cells for part in cell.parts):
+        if part.result.data.sha256 not in found:
+            with suppress(RequestError):
+                labels = read_answers(part).label.tolist()
+                most = Counter(labels).most_common(1)[0][1]
+                found[part.result.data.sha256] = most / len(labels)
+    return found
 
 
 def _table(row: str, part: Finished) -> ClassTable:

@@ -22,7 +22,7 @@ from rlskit.audit.audit_result import AuditResult
 from rlskit.report import charts, curves
 from rlskit.report.audit_table import measured_and_limit
 from rlskit.report.gallery import DISTANCES, Gallery
-from rlskit.report.honesty import honest_numbers
+from rlskit.report.honesty import PROTOCOLS, honest_numbers
 from rlskit.report.outcome import headline, judgements, overall
 from rlskit.report.per_class import class_tables, guessing
 from rlskit.report.reported import Measured, Reported, Row
@@ -74,7 +74,8 @@ def webpage(reported: Reported, pictures: Gallery) -> str:
     found: dict[str, Any] = {
         "verdicts": {"judged": judged, "headline": headline(judged), "worst": overall(judged)},
         "honest": {
-            "found": honest_numbers(rows),
+            "found": (honest := honest_numbers(rows)),
+            "protocols": [p for p in PROTOCOLS if any(p in one.by_protocol for one in honest)],
             "warnings": list(dict.fromkeys(w for one in reported.results for w in one.warnings)),
             "rows": rows,
         },
@@ -113,14 +114,13 @@ def _environment() -> jinja2.Environment:
     return found
 
 
-def _figures(panels: Sequence[curves.Panel], chance: float | None) -> list[Figure]:
-    return [
-        Figure(
-            panel, Markup(charts.line_chart(panel, chance)),
-            tuple(map(charts.sign, range(len(panel.lines)))), chance,
-        )
-        for panel in panels
-    ]  # fmt: skip
+def _figures(panels: Sequence[curves.Panel], chances: dict[str, float]) -> list[Figure]:
+    found = []
+    for panel in panels:
+        chance = chances.get(panel.images)
+        signs = tuple(map(charts.sign, range(len(panel.lines))))
+        found.append(Figure(panel, Markup(charts.line_chart(panel, chance)), signs, chance))
+    return found
 
 
 def _with(rows: Sequence[Row], wanted: Any) -> list[tuple[Row, Result]]:
