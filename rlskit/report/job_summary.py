@@ -40,7 +40,8 @@ def job_summary(reported: Reported) -> str:
         parts += ["### Measured", _table(_CELLS, list(_cells(reported)), numbers_from=3)]
     warnings = dict.fromkeys(said for result in reported.results for said in result.warnings)
     if warnings:
-        parts += ["### Before you use the numbers", *(f"- {escaped(one)}" for one in warnings)]
+        listed = "\n".join(f"- {escaped(one)}" for one in warnings)
+        parts += ["### Before you use the numbers", listed]
     return _cut("\n\n".join(parts) + "\n")
 
 

@@ -272,7 +272,8 @@ def _of_results(results: Sequence[Result], file: Path) -> Reported:
             name = _cell_label(result, own)
             cells.append(Measured(name, name, _shown(result), result, folder=folder))
         rows.append(Row(label, label, tuple(cells)))
-    title = "; ".join(dict.fromkeys(heading(result) for result in results))
+    facts = [heading(result).split(" · ") for result in results]
+    title = " · ".join(", ".join(dict.fromkeys(fact)) for fact in zip(*facts, strict=False))
     folders = [file.parent, *(folder for _, folder in homes)]
     return Reported(title, tuple(rows), audits=_audits(folders, results), sources=(file,))
 
