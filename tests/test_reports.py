@@ -25,7 +25,7 @@ from rlskit.errors import RequestError
 from rlskit.report import REPORTS, Origin, github_annotations, read_reported, report_runs
 from rlskit.report.curves import attacked_panels, budget_panels, sample_panels
 from rlskit.report.gallery import gallery
-from rlskit.report.honesty import honest_numbers, said_budget
+from rlskit.report.honesty import honest_numbers, said_budget, without_adaptive
 from rlskit.report.job_summary import escaped, job_summary
 from rlskit.report.junit import junit
 from rlskit.report.outcome import headline, judgements, overall
@@ -141,7 +141,7 @@ def test_texts_of_files_are_texts(tmp_path: Path) -> None:
     assert (cases.get("name") or "").startswith("</script><script>")
     summary = (place / "summary.md").read_text("utf-8")
     assert not re.search(r"(?<!\\)[<|]script", summary)
-    assert escaped("![x](http://y) | `a`\n- @me") == (r"\!\[x\]\(http://y\) \| \`a\`\\n\- \@me")
+    assert escaped("![x](http://y) | `a`\n- @me") == r"\!\[x\](http://y) \| \`a\`\\n- \@me"
 
 
 def test_junit_counts_by_hand(folder: Path) -> None:
@@ -226,9 +226,15 @@ def test_the_honest_number_is_the_lowest_and_says_what_flatters(folder: Path) ->
         "leaves, 20.0 are hidden (gone once the draws are known) and 10.0 robust."
     )
     weak = found["linf eps 2/255, 40 images of digits"]
-    assert weak.sentence.endswith(
-        "The adaptive protocol was not measured: the honest number may be lower still."
+    assert (weak.sentence, weak.said) == (
+        "75.0 % is the lowest number that was measured (pgd, multi n=5).",
+        "",
     )
+    note = without_adaptive(list(found.values()))
+    assert "was not measured for random layers (linf eps 8/255, 12 images of npz:" in note
+    assert "random layers (linf eps 2/255, 40 images of digits): what is" in note
+    assert without_adaptive([one]) == ""
+    assert "not measured: what is" in without_adaptive([weak])
 
 
 def test_a_targeted_attack_gives_no_honest_number(tmp_path: Path) -> None:

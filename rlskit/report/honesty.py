@@ -45,6 +45,11 @@ class Honest:
         return next((r.accuracy["clean"] for r in self.numbers if "clean" in r.accuracy), None)
 
     @property
+    def said(self) -> str:
+        """The sentence, where there is more than one number to say something of."""
+        return self.sentence if len(self.numbers) > 1 else ""
+
+    @property
     def lowest(self) -> Accuracy:
         """The honest number, as far as it was measured."""
         return self.numbers[0].accuracy["robust"]
@@ -56,7 +61,7 @@ def honest_numbers(rows: Sequence[Row]) -> tuple[Honest, ...]:
     for row in rows:
         together: dict[tuple[str, str], list[Result]] = {}
         for result in row.results:
-            if is_untargeted(result):
+            if is_untargeted(result) and not _over_budgets(result):
                 key = threat(result), result.data.adversarial_sha256 or result.data.sha256
                 together.setdefault(key, []).append(result)
         for (name, _), results in together.items():
@@ -65,6 +70,29 @@ def honest_numbers(rows: Sequence[Row]) -> tuple[Honest, ...]:
             said = " ".join(_sentences(results))
             found.append(Honest(row.label, f"{name}, {images}", tuple(results), said))
     return tuple(found)
+
+
+def without_adaptive(found: Sequence[Honest]) -> str:
+    """Return a sentence on the models and threats that the adaptive protocol was not tried on."""
+    left = [one for one in found if ADAPTIVE not in one.by_protocol]
+    if not left:
+        return ""
+    which = (
+        ""
+        if len(left) == len(found)
+        else " for " + "; ".join(f"{one.row} ({one.threat})" for one in left)
+    )
+    return (
+        f"The adaptive protocol, whose number is the one to trust, was not measured{which}: what "
+        "is honestly left may be less."
+    )
+
+
+def _over_budgets(result: Result) -> bool:
+    """Whether a result is the worst case over several budgets, which the largest one tells."""
+    assert result.attack is not None
+    budgets = {_budget(attack) for attack in result.attack.of}
+    return len(budgets) > 1 and None not in budgets
 
 
 def is_untargeted(result: Result) -> bool:
@@ -122,8 +150,6 @@ def _sentences(results: Sequence[Result]) -> Iterator[str]:
                 f"Of the {left:.1f} points that {_how(other)} leaves, {max(left - robust, 0):.1f} "
                 f"are hidden (gone once the draws are known) and {min(left, robust):.1f} robust."
             )
-    if all(result.protocol != ADAPTIVE for result in results):
-        yield "The adaptive protocol was not measured: the honest number may be lower still."
 
 
 def _how(result: Result) -> str:

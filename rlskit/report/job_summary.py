@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from rlskit.report.honesty import honest_numbers
+from rlskit.report.honesty import honest_numbers, without_adaptive
 from rlskit.report.outcome import headline, judgements
 from rlskit.report.reported import Measured, Reported
 from rlskit.results.result import Measure
@@ -34,8 +34,9 @@ def job_summary(reported: Reported) -> str:
         parts += ["### Against the baseline", _table(_CHANGES, list(map(_change, changes)))]
     honest = honest_numbers(reported.rows)
     if honest:
-        lines = [[escaped(one.row), escaped(one.threat), one.sentence] for one in honest]
+        lines = [[escaped(one.row), escaped(one.threat), escaped(one.sentence)] for one in honest]
         parts += ["### The honest number", _table(["model", "threat", "what is left"], lines)]
+        parts += [escaped(said) for said in [without_adaptive(honest)] if said]
     if reported.rows:
         parts += ["### Measured", _table(_CELLS, list(_cells(reported)), numbers_from=3)]
     warnings = dict.fromkeys(said for result in reported.results for said in result.warnings)
@@ -51,7 +52,7 @@ _CHANGES = ["model", "measured", "difference", "bounds (95 %)", "allowed", "imag
 
 def escaped(text: str) -> str:
     """Return a text that Markdown and HTML take for nothing but text, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&@$-])", r"\\\1", printable(text))
+    return re.sub(r"([\\`*_{}\[\]<>#!|~&@$])", r"\\\1", printable(text))
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], numbers_from: int = 99) -> str:

@@ -22,7 +22,7 @@ from rlskit.audit.audit_result import AuditResult
 from rlskit.report import charts, curves
 from rlskit.report.audit_table import measured_and_limit
 from rlskit.report.gallery import DISTANCES, Gallery
-from rlskit.report.honesty import PROTOCOLS, honest_numbers
+from rlskit.report.honesty import PROTOCOLS, honest_numbers, without_adaptive
 from rlskit.report.outcome import headline, judgements, overall
 from rlskit.report.per_class import class_tables, guessing
 from rlskit.report.reported import Measured, Reported, Row
@@ -75,6 +75,7 @@ def webpage(reported: Reported, pictures: Gallery) -> str:
         "verdicts": {"judged": judged, "headline": headline(judged), "worst": overall(judged)},
         "honest": {
             "found": (honest := honest_numbers(rows)),
+            "weak": without_adaptive(honest),
             "protocols": [p for p in PROTOCOLS if any(p in one.by_protocol for one in honest)],
             "warnings": list(dict.fromkeys(w for one in reported.results for w in one.warnings)),
             "rows": rows,

@@ -83,6 +83,8 @@
       button.dataset.index = image.index;
       button.dataset.state = image.state;
       button.append(three(image), said(image));
+      if (data.sheets.length > 1)
+        button.append(text("span", `${sheetOf(image).row}; ${sheetOf(image).attack}`, "whose"));
       const place = shown + offset;
       button.addEventListener("click", () => open(place));
       item.append(button);
