@@ -31,6 +31,7 @@ from rlskit.report.junit import junit
 from rlskit.report.outcome import headline, judgements, overall
 from rlskit.report.per_class import class_tables, guessing
 from rlskit.report.webpage import SECTIONS
+from test_gates import GATED, go
 
 HOSTILE = (
     "</script><script>alert(1)</script>\"'><img src=http://x.example/ onerror=alert(2)>\x00\u202e"
@@ -391,6 +392,28 @@ def test_annotations_are_one_line_each_and_nothing_in_them_is_a_command() -> Non
     assert second.startswith("::error title=rlskit%3A untrusted%3A rls/pgd at-least::")
     assert "\n" not in second
     assert second.endswith(r"50 %25\n::error::x")
+
+
+def test_a_run_leaves_its_reports_also_where_a_gate_is_not_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.safetensors").write_bytes(b"any")
+    Path("rlskit.toml").write_text(GATED)
+    done = go(Path("rlskit.toml"), [1, 0, 1, 0])
+    assert done.code == 1
+    assert {file.name for file in done.folder.iterdir()} >= set(REPORTS)
+    root = ElementTree.fromstring((done.folder / "junit.xml").read_text("utf-8"))
+    assert [one.get("type") for one in root.iter("failure")] == ["undecided"]
+    page = (done.folder / "report.html").read_text("utf-8")
+    assert "rlskit attack model.safetensors --method pgd" in page
+
+    assert command(["run", "rlskit.toml", "--output-format", "github"]) == 1
+    captured = capsys.readouterr()
+    assert "\n::error title=rlskit%3A undecided%3A release/linf at-least::" in captured.out
+    assert captured.err.endswith(f"report: {done.folder / 'report.html'}\n")
+    assert command(["run", "rlskit.toml", "--output-format", "gitlab"]) == 2
+    assert "--output-format is text or github" in capsys.readouterr().err
 
 
 def test_the_command_writes_the_reports(

@@ -53,7 +53,7 @@ def line_chart(panel: Panel, chance: float | None = None) -> str:
         "font.family": "sans-serif",
     }  # fmt: skip
     with matplotlib.rc_context(settings):
-        figure = Figure((5.2, 3.3), layout="constrained")
+        figure = Figure((4.6, 3.0), layout="constrained")
         axes = figure.subplots()
         for index, line in enumerate(panel.lines):
             drawn, xs = sign(index), [point.x for point in line.points]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from rlskit.documents import to_json
 from rlskit.report.honesty import is_untargeted, said_budget, threat
 from rlskit.report.reported import Row
 from rlskit.results.result import Result
@@ -51,7 +53,7 @@ class Panel:
 
 
 _Groups = dict[tuple[str, str, str], dict[str, dict[float, Accuracy]]]
-"""(title, digest of the images, view) -> label of a line -> x -> accuracy."""
+"""(title, digest of the images, the attack's other settings) -> line -> x -> accuracy."""
 
 
 def budget_panels(rows: Sequence[Row]) -> tuple[Panel, ...]:
@@ -62,7 +64,8 @@ def budget_panels(rows: Sequence[Row]) -> tuple[Panel, ...]:
             eps = _eps(result)
             if eps is None:
                 continue
-            points = found.setdefault(_alike(result), {}).setdefault(row.label, {})
+            label = _with_draws(row.label, result)
+            points = found.setdefault(_alike(result), {}).setdefault(label, {})
             points[eps] = result.accuracy["robust"]
             if "clean" in result.accuracy:
                 points[0.0] = result.accuracy["clean"]
@@ -80,12 +83,11 @@ def attacked_panels(rows: Sequence[Row]) -> tuple[Panel, ...]:
         for result in row.results:
             view = _VIEWS.get(result.protocol)
             if view is not None and is_untargeted(result) and result.n_attacked is not None:
-                about = f"{view}, N = {result.n_samples}, {_images(result)}"
-                title = f"{attack_label(result)}, {about}"
-                lines = found.setdefault((title, _sha(result), ""), {})
-                lines.setdefault(_model(row, result, rows), {})[result.n_attacked] = (
-                    result.accuracy["robust"]
-                )
+                title = f"{attack_label(result)}, {view}, {_images(result)}"
+                lines = found.setdefault((title, _sha(result), _settings(result)), {})
+                label = _with_draws(_model(row, result, rows), result)
+                points = lines.setdefault(label, {})
+                points.setdefault(result.n_attacked, result.accuracy["robust"])
     return _panels(found, "attacked draws n", _several)
 
 
@@ -94,13 +96,14 @@ def sample_panels(rows: Sequence[Row]) -> tuple[Panel, ...]:
     found: _Groups = {}
     for row in rows:
         for result in row.results:
-            for kind in ("clean", "robust"):
-                if kind not in result.accuracy or (kind == "robust" and not is_untargeted(result)):
-                    continue
-                how = "clean" if kind == "clean" else f"{attack_label(result)}, {protocol(result)}"
-                lines = found.setdefault((f"{how}, {_images(result)}", _sha(result), ""), {})
-                points = lines.setdefault(_model(row, result, rows), {})
-                points.setdefault(result.n_samples, result.accuracy[kind])
+            keys = {"clean": (f"clean, {_images(result)}", _sha(result), "")}
+            if is_untargeted(result):
+                how = f"{attack_label(result)}, {protocol(result)}, {_images(result)}"
+                keys["robust"] = how, _sha(result), _settings(result)
+            for kind, key in keys.items():
+                if kind in result.accuracy:
+                    points = found.setdefault(key, {}).setdefault(_model(row, result, rows), {})
+                    points.setdefault(result.n_samples, result.accuracy[kind])
     return _panels(found, "answering draws N", _several)
 
 
@@ -143,8 +146,21 @@ def _alike(result: Result) -> tuple[str, str, str]:
     attacks = result.attack.of or (result.attack,)
     method = " + ".join(dict.fromkeys(one.method for one in attacks))
     norm = threat(result).partition(" eps ")[0]
-    title = f"{method} ({norm}), {protocol(result)}, N = {result.n_samples}, {_images(result)}"
-    return title, _sha(result), result.attack.view
+    title = f"{method} ({norm}), {protocol(result)}, {_images(result)}"
+    return title, _sha(result), _settings(result, "eps", "step_size")
+
+
+def _settings(result: Result, *varied: str) -> str:
+    """Return all that decides an attack's strength, but for what varies along a line."""
+    assert result.attack is not None
+    attacks = result.attack.of or (result.attack,)
+    params = [{k: v for k, v in one.params.items() if k not in varied} for one in attacks]
+    return json.dumps([result.attack.view, result.attack.risk, to_json(params)], sort_keys=True)
+
+
+def _with_draws(label: str, result: Result) -> str:
+    """Return a model with the number of its draws that answer, where it has several."""
+    return label if result.n_samples == 1 else f"{label}, N = {result.n_samples}"
 
 
 def _images(result: Result) -> str:
