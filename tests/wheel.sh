@@ -31,6 +31,8 @@ PYTHON
 rlskit convert test_resnet.r160_in1k --banks 2
 rlskit eval --limit 64
 rlskit attack --method fgsm,pgd,deepfool,cw,ead --limit 64 --steps 10 --quiet -o run
+rlskit report run -o report
+test -s report/report.html
 status=0
 rlskit attack --method pixle || status=$?
 test $status -eq 2

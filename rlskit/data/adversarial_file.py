@@ -128,6 +128,8 @@ def read_adversarial(
             raise RequestError(f"{path} has {len(images)} images but {found.numel()} {name}")
     if facts.paths is not None and len(facts.paths) != len(images):
         raise RequestError(f"{path} has {len(images)} images but {len(facts.paths)} paths")
+    if facts.classes > MOST_CLASSES:
+        raise RequestError(f"{path} claims {facts.classes:,} classes, which no model tells apart")
     given = (facts.classes, *images.shape[1:])
     taken = (classes or facts.classes, *(shape or images.shape[1:]))
     if given != taken:

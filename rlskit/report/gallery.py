@@ -22,7 +22,7 @@ from PIL import Image
 
 from rlskit.data import Data, load, spread
 from rlskit.data.adversarial_file import SavedAdversarial, SavedData, read_adversarial
-from rlskit.errors import RequestError, RlskitError
+from rlskit.errors import RequestError, RlskitError, reason
 from rlskit.report.reported import Row
 from rlskit.results import ADVERSARIAL, Result
 from rlskit.results.journal import PER_IMAGE
@@ -166,9 +166,9 @@ def _table(file: Path, saved: SavedAdversarial) -> list[dict[str, str]]:
             found = [line for line in csv.DictReader(lines) if line.get("repeat") == "0"]
         labels = [int(line["label"]) for line in found]
         for line in found:
-            _ = [int(line[name] or 0) for name in ("index", "robust", "clean") if name in line]
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise RequestError(f"{file} cannot be read") from error
+            _ = int(line["index"]), int(line["robust"]), int(line.get("clean") or 0)
+    except (OSError, TypeError, ValueError, KeyError, csv.Error) as error:
+        raise RequestError(f"{file} is damaged ({reason(error)}); run it again") from error
     if labels != saved.data.labels.tolist():
         raise RequestError(f"{file} is not of the images in {ADVERSARIAL}; run it again")
     return found
