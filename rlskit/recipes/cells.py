@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rlskit.report import Grid
 from rlskit.results import Result, read_results
 from rlskit.results.comparing import hidden_among
 from rlskit.results.result import Measure
+from rlskit.results.verdict import Verdict
 from rlskit.results.words import figures, number, protocol
 from rlskit.stats import Accuracy
 
@@ -76,10 +77,12 @@ def grid(recipe: Recipe, folder: Path, is_finished: IsFinished) -> Grid:
     return Grid(recipe.title, heads, lines, _CAPTION, notes)
 
 
-def to_json(recipe: Recipe, folder: Path, is_finished: IsFinished) -> dict[str, Any]:
-    """Return all rows with their cells: the number shown, the paper's, and the whole result.
+def to_json(
+    recipe: Recipe, folder: Path, is_finished: IsFinished, verdicts: Sequence[Verdict] = ()
+) -> dict[str, Any]:
+    """Return all rows with their cells, the paper's numbers and whole results, and the verdicts.
 
-    `hidden` has a sentence for each attack of the row under both `known` and `eot`.
+    `hidden` has a sentence for each attack of a row under both `known` and `eot`.
     """
     rows = [
         {
@@ -100,7 +103,13 @@ def to_json(recipe: Recipe, folder: Path, is_finished: IsFinished) -> dict[str, 
         }
         for line in cells(recipe, folder, is_finished)
     ]
-    return {"schema": SCHEMA, "title": recipe.title, "recipe": str(recipe.path), "rows": rows}
+    return {
+        "schema": SCHEMA,
+        "title": recipe.title,
+        "recipe": str(recipe.path),
+        "rows": rows,
+        "gates": json_values(verdicts),
+    }
 
 
 def cells(recipe: Recipe, folder: Path, is_finished: IsFinished) -> list[list[Cell]]:
