@@ -582,13 +582,19 @@ def test_a_row_with_known_and_eot_says_what_is_hidden(
         "rls/eot": result(**fresh, accuracy=accuracy(0.45)),
         "rls5/known": result(protocol="known", n_attacked=10, accuracy=accuracy(0.3)),
         "rls5/eot": result(**fresh, attack=None),  # another attack: no question in common
+        "none/known": result(protocol="known", n_attacked=1, accuracy=accuracy(0.8)),
+        "none/eot": result(**fresh, accuracy=accuracy(0.7)),
     }
     done = go(recipe, commands, sets=KNOWN_AND_EOT)
     sentence = "of the 45.0 points that eot n=3 leaves, 21.0 are hidden and 24.0 robust"
     text = Path("out/table.md").read_text()
-    assert text.endswith(f"draws answer together\n\n- Ours: {sentence}\n")
+    none = (
+        "known n=1 leaves 80.0 points, more than the 70.0 that eot n=3 leaves: it tells nothing of "
+        "what is hidden; the adaptive protocol does"
+    )
+    assert text.endswith(f"draws answer together\n\n- Ours: {sentence}\n- none: {none}\n")
     objects = recipes.to_json(done.recipe, Path("out"), recipes.is_finished)
-    assert [row["hidden"] for row in objects["rows"]] == [[], [sentence], []]
+    assert [row["hidden"] for row in objects["rows"]] == [[], [sentence], [none]]
     again = ["run", str(recipe), "--trust", "-o", "out"]
     assert command([*again, *(f"--set={change}" for change in KNOWN_AND_EOT)]) == 0
     assert f"Ours: {sentence}\n" in capsys.readouterr().out

@@ -75,9 +75,14 @@ def hidden(a: Result, b: Result) -> str:
         return ""
     known, other = (a, b) if a.protocol == KNOWN else (b, a)
     left, robust = (100 * found.accuracy["robust"].mean for found in (other, known))
+    if robust > left:  # the attack did worse where it saw more, so neither number is a bound
+        return (
+            f"{protocol(known)} leaves {robust:.1f} points, more than the {left:.1f} that "
+            f"{protocol(other)} leaves: it tells nothing of what is hidden; the adaptive protocol does"
+        )
     return (
-        f"of the {left:.1f} points that {protocol(other)} leaves, {max(left - robust, 0):.1f} "
-        f"are hidden and {min(left, robust):.1f} robust"
+        f"of the {left:.1f} points that {protocol(other)} leaves, {left - robust:.1f} "
+        f"are hidden and {robust:.1f} robust"
     )
 
 
