@@ -78,7 +78,7 @@ def hidden(a: Result, b: Result) -> str:
     if robust > left:  # the attack did worse where it saw more, so neither number is a bound
         return (
             f"{protocol(known)} leaves {robust:.1f} points, more than the {left:.1f} that "
-            f"{protocol(other)} leaves: it tells nothing of what is hidden; the adaptive protocol does"
+            f"{protocol(other)} leaves: it tells nothing of what is hidden"
         )
     return (
         f"of the {left:.1f} points that {protocol(other)} leaves, {left - robust:.1f} "
