@@ -20,6 +20,7 @@ from rlskit.models import checkpoint
 from rlskit.recipes.cost import Cost, cost
 from rlskit.recipes.toml_file import merged, read
 from rlskit.report import markdown_grid
+from rlskit.results.comparing import hidden_among
 from rlskit.results.result import Measure
 from small_models import model as small_model
 
@@ -598,6 +599,12 @@ def test_a_row_with_known_and_eot_says_what_is_hidden(
     again = ["run", str(recipe), "--trust", "-o", "out"]
     assert command([*again, *(f"--set={change}" for change in KNOWN_AND_EOT)]) == 0
     assert f"Ours: {sentence}\n" in capsys.readouterr().out
+
+
+def test_nothing_is_said_of_a_defense_with_one_draw() -> None:
+    found = [made_results.result(protocol=p, n_attacked=1) for p in ("known", "eot")]
+    assert hidden_among(found) == []
+    assert len(hidden_among([found[0], made_results.result(protocol="eot", n_attacked=2)])) == 1
 
 
 def test_what_a_row_attacks_is_for_the_columns_beside_known(recipe: Path) -> None:

@@ -70,6 +70,9 @@ def compare(a: str | Path, b: str | Path, *, seed: int = 0) -> Comparison:
 def hidden_among(results: Sequence[Result]) -> list[str]:
     """Return a sentence for each result under `known` and its partner under `eot`.
 
+    Where both attacked one draw there may be no other, so that the two are the same attack, and
+    nothing is said.
+
     Args:
         results: Of one model; partners are those of the same attack on the same images.
     """
@@ -78,6 +81,7 @@ def hidden_among(results: Sequence[Result]) -> list[str]:
         for known in results
         for fresh in results
         if (known.protocol, fresh.protocol) == (KNOWN, "eot")
+        and {known.n_attacked, fresh.n_attacked} != {1}
         and known.data == fresh.data
         and _question(known.attack) == _question(fresh.attack)
     ]
