@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.attacks.guard import under_attack
-from rlskit.attacks.losses import gradient, objective, scaled, trail
+from rlskit.attacks.losses import Objective, gradient, objective, scaled, trail
 from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.randomness import image_generators, normal, uniform
 from rlskit.seeds import Purpose
@@ -38,6 +38,7 @@ def pgd(
     targeted: bool = False,
     start: Tensor | None = None,
     steepest: bool = True,
+    ascended: Objective | None = None,
     generator: torch.Generator,
 ) -> Tensor:
     """Step along the gradient's direction, project onto the ball and the box; return the last.
@@ -65,6 +66,7 @@ def pgd(
         start: Points of the ball to go on from, instead of random ones.
         steepest: Step along what raises the loss most within the norm; else along what does so
             within the other: in linf the gradient itself, in l2 its sign.
+        ascended: What to ascend in place of `loss`.
         generator: Its seed is that of the random starts.
 
     Returns:
@@ -74,7 +76,7 @@ def pgd(
         UntrustedError: Non-finite logits or gradients.
     """
     stride = eps / 10 if step_size is None else step_size
-    ascended = objective(loss, targeted)
+    ascended = ascended or objective(loss, targeted)
 
     def run(restart: int) -> Tensor:
         x = (images if start is None else start).detach()

@@ -107,7 +107,7 @@ class PreparedAttack:
         *,
         generator: torch.Generator,
         targets: Tensor | None = None,
-        **more: Tensor,
+        **more: Any,
     ) -> Tensor:
         """Return the adversarial images, after checking shape, range and budget.
 
@@ -136,7 +136,7 @@ class PreparedAttack:
         labels: Tensor,
         generator: torch.Generator,
         targets: Tensor | None,
-        more: Mapping[str, Tensor],
+        more: Mapping[str, Any],
     ) -> Tensor:
         known, options = ATTACKS[self.method], {**self.params, **more}
         if self.engine == "torchattacks":
