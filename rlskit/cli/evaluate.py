@@ -57,11 +57,12 @@ def evaluate(
         common: dict[str, Any] = {
             "options": options, "out": folder, "force": output.force, "progress": progress
         }  # fmt: skip
-        if abstain is not None:
-            found = rlskit.measure_abstention(model, data, abstain=abstain, **threat, **common)
-            return show_run([found], folder, scoring, output, table=abstention_table(found))
-        results = rlskit.evaluate(model, data, adversarial=adversarial, **common)
-    return show_run(results, folder, scoring, output)
+        if abstain is None:
+            results = rlskit.evaluate(model, data, adversarial=adversarial, **common)
+        else:
+            results = [rlskit.measure_abstention(model, data, abstain=abstain, **threat, **common)]
+    table = None if abstain is None else abstention_table(results[0])
+    return show_run(results, folder, scoring, output, table=table)
 
 
 def _check_options(
