@@ -38,7 +38,7 @@ def test_penalty_by_hand() -> None:
     found = penalty(logits, labels, images, {"weight": 0.5})  # though p is 1 to rounding
     assert found.item() == pytest.approx(2 * 0.5 * cosine.item(), rel=1e-5)
     alone = [torch.nn.functional.cross_entropy(one, labels) for one in logits]
-    assert loss(logits, labels, {}).item() == pytest.approx(sum(alone).item())
+    assert loss(logits, labels, {}).item() == pytest.approx(torch.stack(alone).sum().item())
 
 
 def cosine(weight: float) -> float:
@@ -49,8 +49,8 @@ def cosine(weight: float) -> float:
     data = digits(60)
     images, labels = data.images(range(60)), data.labels
     members = draws(banked, 2, seed=0, purpose="attacker")
-    slopes = [_slope(member, images, labels) for member in members]
-    return float(torch.cosine_similarity(*slopes, dim=1).mean())
+    one, other = (_slope(member, images, labels) for member in members)
+    return float(torch.cosine_similarity(one, other, dim=1).mean())
 
 
 def _slope(member: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def test_a_network_without_second_derivative_is_refused() -> None:
 
     class Signs(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = Once.apply(x)
+            found: Tensor = Once.apply(x)  # type: ignore[no-untyped-call]
             return found
 
     def build(seed: int) -> nn.Module:

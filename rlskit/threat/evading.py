@@ -126,12 +126,10 @@ class Evading:
         key: dict[str, Any] = {"seed": seed, "repeat": repeat, "image": image}
         moved = self.transfer.craft(model, images, labels, **key)
         forwards, backwards = moved.forwards, moved.backwards
-        tried = [images, moved.images]
+        tried, clean = [images, moved.images], in_layout(images, layout_of(model))
+        noise = seeds.generator(seed, Purpose.ATTACK, repeat)
         for weight in WEIGHTS:
-            view = self.ascent.seen(model, **key)
-            meter = Meter(view, 1)
-            clean = in_layout(images, layout_of(model))
-            noise = seeds.generator(seed, Purpose.ATTACK, repeat)
+            meter = Meter(self.ascent.seen(model, **key), 1)
             changed = self.ascent.attack(
                 meter, clean, labels, generator=noise, ascended=evading(weight)
             )
