@@ -13,6 +13,7 @@ import small_models
 from rlskit.conversion import convert
 from rlskit.defenses import draws
 from rlskit.defenses.crossmax import crossmax
+from rlskit.defenses.drawing import check_effect
 from rlskit.defenses.perturbed import Intercept
 from rlskit.defenses.random_bits import quantized
 from rlskit.defenses.random_norm import group_sizes
@@ -115,6 +116,11 @@ def test_crossmax_by_hand() -> None:
     assert isinstance(draw, nn.Module)
 
 
+def _flat(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.Linear(12, 10))
+
+
 def normed(largest: float) -> tuple[BankedModel, nn.BatchNorm2d, list[Tensor], list[Tensor]]:
     """Return a model, its one BatchNorm, and what that one reads and gives from now on."""
     banked = small_models.model(1, "random-norm")
@@ -158,5 +164,9 @@ def test_random_norm_needs_a_batch_norm_and_leaves_something_of_a_single_pixel()
     assert group_sizes(torch.zeros(1, 12, 3, 3), 1) == [1]
     with pytest.raises(RequestError, match="finds nothing to act on"):
         convert("test_vit", defense="random-norm")
+    flat = small_models.model(1, "random-norm", build=_flat, layers=1)
+    flat.card.settings = {"largest_group": 1.0}  # of one number each
+    with pytest.raises(RequestError, match="finds nothing to act on"):
+        check_effect(flat)
     with pytest.raises(RequestError, match="largest_group of `settings` is a whole number"):
         converted("random-norm", largest_group=0.5)

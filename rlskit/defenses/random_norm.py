@@ -39,8 +39,10 @@ def perturb(model: BankedModel) -> Perturb:
             given = _parameters(*args, **kwargs)
             images = given["input"]
             sizes = group_sizes(images, largest)
-            chosen = int(float(variates.uniform((1, 1), images)) * (1 + len(sizes)))
-            if not chosen:
+            if not sizes:
+                return batch
+            share = float(variates.uniform((1, 1), images))  # 1 in half precision, at times
+            if not (chosen := min(int(share * (1 + len(sizes))), len(sizes))):
                 return batch
             groups = images.shape[1] // sizes[chosen - 1]
             return F.group_norm(images, groups, given["weight"], given["bias"], given["eps"])

@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rlskit.results.result import Measure, Result
-from rlskit.results.words import attack_label, figures, heading, number
+from rlskit.results.words import attack_label, figures, heading, number, protocol
 
 _CAPTION = (
     "right if all answered: without abstaining. unanswered: the draws disagree by more than the "
@@ -19,16 +19,19 @@ _CAPTION = (
 def abstention_table(result: Result) -> Table:
     """Return one row per kind of images; that under who evades is always the last."""
     found = result.abstention
-    assert found is not None
+    assert found is not None and result.attack is not None and result.attack.parts
     thresholds = ", ".join(map(number, dict.fromkeys(found.thresholds)))
     title = (
         f"{heading(result)}, {result.data.n} images\n"
         f"unanswered above {thresholds} nats of mutual information of the {result.n_samples} "
         f"draws: {100 * found.false_alarms:g} % of {found.held_out} other clean images"
     )
-    evading = f"{attack_label(result)}\neot n={result.n_attacked}"
-    budget = attack_label(result).removeprefix("evading")
-    names = {"clean": "clean", "transfer": f"pgd{budget}\ntransfer n=1", "evading": evading}
+    evading, first = attack_label(result), result.attack.parts[0].method
+    names = {
+        "clean": "clean",
+        "transfer": f"{evading.replace(result.attack.method, first)}\ntransfer n=1",
+        "evading": f"{evading}\n{protocol(result)}",
+    }
     table = Table(title=escape(title), title_justify="left", caption=_CAPTION)
     table.add_column("images")
     for head in ("right if all\nanswered %", "unanswered %", "right of\nanswered %", "useful %"):
