@@ -19,7 +19,9 @@ _CAPTION = (
 def abstention_table(result: Result) -> Table:
     """Return one row per kind of images; that under who evades is always the last."""
     found = result.abstention
-    assert found is not None and result.attack is not None and result.attack.parts
+    assert found is not None
+    assert result.attack is not None
+    assert result.attack.parts
     thresholds = ", ".join(map(number, dict.fromkeys(found.thresholds)))
     title = (
         f"{heading(result)}, {result.data.n} images\n"
