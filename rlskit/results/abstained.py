@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from rlskit.results.journal import Journal
@@ -27,60 +27,65 @@ def abstention(
         thresholds: One of each repeat: what is above it is not answered.
     """
     repeats = range(len(thresholds))
-    clean = [_answers(journal, "clean", repeat, thresholds[repeat]) for repeat in repeats]
-    shown = {}
-    for name, columns in SHOWN.items():
-        found = [_answers(journal, columns, repeat, thresholds[repeat]) for repeat in repeats]
-        shown[name] = _abstained(found, clean, attacked=name != "clean")
+    seen = {
+        name: [_seen(journal, columns, repeat, thresholds[repeat]) for repeat in repeats]
+        for name, columns in SHOWN.items()
+    }
     return AbstentionFacts(
-        false_alarms=false_alarms, held_out=held_out, thresholds=tuple(thresholds), images=shown
+        false_alarms=false_alarms,
+        held_out=held_out,
+        thresholds=tuple(thresholds),
+        images={name: _abstained(found, seen["clean"]) for name, found in seen.items()},
     )
 
 
-def _answers(
-    journal: Journal, kind: str, repeat: int, threshold: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return which images are right and which are answered, bool `[n]`, and the disagreement."""
+class _Seen(NamedTuple):
+    """Images of one kind in one repeat, `[n]` each.
+
+    Attributes:
+        right: Whether the answer is, or would be, the label.
+        answered: Whether there is one.
+        disagreement: Of the draws.
+    """
+
+    right: Tensor
+    answered: Tensor
+    disagreement: Tensor
+
+
+def _seen(journal: Journal, kind: str, repeat: int, threshold: float) -> _Seen:
     disagreement = journal.column(f"{kind}_disagreement", repeat)
     right = journal.column(kind, repeat)[:, -1] == journal.column("label", repeat)
-    return right, disagreement <= threshold, disagreement
+    return _Seen(right, disagreement <= threshold, disagreement)
 
 
-def _abstained(
-    found: Sequence[tuple[Tensor, Tensor, Tensor]],
-    clean: Sequence[tuple[Tensor, Tensor, Tensor]],
-    *,
-    attacked: bool,
-) -> Abstained:
-    n = len(found[0][0])
-    answered = [int(kept.sum()) for _, kept, _ in found]
-    useful, areas, sizes = [], [], []
-    for (right, kept, doubt), (right_clean, kept_clean, doubt_clean) in zip(
-        found, clean, strict=True
-    ):
-        withstood = right | ~kept if attacked else torch.ones_like(right)
-        useful.append(_share(right_clean & kept_clean & withstood))
-        sizes.append((int((~right).sum()), int(right_clean.sum())))
-        areas.append(auroc(doubt[~right].tolist(), doubt_clean[right_clean].tolist()))
+def _abstained(found: Sequence[_Seen], clean: Sequence[_Seen]) -> Abstained:
+    """Summarise images of one kind over the repeats, beside the same images as they are."""
+    n, least = len(found[0].right), min(int(one.answered.sum()) for one in found)
+    useful = [
+        _share(before.right & before.answered & (one.right | ~one.answered))
+        for one, before in zip(found, clean, strict=True)
+    ]
+    answered = [_share(one.right[one.answered]) for one in found] if least else []
     return Abstained(
-        abstained=accuracy([_share(~kept) for _, kept, _ in found], n),
-        without=accuracy([_share(right) for right, _, _ in found], n),
-        answered=accuracy([_share(right[kept]) for right, kept, _ in found], min(answered))
-        if min(answered)
-        else None,
+        abstained=accuracy([_share(~one.answered) for one in found], n),
+        without=accuracy([_share(one.right) for one in found], n),
+        answered=accuracy(answered, least) if answered else None,
         useful=accuracy(useful, n),
-        auroc=_measure(areas, sizes),
+        auroc=_auroc(found, clean),
     )
+
+
+def _auroc(found: Sequence[_Seen], clean: Sequence[_Seen]) -> Measure:
+    """Return the mean AUROC, with the interval of the smallest numbers that a repeat had."""
+    wrong = [one.disagreement[~one.right].tolist() for one in found]
+    right = [one.disagreement[one.right].tolist() for one in clean]
+    over = spread([auroc(*pair) for pair in zip(wrong, right, strict=True)])
+    if over.mean is None:
+        return Measure(mean=None, std=None, ci95=None)
+    least = min(map(len, wrong)), min(map(len, right))
+    return Measure(mean=over.mean, std=over.std, ci95=auroc_interval(over.mean, *least))
 
 
 def _share(rows: Tensor) -> float:
     return int(rows.sum()) / len(rows)
-
-
-def _measure(areas: Sequence[float], sizes: Sequence[tuple[int, int]]) -> Measure:
-    """Return the mean AUROC, with the interval of the smallest numbers that a repeat had."""
-    over = spread(areas)
-    if over.mean is None:
-        return Measure(mean=None, std=None, ci95=None)
-    least = [min(one) for one in zip(*sizes, strict=True)]
-    return Measure(mean=over.mean, std=over.std, ci95=auroc_interval(over.mean, *least))
