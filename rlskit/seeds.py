@@ -41,6 +41,8 @@ class Purpose(StrEnum):
     APGD_MARGIN = "apgd margin"
     APGD_DLR = "apgd dlr"
     APGD_T = "apgd-t"
+    APGD_L1 = "apgd-l1"
+    DDN = "ddn"  # of adv-lib, where the gradient is 0
     FAB = "fab"
     SQUARE = "square"
     PIXLE = "Pixle"

@@ -253,7 +253,7 @@ def test_what_is_refused(method: str, options: Any, message: str) -> None:
 
 
 def test_engines_are_named_once() -> None:
-    assert ENGINES == ("rlskit", "torchattacks")
+    assert ENGINES == ("rlskit", "torchattacks", "adv-lib")
     for method, attack in ATTACKS.items():
         if attack.upstream is not None:
             assert prepare(method, engine="torchattacks").engine == "torchattacks"

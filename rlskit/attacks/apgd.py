@@ -256,7 +256,7 @@ def _climb(
     length = torch.full_like(images[:, :1, :1, :1], 2 * eps)
 
     x = previous = start
-    value, slope, fooled = _assess(model, x, labels, loss, samples, odds)
+    value, slope, fooled = assess(model, x, labels, loss, samples, odds)
     best, best_value, best_slope, fooling = x, value, slope, x
 
     # What is known about each image since the last checkpoint. torchattacks compares the first
@@ -273,7 +273,7 @@ def _climb(
         moved = x + (aim - x) * fresh + (x - previous) * (1 - fresh)
         x, previous = _project(moved, images, norm, eps), x
 
-        value, slope, fools = _assess(model, x, labels, loss, samples, odds)
+        value, slope, fools = assess(model, x, labels, loss, samples, odds)
         fooled = fooled | fools
         fooling = torch.where(_wide(fools), x, fooling)
 
@@ -295,7 +295,7 @@ def _climb(
     return Found(torch.where(_wide(fooled), fooling, best), best_value, fooled)
 
 
-def _assess(
+def assess(
     model: nn.Module, x: Tensor, labels: Tensor, loss: Loss, samples: int, odds: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return loss, its gradient's direction, and where the model is fooled, over calls of it."""
