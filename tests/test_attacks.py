@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import importlib.util
 import io
 import math
 from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "fab": {"steps": 10},
     "ddn": {"steps": 30},
     "fmn": {"steps": 30},
-    "sigma-zero": {"steps": 30},
+    "sigma-zero": {"steps": 15},
     "jsma": {},
     "pixle": {"restarts": 3, "steps": 3},
     "onepixel": {"pixels": 8, "steps": 3},
@@ -62,6 +63,10 @@ QUICK: dict[str, dict[str, Any]] = {
 """Options with which each attack succeeds on a small net in little time."""
 
 MINIMUM_NORM = ["deepfool", "cw", "ead", "ddn", "fmn", "sigma-zero"]
+
+adv_lib = pytest.mark.skipif(
+    importlib.util.find_spec("adv_lib") is None, reason="adv-lib is not installed"
+)
 
 GRADIENT = [method for method, attack in ATTACKS.items() if attack.needs == "gradients"]
 
@@ -576,7 +581,8 @@ def test_the_model_is_given_back_as_it_was(method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "engine"),
     [(m, "rlskit") for m in ATTACKS if m != "noise"]
-    + [(m, "torchattacks") for m, a in ATTACKS.items() if a.upstream],
+    + [(m, "torchattacks") for m, a in ATTACKS.items() if a.upstream]
+    + [pytest.param(m, "adv-lib", marks=adv_lib) for m, a in ATTACKS.items() if a.adv_lib],
 )
 def test_modes_are_restored_after_an_exception(method: str, engine: str) -> None:
     class OutOfMemory(nn.Module):

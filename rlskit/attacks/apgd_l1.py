@@ -157,9 +157,14 @@ def _climb(
 
 
 def _sparse_step(slope: Tensor, width: Tensor, length: Tensor) -> Tensor:
-    """Return a step of the given l1 length, equal in the `width` values of steepest slope."""
+    """Return a step of the given l1 length, equal in the `width` values of steepest slope.
+
+    The number is rounded down, to one at least: rounded up, as the authors do, a step that changes
+    two values never comes to change one, and on linear models of 48 values adv-lib's version needs
+    up to 1.15 of the least distance.
+    """
     size = slope.abs().flatten(1)
-    last = (width.ceil().long() - 1).clamp_min(0)[:, None]
+    last = (width.long() - 1).clamp_min(0)[:, None]
     least = size.sort(dim=1, descending=True).values.gather(1, last)
     sign = torch.where(size >= least, slope.flatten(1).sign(), 0)
     step = length[:, None] * sign / sign.abs().sum(1, keepdim=True).clamp_min(1)
