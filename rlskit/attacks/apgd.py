@@ -13,7 +13,6 @@ Shapes: B images, C channels, H x W pixels, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlskit.attacks.attempts import Attempt, Found, answer, best_of
-from rlskit.attacks.losses import LOSSES, mean_over_calls, scaled
+from rlskit.attacks.losses import LOSSES, Loss, mean_over_calls, scaled
 from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.randomness import image_generators, normal, uniform
 from rlskit.errors import RequestError
@@ -29,9 +28,6 @@ from rlskit.seeds import Purpose
 
 TINY = 1e-12
 """Added to what is divided by, as torchattacks does."""
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(logits, labels) -> loss per image."""
 
 
 def apgd(

@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rlskit.attacks.apgd import Loss, assess
+from rlskit.attacks.apgd import assess
 from rlskit.attacks.attempts import Found, best_of
-from rlskit.attacks.losses import LOSSES
+from rlskit.attacks.losses import LOSSES, Loss
 from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.randomness import image_generators, normal
 from rlskit.seeds import Purpose

@@ -74,7 +74,7 @@ def ddn(
             best, nearest = keep_better(best, nearest, x, _length(x - clean), fooled)
             stride = LAST_STEP + (1 - LAST_STEP) * (1 + math.cos(math.pi * step / steps)) / 2
             delta = x - clean + stride * slope / _wide(_length(slope))
-            sphere = torch.where(fooled, 1 - change, 1 + change).to(sphere) * sphere
+            sphere = torch.where(fooled, (1 - change) * sphere, (1 + change) * sphere)
             sphere = sphere.minimum(farthest)
             x = (clean + delta * _wide(sphere) / _wide(_length(delta))).clamp(0, 1)
         fooled = fooled_by(model, x, own, targeted)

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.attacks.guard import under_attack
-from rlskit.attacks.losses import margin
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(logits, labels) -> loss per image."""
+from rlskit.attacks.losses import Loss, margin
 
 NO_LENGTH = 1e-12
 """What takes the place of a length of 0 that something without a direction is divided by."""
