@@ -44,6 +44,7 @@ class Purpose(StrEnum):
     APGD_L1 = "apgd-l1"
     DDN = "ddn"  # of adv-lib, where the gradient is 0
     FAB = "fab"
+    INWARD = "inward"  # the direction of the logits that a start is moved along
     SQUARE = "square"
     PIXLE = "Pixle"
     ONEPIXEL = "OnePixel"

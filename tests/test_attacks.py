@@ -46,6 +46,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "apgd-t": {"eps": 0.05, "steps": 10},
     "square": {"eps": 0.1, "steps": 30},
     "apgd-l1": {"eps": 1, "steps": 10},
+    "inward": {"eps": 0.05, "steps": 5, "restarts": 3},
     "autoattack": {"eps": 0.05, "steps": 5, "queries": 20},
     "arc": {"eps": 0.05},
     "noise": {"eps": 0.05},
