@@ -1,7 +1,7 @@
 """Which attack finds the smallest distance, at which cost (AttackBench's question).
 
     PIP_CONSTRAINT=constraints.txt python -m pip install -e '.[dev,adv-lib]'
-    python tests/benchmarks/distances.py --limit 48          # all: some 25 minutes
+    python tests/benchmarks/distances.py --limit 48          # all: some 10 minutes of one core
     python tests/benchmarks/distances.py --norms l0,linf --limit 16
 
 rlskit's attacks and adv-lib's look for the smallest distance to an error of the ResNet-20 of
@@ -145,9 +145,7 @@ def theirs(method: str, settings: dict[str, Any]) -> tuple[Run, Meter]:
     return lambda images, labels: run_adv_lib(method, meter, images, labels, settings), meter
 
 
-def report(
-    norm: str, name: str, images: Tensor, labels: Tensor, run: Run, meter: Meter
-) -> None:  # fmt: skip
+def report(norm: str, name: str, images: Tensor, labels: Tensor, run: Run, meter: Meter) -> None:
     """Run an attack once, and print its line."""
     start = time.process_time()
     try:
