@@ -42,6 +42,8 @@ class Purpose(StrEnum):
     APGD_MARGIN = "apgd margin"
     APGD_DLR = "apgd dlr"
     APGD_T = "apgd-t"
+    APGD_L1 = "apgd-l1"
+    DDN = "ddn"  # of adv-lib, where the gradient is 0
     FAB = "fab"
     INWARD = "inward"  # the direction of the logits that a start is moved along
     SQUARE = "square"
