@@ -223,8 +223,8 @@ def test_the_honest_number_is_the_lowest_and_says_what_flatters(folder: Path) ->
     assert [round(40 * r.accuracy["robust"].mean) for r in one.numbers] == [8, 12, 20, 24, 4]
     assert one.sentence == (
         "20.0 % is the lowest number that was measured (adaptive n=10). pgd, transfer n=1 left "
-        "60.0 %: it flatters the model by 40.0 points. Of the 30.0 points that pgd, eot n=5 "
-        "leaves, 20.0 are hidden (gone once the draws are known) and 10.0 robust."
+        "60.0 %: it flatters the model by 40.0 points. Of the 30.0 points that eot n=5 leaves, "
+        "20.0 are hidden and 10.0 robust."
     )
     weak = found["linf eps 2/255, 40 images of digits"]
     assert (weak.sentence, weak.said) == (

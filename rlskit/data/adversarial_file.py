@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlskit.data import Data
 from rlskit.data.arrays import ArrayImages
+from rlskit.data.classes import MOST_CLASSES
 from rlskit.documents import OPTIONAL, Count, from_json, to_json
 from rlskit.errors import RequestError, reason
 from rlskit.pixels import check_images

@@ -1,5 +1,6 @@
 """Reports: results as tables, plots and pages, for people and for CI servers."""
 
+from rlskit.report.abstention_table import abstention_table
 from rlskit.report.annotations import github_annotations
 from rlskit.report.audit_table import audit_table
 from rlskit.report.gallery import Origin
@@ -21,6 +22,7 @@ __all__ = [
     "Grid",
     "Origin",
     "Reported",
+    "abstention_table",
     "accuracy_table",
     "audit_table",
     "broken_by",

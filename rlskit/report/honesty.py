@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rlskit.report.reported import Row
+from rlskit.results.comparing import hidden_among
 from rlskit.results.comparison import KNOWN
 from rlskit.results.result import AttackFacts, Result
 from rlskit.results.words import attack_label, protocol
@@ -132,7 +133,6 @@ def _budget(attack: AttackFacts) -> tuple[str, float] | None:
 def _sentences(results: Sequence[Result]) -> Iterator[str]:
     """Yield what results of one threat say, from the lowest accuracy up, `known` last."""
     seen = [result for result in results if result.protocol != KNOWN]
-    known = [result for result in results if result.protocol == KNOWN]
     if seen:
         lowest, highest = seen[0], seen[-1]
         yield f"{_percent(lowest)} % is the lowest number that was measured ({_how(lowest)})."
@@ -142,14 +142,7 @@ def _sentences(results: Sequence[Result]) -> Iterator[str]:
                 f"{_how(highest)} left {_percent(highest)} %: it flatters the model by "
                 f"{apart:.1f} points."
             )
-    others = [one for one in seen if one.protocol == "eot"]
-    for result in known:
-        for other in others[:1]:
-            left, robust = (100 * one.accuracy["robust"].mean for one in (other, result))
-            yield (
-                f"Of the {left:.1f} points that {_how(other)} leaves, {max(left - robust, 0):.1f} "
-                f"are hidden (gone once the draws are known) and {min(left, robust):.1f} robust."
-            )
+    yield from (f"{said[:1].upper()}{said[1:]}." for said in hidden_among(results))
 
 
 def _how(result: Result) -> str:
