@@ -22,6 +22,7 @@ from made_reports import EPS, cell, recipe, result, verdict, write
 from rlskit.cli import run as command
 from rlskit.data import load
 from rlskit.errors import RequestError
+from rlskit.recipes import StageError
 from rlskit.report import REPORTS, Origin, github_annotations, read_reported, report_runs
 from rlskit.report.curves import attacked_panels, budget_panels, sample_panels
 from rlskit.report.gallery import gallery
@@ -191,7 +192,8 @@ def test_the_summary_begins_with_the_verdicts_and_ends_with_every_number(folder:
     text = (folder / "summary.md").read_text("utf-8")
     lines = text.splitlines()
     assert (
-        lines[2] == "**The numbers cannot be trusted (1 untrusted, 2 fail, 1 undecided, 1 pass).**"
+        lines[2] == "**The numbers cannot be trusted (1 untrusted, 2 fail, 1 undecided, 1 pass). "
+        "Not measured: 1 of the table's cells.**"
     )
     heads = [line for line in lines if line.startswith("#")]
     assert heads == [
@@ -368,9 +370,12 @@ def test_names_of_rows_lead_nowhere_else(tmp_path: Path) -> None:
 
 def test_no_gate_is_no_pass(tmp_path: Path) -> None:
     row = {"name": "a", "label": "a", "cells": [cell("pgd", result(4, 4, 4))]}
-    found = judgements(read_reported(write(tmp_path, recipe([row], []))))
-    assert (found, overall(found)) == ((), None)
-    assert headline(found).startswith("No gate was set")
+    reported = read_reported(write(tmp_path, recipe([row], [])))
+    assert (judgements(reported), overall(judgements(reported))) == ((), None)
+    assert headline(reported) == "No gate was set: nothing was asked of these numbers."
+    row["cells"] = [cell("pgd", None)]
+    reported = read_reported(write(tmp_path, recipe([row], [verdict("pass")])))
+    assert headline(reported) == "It passed (1 pass). Not measured: 1 of the table's cells."
 
 
 def test_plain_runs_and_several_of_them(folder: Path, tmp_path: Path) -> None:
@@ -414,6 +419,10 @@ def test_a_run_leaves_its_reports_also_where_a_gate_is_not_met(
     assert captured.err.endswith(f"report: {done.folder / 'report.html'}\n")
     assert command(["run", "rlskit.toml", "--output-format", "gitlab"]) == 2
     assert "--output-format is text or github" in capsys.readouterr().err
+
+    with pytest.raises(StageError):  # what is there would speak of another run
+        go(Path("rlskit.toml"), [], 3, "columns.linf.attack.eps=0.03")
+    assert not {file.name for file in done.folder.iterdir()} & set(REPORTS)
 
 
 def test_the_command_writes_the_reports(

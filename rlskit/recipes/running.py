@@ -29,7 +29,7 @@ from rlskit.recipes.recipe import Recipe, load, nearest
 from rlskit.recipes.stages import Stage
 from rlskit.recipes.staging import Execute, StageError, is_finished, run_stage, state_of, tidy
 from rlskit.recipes.trust import require_trust
-from rlskit.report import Origin, markdown_grid, read_reported, write_reports
+from rlskit.report import REPORTS, Origin, markdown_grid, read_reported, write_reports
 from rlskit.results import NOT_MET, RESULTS, gate_sentence, read_results
 from rlskit.results.verdict import PASS, UNTRUSTED, Verdict
 from rlskit.storage.files import parse_json, write_text
@@ -102,6 +102,8 @@ def run(
     _refuse_foreign(folder)
     with only_writer(folder):
         _claim(folder, recipe)
+        for name in REPORTS:  # a run that fails leaves none that speaks of an earlier one
+            (folder / name).unlink(missing_ok=True)
         untrusted = {}
         for number, stage in enumerate(chosen, 1):
             try:

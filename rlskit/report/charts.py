@@ -8,9 +8,12 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlskit.report.curves import Panel, said_x
+from rlskit.report.curves import Line, Panel, said_x
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 INK = "#010203"
 """Stands for the page's own ink, whatever its theme."""
@@ -56,12 +59,7 @@ def line_chart(panel: Panel, chance: float | None = None) -> str:
         figure = Figure((4.6, 3.0), layout="constrained")
         axes = figure.subplots()
         for index, line in enumerate(panel.lines):
-            drawn, xs = sign(index), [point.x for point in line.points]
-            bounds = [point.accuracy.ci95 for point in line.points]
-            low, high = ([100 * one[side] for one in bounds] for side in (0, 1))
-            means = [100 * point.accuracy.mean for point in line.points]
-            axes.fill_between(xs, low, high, color=drawn.colour, alpha=0.18, linewidth=0)
-            axes.plot(xs, means, marker=drawn.mark, color=drawn.colour, linewidth=1.8, ms=6)
+            _draw(axes, line, sign(index))
         if chance is not None:
             axes.axhline(100 * chance, color=INK, linewidth=1, linestyle=":")
         ticks = sorted({point.x for line in panel.lines for point in line.points})
@@ -74,6 +72,16 @@ def line_chart(panel: Panel, chance: float | None = None) -> str:
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     return _inline(stream.getvalue())
+
+
+def _draw(axes: Axes, line: Line, drawn: Sign) -> None:
+    """Draw a line with its band."""
+    xs = [point.x for point in line.points]
+    bounds = [point.accuracy.ci95 for point in line.points]
+    low, high = ([100 * one[side] for one in bounds] for side in (0, 1))
+    means = [100 * point.accuracy.mean for point in line.points]
+    axes.fill_between(xs, low, high, color=drawn.colour, alpha=0.18, linewidth=0)
+    axes.plot(xs, means, marker=drawn.mark, color=drawn.colour, linewidth=1.8, ms=6)
 
 
 def _inline(svg: str) -> str:

@@ -199,13 +199,10 @@ def _sheet(
         "clean": None,
         "difference": None,
     }
-    factors = [None] * len(places)
+    factors: list[float | None] = [None] * len(places)
     if one.before is not None:
         before = one.before.images(places)
-        change = after - before
-        largest = change.abs().flatten(1).amax(1)
-        factors = [round(0.5 / value, 1) if value > 0 else None for value in largest.tolist()]
-        amplified = 0.5 + change * (0.5 / largest.clamp(min=1e-12))[:, None, None, None]
+        amplified, factors = _amplified(after - before)
         sheet["clean"] = album.place(_picture(before, edge))
         sheet["difference"] = album.place(_picture(amplified, edge))
     height, width = _size(after.shape[-2:], edge)
@@ -215,6 +212,13 @@ def _sheet(
         for position, (place, factor) in enumerate(zip(places.tolist(), factors, strict=True))
     ]
     return sheet, images
+
+
+def _amplified(change: Tensor) -> tuple[Tensor, list[float | None]]:
+    """Return changes `[n, C, H, W]` around 0.5, as large as fits, and how many times they are."""
+    largest = change.abs().flatten(1).amax(1)
+    factors = [round(0.5 / value, 1) if value > 0 else None for value in largest.tolist()]
+    return 0.5 + change * (0.5 / largest.clamp(min=1e-12))[:, None, None, None], factors
 
 
 def _image(line: dict[str, str], sheet: int, position: int, factor: float | None) -> dict[str, Any]:

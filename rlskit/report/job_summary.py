@@ -25,7 +25,7 @@ _CHANGED = "max-drop"
 def job_summary(reported: Reported) -> str:
     """Return the Markdown; what does not fit is left out from its end, and it says so."""
     judged = judgements(reported)
-    parts = [f"## {escaped(reported.title)}", f"**{headline(judged)}**"]
+    parts = [f"## {escaped(reported.title)}", f"**{headline(reported)}**"]
     if judged:
         lines = [[SIGNS[one.verdict], escaped(one.sentence)] for one in judged]
         parts.append(_table(["verdict", "gate"], lines))

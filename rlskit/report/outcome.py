@@ -68,8 +68,15 @@ def overall(found: Sequence[Judgement]) -> str | None:
     return next((verdict for verdict in WORST_FIRST if verdict in verdicts), None)
 
 
-def headline(found: Sequence[Judgement]) -> str:
-    """Return the outcome in a sentence."""
+def headline(reported: Reported) -> str:
+    """Return the outcome in a sentence, and whether something is missing that it cannot be of."""
+    found = judgements(reported)
+    missing = sum(cell.result is None for row in reported.rows for cell in row.cells)
+    said = _outcome(found)
+    return f"{said} Not measured: {missing} of the table's cells." if missing else said
+
+
+def _outcome(found: Sequence[Judgement]) -> str:
     worst = overall(found)
     if worst is None:
         return "No gate was set: nothing was asked of these numbers."

@@ -69,10 +69,21 @@ def webpage(reported: Reported, pictures: Gallery) -> str:
     """
     style, script = ((_FOLDER / name).read_text("utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    found = _material(reported, pictures)
+    present = {key: title for key, title in SECTIONS.items() if found[key]}
+    return _environment().get_template("report.html.jinja").render(
+        reported=reported, found=found, sections=present, style=Markup(style),
+        script=Markup(script), digest=digest, version=__version__, distances=DISTANCES,
+        pictures_json=_pictures(pictures),
+    )  # fmt: skip
+
+
+def _material(reported: Reported, pictures: Gallery) -> dict[str, Any]:
+    """Return what each of `SECTIONS` is made of; nothing where it is to be left out."""
     judged, rows = judgements(reported), reported.rows
     chance = guessing(rows)
-    found: dict[str, Any] = {
-        "verdicts": {"judged": judged, "headline": headline(judged), "worst": overall(judged)},
+    return {
+        "verdicts": {"judged": judged, "headline": headline(reported), "worst": overall(judged)},
         "honest": {
             "found": (honest := honest_numbers(rows)),
             "weak": without_adaptive(honest),
@@ -91,12 +102,6 @@ def webpage(reported: Reported, pictures: Gallery) -> str:
         "cost": [(row, cell) for row in rows for cell in row.cells if cell.results],
         "again": {"versions": _versions(reported), "models": _models(reported)},
     }
-    present = {key: title for key, title in SECTIONS.items() if found[key]}
-    return _environment().get_template("report.html.jinja").render(
-        reported=reported, found=found, sections=present, style=Markup(style),
-        script=Markup(script), digest=digest, version=__version__, distances=DISTANCES,
-        pictures_json=_pictures(pictures),
-    )  # fmt: skip
 
 
 @functools.cache
