@@ -15,7 +15,7 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...",
+            metavar="RUN",
             help="Folders of run, attack, eval or diversity, results.json, an audit's JSON.",
         ),
     ],

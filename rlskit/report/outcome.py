@@ -9,6 +9,7 @@ from rlskit.audit.audit_result import AuditResult
 from rlskit.report.reported import Reported
 from rlskit.results import NOT_MET, gate_sentence
 from rlskit.results.verdict import FAIL, PASS, UNDECIDED, UNTRUSTED
+from rlskit.results.words import attack_label
 
 AUDIT = "audit"
 """The row of the judgements on audits."""
@@ -47,7 +48,8 @@ def judgements(reported: Reported) -> tuple[Judgement, ...]:
                 if result.gate is not None:
                     verdict = FAIL if result.gate.verdict == NOT_MET else PASS
                     sentence = f"{row.name}/{cell.column}: {gate_sentence(result)}"
-                    name = f"{cell.column} fail-under"
+                    what = attack_label(result) if result.attack else f"N={result.n_samples}"
+                    name = f"{cell.column} fail-under ({what})"
                     found.append(Judgement(row.name, cell.column, name, verdict, sentence))
     found += map(_of_audit, reported.audits)
     return tuple(found)
