@@ -696,3 +696,58 @@ def test_a_recipe_from_end_to_end(recipe: Path, capsys: pytest.CaptureFixture[st
         == 2
     )
     assert "stage rls/pgd: --loss 'dlrr' is unknown" in capsys.readouterr().err
+
+
+TAKES = {
+    "convert": {"name", "data", "seed"}, "train": {"data", "epochs", "seed"},
+    "attack": {"data", "limit", "seed"}, "eval": {"data", "limit"}, "diversity": {"data", "limit"},
+}  # fmt: skip
+
+
+def test_an_option_of_all_is_given_to_the_commands_that_take_it(recipe: Path) -> None:
+    sets = ["all.limit=3", "all.seed=7", "all.data=mnist", "all.epochs=5", "attack={}", "train={}"]
+    stages = {stage.name: stage.options for stage in recipes.load(recipe, sets, TAKES).stages}
+    assert {**stages["none/convert"], "data": 0} == {
+        "name": "tiny.py:tiny", "image-size": "8", "defense": "none", "seed": "7", "data": 0,
+    }  # fmt: skip
+    assert stages["none/train"] == {
+        "data": "mnist",
+        "seed": "7",
+        "epochs": "1",
+        "lr": "0.1",
+        "limit": "64",
+    }
+    assert stages["none/clean"] == {"data": "mnist", "limit": "64"}
+    assert (stages["none/pgd"]["limit"], stages["none/pgd"]["seed"]) == ("64", "7")
+    (every,) = {stage.options["seed"] for stage in recipes.load(recipe, sets).stages}
+    assert every == "7"  # without a word on what commands take, every one gets it
+
+
+def test_an_option_that_no_command_takes_is_refused_with_the_nearest(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RequestError, match=r"all: 'limits' is unknown; did you mean limit\?"):
+        recipes.load(recipe, ["all.limits=3"], TAKES)
+    for more in ([], ["--dry-run"]):
+        asked = ["run", str(recipe), "--trust", "--set", "all.small-images=true", *more]
+        assert command([*asked, "--set", "all.n-sample=3"]) == 2
+        assert "all: 'n-sample' is unknown; did you mean n-samples?" in capfd.readouterr().err
+
+
+def test_a_row_measures_its_own_columns_only(recipe: Path) -> None:
+    sets = ['rows.none.columns=["pgd"]', "gates.clean={at-least=0.1}"]
+    found = recipes.load(recipe, sets)
+    assert [s.name for s in found.stages if s.name.startswith("none/")] == [
+        "none/convert", "none/train", "none/pgd",
+    ]  # fmt: skip
+    assert found.cell("none", "clean") is None
+    for change, told in (
+        ('rows.none.columns=["pdg"]', r"rows.none.columns: 'pdg' is no column; did you mean pgd"),
+        ("rows.none.columns=true", "a list of names of columns"),
+        ('gates.clean={at-least=0.1,rows=["none"]}', "none does not measure it"),
+    ):
+        with pytest.raises(RequestError, match=told):
+            recipes.load(recipe, [*sets, change])
+    with pytest.raises(RequestError, match=r"gates.kappa: the row rls5 does not measure it"):
+        off = ["rows.rls.columns=[]", "gates.kappa={at-most=0.5}"]
+        recipes.load(recipe, [*sets[:1], *off])

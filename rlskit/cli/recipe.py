@@ -58,11 +58,11 @@ def run(
     check_json(json_to, force)
     execute = _executor(quiet)
     if dry_run:
-        _print_plan(recipes.load(recipe, sets or ()), only, out, trust=trust)
+        _print_plan(recipes.load(recipe, sets or (), taken()), only, out, trust=trust)
         return 0
     done = recipes.run(
-        recipe, execute=execute, check=_check, sets=sets or (), only=only, out=out, trust=trust,
-        note=lambda line: note(line, quiet=quiet),
+        recipe, execute=execute, check=_check, takes=taken(), sets=sets or (), only=only, out=out,
+        trust=trust, note=lambda line: note(line, quiet=quiet),
     )  # fmt: skip
     text = (done.folder / "results.json").read_text(encoding="utf-8")
     if json_to == "-":
@@ -93,6 +93,17 @@ def _executor(quiet: bool) -> Callable[[list[str]], int]:
             return cli.run(arguments)
 
     return execute
+
+
+def taken() -> dict[str, set[str]]:
+    """Return the options that each command takes, as a recipe names them; `name` is a network."""
+    from rlskit.cli.app import alone
+    from rlskit.recipes import COMMANDS
+
+    return {
+        command: {option.removeprefix("--") for one in alone(command).params for option in one.opts}
+        for command in COMMANDS
+    }
 
 
 def _check(arguments: list[str]) -> None:

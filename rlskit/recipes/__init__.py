@@ -3,13 +3,14 @@
 from rlskit.recipes.baseline import export_baseline
 from rlskit.recipes.cells import grid, to_json
 from rlskit.recipes.cost import Cost, Estimate, estimate
-from rlskit.recipes.recipe import Column, Recipe, Row, load
+from rlskit.recipes.recipe import COMMANDS, Column, Recipe, Row, load
 from rlskit.recipes.running import Outcome, check_stages, command_line, default_folder, run, select
 from rlskit.recipes.stages import Stage
 from rlskit.recipes.staging import StageError, is_finished
 from rlskit.recipes.trust import require_trust
 
 __all__ = [
+    "COMMANDS",
     "Column",
     "Cost",
     "Estimate",
