@@ -12,6 +12,8 @@ import pytest
 
 import made_results
 from rlskit import recipes
+from rlskit.attacks import prepare
+from rlskit.attacks.passes import Setting
 from rlskit.cli import run as command
 from rlskit.cli.recipe import _check
 from rlskit.defenses import DEFENSES, defense_of
@@ -751,3 +753,17 @@ def test_a_row_measures_its_own_columns_only(recipe: Path) -> None:
     with pytest.raises(RequestError, match=r"gates.kappa: the row rls5 does not measure it"):
         off = ["rows.rls.columns=[]", "gates.kappa={at-most=0.5}"]
         recipes.load(recipe, [*sets[:1], *off])
+
+
+def test_the_adaptive_protocol_costs_at_most_all_its_parts_on_all_images(recipe: Path) -> None:
+    """Of an undefended model: three ascents, the standard AutoAttack, and one judge."""
+    options = {"protocol": "adaptive", "eps": "2/255", "steps": "3", "limit": "6"}
+    (stage,) = (s for s in recipes.load(recipe).stages if s.name == "none/pgd")
+    stage = replace(stage, options=options)
+    model = small_model(1, "none", layers=1)
+    auto = prepare("autoattack", eps="2/255", version="standard").passes(Setting((1, 8, 8), 10))
+    # the clean image and what each of four parts made of it are judged; clean and worst are scored
+    forwards, backwards = 6 * (3 * 3 + auto.forwards + 5 + 2), 6 * (3 * 3 + auto.backwards)
+    assert cost(stage, model) == Cost(6, forwards, backwards, at_most=True)
+    lost = replace(stage, options={**stage.options, "twin": "none.safetensors"})
+    assert cost(lost, model) is None

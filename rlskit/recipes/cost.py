@@ -22,13 +22,14 @@ from rlskit.defenses import classifier_of, defense_of, draws
 from rlskit.errors import RlskitError
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
-from rlskit.recipes.checking import prepared, samples_of, train_options
+from rlskit.recipes.checking import adaptive_of, prepared, samples_of, train_options
 from rlskit.recipes.recipe import Recipe
 from rlskit.recipes.stages import Stage
 from rlskit.recipes.trust import require_trust
 from rlskit.results.comparison import KNOWN
 from rlskit.runtime.devices import choose_device
 from rlskit.seeds import Purpose
+from rlskit.threat.adaptive import JUDGES
 from rlskit.threat.adaptive import PROTOCOL as ADAPTIVE
 from rlskit.training.batch_norm import has_batch_norm
 from rlskit.training.epochs import HELD_OUT_DRAWS
@@ -125,7 +126,7 @@ def _described(device: torch.device) -> str:
 
 
 def cost(stage: Stage, model: BankedModel) -> Cost | None:
-    """Count what a stage computes; None where its data or its protocol cannot be counted.
+    """Count what a stage computes; None where its data cannot be counted.
 
     Args:
         stage: The stage.
@@ -145,7 +146,7 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
     if stage.command != "attack":
         return Cost(images, scored, 0)
     if stage.options.get("protocol") == ADAPTIVE:
-        return None  # it depends on what each part leaves
+        return _adaptive_cost(stage, model, images, samples, repeats)
     known = stage.options.get("protocol") == KNOWN
     seen = samples if known else int(stage.options.get("n-attacked", 1))
     setting = Setting(model.card.pixels.shape, model.card.classes, seen)
@@ -159,6 +160,28 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
         attacked * sum(one.backwards for one in passes),
         at_most=any(ATTACKS[one.method].at_most for one in attacks),
     )
+
+
+def _adaptive_cost(
+    stage: Stage, model: BankedModel, images: int, samples: int, repeats: int
+) -> Cost | None:
+    """Count all parts on all images: each leaves out what an earlier one surely broke.
+
+    None where the twin, which is a part of its own, is not there.
+    """
+    if not Path(str(stage.options.get("twin", "."))).exists():
+        return None
+    found = adaptive_of(stage, model, samples)
+    attacked = images * repeats
+    forwards = backwards = 0
+    for part in found.parts:
+        setting = Setting(model.card.pixels.shape, model.card.classes, part.n_attacked)
+        passes = part.attack.passes(setting)
+        forwards += part.n_attacked * passes.forwards
+        backwards += part.n_attacked * passes.backwards
+    judged = (defense_of(model).distinct(model) or JUDGES) * (1 + len(found.parts))
+    scored = 2 * images * samples * repeats
+    return Cost(images, attacked * (forwards + judged) + scored, attacked * backwards, at_most=True)
 
 
 def hours_of(found: Cost, speed: tuple[float, float]) -> float:
