@@ -19,6 +19,7 @@ from rlskit.cli import (
     diversity,
     evaluate,
     export,
+    init,
     inspect,
     models,
     recipe,
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "models": models.models,
     "inspect": inspect.inspect,
     "export": export.export,
+    "init": init.init,
     "run": recipe.run,
     "baseline": baseline.baseline,
 }

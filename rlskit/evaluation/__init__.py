@@ -5,7 +5,7 @@ in any order and after any interruption.
 """
 
 from rlskit.evaluation.attacking import attack, attack_adaptively, attack_all
-from rlskit.evaluation.clean import doubts_of
+from rlskit.evaluation.clean import doubts_of, known_of
 from rlskit.evaluation.eval_options import EvalOptions, counts_of
 from rlskit.evaluation.scoring import evaluate
 from rlskit.evaluation.subject import Subject, subject_of
@@ -19,5 +19,6 @@ __all__ = [
     "counts_of",
     "doubts_of",
     "evaluate",
+    "known_of",
     "subject_of",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,15 +108,32 @@ def estimate(
     hours: dict[str, float | None] = {}
     for made in (stage for stage in recipe.stages if stage.needs is None):
         model = _read(made, device) if made.checkpoint else _built(made, device, execute)
-        defended = trained = None if model is None else rate(model)
-        if model is not None and defense_of(model).post_hoc:
-            trained = rate(model, bare=True)
-        for stage in recipe.stages:
-            if stage.converted is made:
-                costs[stage.name] = found = None if model is None else cost(stage, model)
-                speed = trained if stage.command == "train" else defended
-                hours[stage.name] = hours_of(found, speed) if found and speed else None
+        stages = [stage for stage in recipe.stages if stage.converted is made]
+        found = estimate_of(stages, model)
+        costs |= found.costs
+        hours |= found.hours
     return Estimate(costs, hours, _described(device))
+
+
+def estimate_of(stages: Iterable[Stage], model: BankedModel | None) -> Estimate:
+    """Count what stages of one model compute, and measure how fast it is here.
+
+    Args:
+        stages: The stages.
+        model: What their `convert` makes, or their checkpoint holds; None where it is not there.
+    """
+    if model is None:
+        unknown = dict.fromkeys(stage.name for stage in stages)
+        return Estimate(unknown, unknown, "")
+    defended = trained = rate(model)
+    if defense_of(model).post_hoc:
+        trained = rate(model, bare=True)
+    costs, hours = {}, {}
+    for stage in stages:
+        costs[stage.name] = found = cost(stage, model)
+        speed = trained if stage.command == "train" else defended
+        hours[stage.name] = hours_of(found, speed) if found else None
+    return Estimate(costs, hours, _described(model.device))
 
 
 def _described(device: torch.device) -> str:

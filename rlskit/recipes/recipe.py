@@ -7,8 +7,8 @@
 [paper.ROW]                the paper's numbers, by column
 [gates] [baseline]         what must hold of the cells (rlskit.recipes.gates)
 
-In a row, `COMMAND = false` leaves the command out, `columns = [NAME, ...]` limits it to some columns,
-and `checkpoint = FILE` names a finished model.
+In a row, `COMMAND = false` leaves the command out, `columns = [NAME, ...]` measures these only, and
+`checkpoint = FILE` names a finished model.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def _dealt(
         RequestError: No command takes one of them.
     """
     if takes is None:
-        return dict.fromkeys(COMMANDS, dict(options))
+        return {command: dict(options) for command in COMMANDS}
     _require_known(options, sorted(set().union(*(takes[one] for one in COMMANDS))), where)
     return {
         command: {name: value for name, value in options.items() if name in takes[command]}
