@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -89,13 +90,14 @@ def _start(
         "download": images.download,
         "skip-bad": images.skip_bad,
     }
+    data = dataclasses.replace(images, limit=None).load(banked, "test")
     return recipes.Start(
         model=model,
         weights=weights,
         finished=is_checkpoint(model, weights),
         data={name: value for name, value in given.items() if value},
         card=banked.card,
-        clean=known_of(subject_of(banked, images.load(banked, "test")), EvalOptions(gated=True)),
+        clean=known_of(subject_of(banked, data), EvalOptions(gated=True)),
         eps=eps,
     )
 
