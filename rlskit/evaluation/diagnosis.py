@@ -23,7 +23,7 @@ from rlskit.errors import UntrustedError
 from rlskit.evaluation.clean import check_knowledge, look
 from rlskit.evaluation.eval_options import EvalOptions
 from rlskit.evaluation.subject import Subject, library_versions, subject_of
-from rlskit.models.banks import BankedModel
+from rlskit.models.banks import BankedModel, Card
 from rlskit.runtime.devices import choose_device
 from rlskit.seeds import Purpose
 from rlskit.threat.preflight import (
@@ -121,12 +121,20 @@ def _of_answers(subject: Subject, options: EvalOptions) -> Iterator[Finding]:
     model, data = subject.model, subject.data.limited(LOOKED_AT)
     images, labels = data.images(range(len(data))).to(model.device), data.labels.to(model.device)
     (draw,) = draws(model, 1, seed=options.seed, purpose=Purpose.DEFENDER)
-    outputs, few = model.card.outputs, images[:IMAGES]
-    read = f"read as {outputs}" if outputs else "read as logits, as nothing shows otherwise"
-    yield _tried("answers", lambda: check_answers(draw, few, model.card.classes, outputs) or read)
+    yield _tried("answers", lambda: _answers(draw, images, model.card))
     view = attackers_view(model, "transfer", 1, seed=options.seed, repeat=0, image=None)
     yield _tried("gradients", lambda: _gradients(view, images, labels))
     yield _tried("clean", lambda: _knowledge(subject, options))
+
+
+def _answers(draw: nn.Module, images: Tensor, card: Card) -> str:
+    """Say how they are read.
+
+    Raises:
+        UntrustedError: They are no logits, or others each time.
+    """
+    check_answers(draw, images[:IMAGES], card.classes, card.outputs)
+    return f"read as {card.outputs or 'logits, as nothing shows otherwise'}"
 
 
 def _gradients(view: nn.Module, images: Tensor, labels: Tensor) -> str:
