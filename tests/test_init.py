@@ -138,7 +138,7 @@ def test_the_budget_is_the_usual_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hours", "limit"), [(0.01, 1000), (0.1, 500), (0.2, 200), (5.0, 50), (None, 50)]
+    ("hours", "limit"), [(0.01, 1000), (0.1, 500), (0.2, 200), (5.0, 100), (None, 100)]
 )
 def test_as_many_images_are_attacked_as_an_hour_allows(hours: float | None, limit: int) -> None:
     """The cost is of 50 images."""

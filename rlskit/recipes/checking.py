@@ -14,7 +14,6 @@ from rlskit.attacks.options import OPTIONS
 from rlskit.attacks.requests import prepare_all
 from rlskit.errors import RequestError
 from rlskit.evaluation import EvalOptions, counts_of
-from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
 from rlskit.recipes.stages import Stage
 from rlskit.threat.adaptive import PROTOCOL as ADAPTIVE
@@ -77,8 +76,8 @@ def prepared(stage: Stage) -> list[PreparedAttack]:
     )
 
 
-def adaptive_of(stage: Stage, model: BankedModel, samples: int) -> Adaptive:
-    """Return the attacks of a stage of the adaptive protocol.
+def adaptive_of(stage: Stage, model: BankedModel, samples: int) -> Adaptive | None:
+    """Return the attacks of a stage of the adaptive protocol; None with a twin, which is a file.
 
     Args:
         stage: The stage.
@@ -86,16 +85,16 @@ def adaptive_of(stage: Stage, model: BankedModel, samples: int) -> Adaptive:
         samples: N, of the defender.
 
     Raises:
-        RequestError: An option is wrong, or the twin is not there.
+        RequestError: An option is wrong.
     """
     given = _given(stage)
     own = _adaptive_options(given)
+    if "twin" in own:
+        return None
     for name in own.keys() & OPTIONS.keys():
         own[name] = OPTIONS[name].reader.kind(own[name])
     if "n_attacked" in own:
         own["n_attacked"] = int(own["n_attacked"])
-    if "twin" in own:
-        own["twin"] = checkpoint.load(own["twin"])
     scale = str(given.get("pixel_range", "0:1"))
     return prepare_adaptive(model, **own, n_samples=samples, pixel_range=scale)
 

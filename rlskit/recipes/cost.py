@@ -143,7 +143,7 @@ def _described(device: torch.device) -> str:
 
 
 def cost(stage: Stage, model: BankedModel) -> Cost | None:
-    """Count what a stage computes; None where its data cannot be counted.
+    """Count what a stage computes; None where its data, or a twin's part, cannot be counted.
 
     Args:
         stage: The stage.
@@ -182,13 +182,10 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
 def _adaptive_cost(
     stage: Stage, model: BankedModel, images: int, samples: int, repeats: int
 ) -> Cost | None:
-    """Count all parts on all images: each leaves out what an earlier one surely broke.
-
-    None where the twin, which is a part of its own, is not there.
-    """
-    if not Path(str(stage.options.get("twin", "."))).exists():
-        return None
+    """Count all parts on all images: each leaves out what an earlier one surely broke."""
     found = adaptive_of(stage, model, samples)
+    if found is None:
+        return None
     attacked = images * repeats
     forwards = backwards = 0
     for part in found.parts:

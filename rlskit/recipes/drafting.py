@@ -25,7 +25,7 @@ from rlskit.stats import lower_bound
 ATTACKED = "release/linf"
 """The stage that takes by far the longest."""
 
-LIMITS = (1000, 500, 200, 100, 50)
+LIMITS = (1000, 500, 200, 100)
 """How many images a first recipe may attack: the most that surely are done in `HOURS`."""
 
 HOURS = 1.0
