@@ -20,7 +20,7 @@ def attack(
             WHAT, "pgd by default; several with commas, as in --eps. `rlskit attacks` lists them."
         ),
     ] = None,
-    engine: Annotated[str, under(WHAT, "rlskit or torchattacks.")] = "rlskit",
+    engine: Annotated[str, under(WHAT, "rlskit, torchattacks or adv-lib.")] = "rlskit",
     network: Network,
     pixel_range: Annotated[
         str, under(EFFORT, "Scale of all such numbers: 0:1, or the paper's -1:1.")

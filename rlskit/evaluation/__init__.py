@@ -4,6 +4,7 @@ The unit of work is a block, a fixed run of dataset indices: the same block give
 in any order and after any interruption.
 """
 
+from rlskit.evaluation.abstention import measure_abstention
 from rlskit.evaluation.attacking import attack, attack_adaptively, attack_all
 from rlskit.evaluation.clean import doubts_of, known_of
 from rlskit.evaluation.diagnosis import Finding, diagnose, machine
@@ -24,5 +25,6 @@ __all__ = [
     "evaluate",
     "known_of",
     "machine",
+    "measure_abstention",
     "subject_of",
 ]

@@ -66,7 +66,7 @@ def attack(
         view: How several draws are seen: `mean-prob` (the defender's rule) or `mean-logit`.
         risk: Under `eot`, `gibbs` ascends the mean of the single draws' losses, which is the risk
             of one draw, instead of the loss of their mean prediction.
-        engine: `rlskit` or `torchattacks`.
+        engine: `rlskit`, `torchattacks` or `adv-lib`.
         compiled: Whether what is attacked is compiled first (`torch.compile`), which pays for long
             attacks.
         pixel_range: The scale that `params` are stated in, `0:1` or the paper's `-1:1`.

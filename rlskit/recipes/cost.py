@@ -160,6 +160,8 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
     samples = max(samples_of(stage) or (own,))
     repeats = int(stage.options.get("repeats", own if stage.command == "diversity" else 1))
     scored = images * samples * repeats
+    if "abstain" in stage.options:
+        return None  # several attacks, whose cost depends on what each leaves
     if stage.command != "attack":
         return Cost(images, scored, 0)
     if stage.options.get("protocol") == ADAPTIVE:
