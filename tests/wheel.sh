@@ -31,7 +31,7 @@ assert importlib.util.find_spec("torchattacks") is None, "torchattacks is instal
 PYTHON
 
 rlskit convert test_resnet.r160_in1k --banks 2
-rlskit doctor | grep "^torchattacks  not installed"
+rlskit doctor | grep "^torchattacks  *not installed"
 rlskit eval --limit 64
 rlskit attack --method fgsm,pgd,deepfool,cw,ead --limit 64 --steps 10 --quiet -o run
 status=0

@@ -22,10 +22,12 @@ from rlskit.defenses import defense_of, draws
 from rlskit.errors import UntrustedError
 from rlskit.evaluation.clean import check_knowledge, look
 from rlskit.evaluation.eval_options import EvalOptions
+from rlskit.evaluation.run import A_FEW
 from rlskit.evaluation.subject import Subject, library_versions, subject_of
 from rlskit.models.banks import BankedModel, Card
 from rlskit.runtime.devices import choose_device
 from rlskit.seeds import Purpose
+from rlskit.stats import lower_bound
 from rlskit.threat.preflight import (
     IMAGES,
     LOOKED_AT,
@@ -39,6 +41,7 @@ from rlskit.threat.view import attackers_view
 _DEVELOPING = ("dev", "benchmarks")
 """Extras that nobody needs who measures models."""
 
+_EXTRA = r"extra == .([\w-]+)"
 _SHOWN = 5
 
 
@@ -65,7 +68,7 @@ def machine() -> Iterator[Finding]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "torch sees no GPU"
     yield Finding("device", f"{device.type} ({name})")
     yield Finding("threads", f"{torch.get_num_threads()}, on {os.cpu_count()} processors")
-    for extra, package in _extras():
+    for extra, package in _extras().items():
         try:
             yield Finding(extra, f"{package} {version(package)}")
         except PackageNotFoundError:
@@ -141,12 +144,16 @@ def _gradients(view: nn.Module, images: Tensor, labels: Tensor) -> str:
     """Say where they can be followed.
 
     Raises:
-        UntrustedError: Nowhere.
+        UntrustedError: Nowhere, or not at more than a few images, which would count as robust.
     """
     check_gradients(view, images[:IMAGES], labels[:IMAGES], "ce")
-    lost = int(masked_gradients(view, images, labels, "margin").sum())
-    where = f"not at {lost} of {len(images)}" if lost else f"at all of {len(images)}"
-    return f"can be followed {where} images looked at"
+    lost, n = int(masked_gradients(view, images, labels, "margin").sum()), len(images)
+    if lower_bound([lost / n], n) > A_FEW:
+        raise UntrustedError(
+            f"at {lost} of {n} images looked at not even the margin has a gradient to follow, so "
+            "they would count as robust: the model masks it"
+        )
+    return f"can be followed at {n - lost} of {n} images looked at"
 
 
 def _knowledge(subject: Subject, options: EvalOptions) -> str:
@@ -185,15 +192,14 @@ def _tried(about: str, look_at: Callable[[], str]) -> Finding:
         return Finding(about, str(error), trouble=True)
 
 
-def _extras() -> Iterator[tuple[str, str]]:
-    """Yield the extras of rlskit, each with a package that it brings."""
+def _extras() -> dict[str, str]:
+    """Return the extras of rlskit, each with the first package that it brings."""
+    found: dict[str, str] = {}
     for requirement in requires("rlskit") or []:
-        package, extra = (
-            re.match(r"[\w.-]+", requirement),
-            re.search(r"extra == .(\w+)", requirement),
-        )
+        package, extra = re.match(r"[\w.-]+", requirement), re.search(_EXTRA, requirement)
         if package and extra and extra[1] not in _DEVELOPING:
-            yield extra[1], package[0]
+            found.setdefault(extra[1], package[0])
+    return found
 
 
 def _is_number(value: object) -> bool:
