@@ -49,6 +49,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "inward": {"eps": 0.05, "steps": 5, "restarts": 3},
     "autoattack": {"eps": 0.05, "steps": 5, "queries": 20},
     "arc": {"eps": 0.05},
+    "mora": {"eps": 0.05},
     "noise": {"eps": 0.05},
     "fab": {"steps": 10},
     "ddn": {"steps": 30},

@@ -98,7 +98,7 @@ def test_gradients_that_are_masked_at_some_images_only_are_trouble(trained: Bank
 
     said = found(small_models.model(1, "none", layers=1, build=lambda _: Flat()))
     assert said["gradients"].startswith("TROUBLE at ")
-    assert said["clean"].endswith("guessing gets 12.5 %")
+    assert "TROUBLE" not in said["clean"]
 
 
 def test_weights_that_are_not_finite_are_all_that_is_said(trained: BankedModel) -> None:

@@ -765,5 +765,5 @@ def test_the_adaptive_protocol_costs_at_most_all_its_parts_on_all_images(recipe:
     # the clean image and what each of four parts made of it are judged; clean and worst are scored
     forwards, backwards = 6 * (3 * 3 + auto.forwards + 5 + 2), 6 * (3 * 3 + auto.backwards)
     assert cost(stage, model) == Cost(6, forwards, backwards, at_most=True)
-    lost = replace(stage, options={**stage.options, "twin": "none.safetensors"})
+    lost = replace(stage, options={**stage.options, "surrogate": "none.safetensors"})
     assert cost(lost, model) is None

@@ -24,6 +24,7 @@ from rlskit.attacks.fgsm import fgsm, fgsm_passes
 from rlskit.attacks.fmn import fmn, fmn_passes
 from rlskit.attacks.inward import inward, inward_passes
 from rlskit.attacks.jsma import jsma, jsma_passes
+from rlskit.attacks.mora import mora, mora_passes
 from rlskit.attacks.noise import noise, noise_passes
 from rlskit.attacks.onepixel import onepixel, onepixel_passes
 from rlskit.attacks.options import OPTIONS
@@ -298,6 +299,17 @@ ATTACKS: dict[str, Attack] = {
         needs="gradients",
         random=False,
         compiles=False,
+        members=True,
+    ),
+    "mora": Attack(
+        title="Model-reweighing attack on ensembles",
+        run=mora,
+        passes=mora_passes,
+        paper="Yu et al. 2022, https://arxiv.org/abs/2211.08008",
+        norms=("linf", "l2"),
+        needs="gradients",
+        random=False,
+        at_most=False,
         members=True,
     ),
     "noise": Attack(

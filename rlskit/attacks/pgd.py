@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rlskit.attacks.ball import TINY, direction, noise_inside, onto_ball
+from rlskit.attacks.ball import TINY, direction, inside, noise_inside
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import Objective, gradient, objective, scaled, trail
 from rlskit.attacks.passes import Passes, Setting
@@ -83,7 +83,7 @@ def pgd(
                 slope = slope / slope.abs().mean((1, 2, 3), keepdim=True).clamp_min(TINY)
                 velocity = slope = slope + momentum * velocity
             moved = x + stride * direction(slope, norm, steepest)
-            x = (images + onto_ball(moved - images, norm, eps)).clamp(0, 1)
+            x = inside(images, moved, norm, eps)
         return x
 
     with under_attack(model):

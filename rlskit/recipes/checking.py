@@ -77,7 +77,7 @@ def prepared(stage: Stage) -> list[PreparedAttack]:
 
 
 def adaptive_of(stage: Stage, model: BankedModel, samples: int) -> Adaptive | None:
-    """Return the attacks of a stage of the adaptive protocol; None with a twin, which is a file.
+    """Return the attacks of a stage of the adaptive protocol; None with a surrogate, a file.
 
     Args:
         stage: The stage.
@@ -89,7 +89,7 @@ def adaptive_of(stage: Stage, model: BankedModel, samples: int) -> Adaptive | No
     """
     given = _given(stage)
     own = _adaptive_options(given)
-    if "twin" in own:
+    if "surrogate" in own:
         return None
     for name in own.keys() & OPTIONS.keys():
         own[name] = OPTIONS[name].reader.kind(own[name])
@@ -100,7 +100,7 @@ def adaptive_of(stage: Stage, model: BankedModel, samples: int) -> Adaptive | No
 
 
 def _adaptive_options(given: dict[str, Any]) -> dict[str, Any]:
-    own = ("method", "n_attacked", "twin", *OPTIONS)
+    own = ("method", "n_attacked", "surrogate", *OPTIONS)
     return adaptive_options({name: value for name, value in given.items() if name in own})
 
 

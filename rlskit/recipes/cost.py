@@ -143,7 +143,7 @@ def _described(device: torch.device) -> str:
 
 
 def cost(stage: Stage, model: BankedModel) -> Cost | None:
-    """Count what a stage computes; None where its data, or a twin's part, cannot be counted.
+    """Count what a stage computes; None where its data, or a surrogate's part, cannot be counted.
 
     Args:
         stage: The stage.
