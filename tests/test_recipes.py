@@ -12,7 +12,6 @@ import pytest
 
 import made_results
 from rlskit import recipes
-from rlskit.attacks import prepare
 from rlskit.attacks.passes import Setting
 from rlskit.cli import run as command
 from rlskit.cli.recipe import check
@@ -22,6 +21,7 @@ from rlskit.recipes.cost import Cost, cost
 from rlskit.recipes.toml_file import merged, read
 from rlskit.report import markdown_grid
 from rlskit.results.result import Measure
+from rlskit.threat.adaptive import prepare_adaptive
 from small_models import model as small_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -756,14 +756,19 @@ def test_a_row_measures_its_own_columns_only(recipe: Path) -> None:
 
 
 def test_the_adaptive_protocol_costs_at_most_all_its_parts_on_all_images(recipe: Path) -> None:
-    """Of an undefended model: three ascents, the standard AutoAttack, and one judge."""
-    options = {"protocol": "adaptive", "eps": "2/255", "steps": "3", "limit": "6"}
-    (stage,) = (s for s in recipes.load(recipe).stages if s.name == "none/pgd")
-    stage = replace(stage, options=options)
-    model = small_model(1, "none", layers=1)
-    auto = prepare("autoattack", eps="2/255", version="standard").passes(Setting((1, 8, 8), 10))
-    # the clean image and what each of four parts made of it are judged; clean and worst are scored
-    forwards, backwards = 6 * (3 * 3 + auto.forwards + 5 + 2), 6 * (3 * 3 + auto.backwards)
-    assert cost(stage, model) == Cost(6, forwards, backwards, at_most=True)
-    lost = replace(stage, options={**stage.options, "surrogate": "none.safetensors"})
+    """No outcome of a part spares another one in the count: it is of a model that withstands all."""
+    options = {"protocol": "adaptive", "eps": "2/255", "steps": "3", "queries": "20", "limit": "6"}
+    stage = replace(recipes.load(recipe).stages[-1], command="attack", options=options)
+    model = small_model(2, "rls")
+    parts = prepare_adaptive(model, eps="2/255", steps=3, queries=20).parts
+    passes = [one.attack.passes(Setting((1, 8, 8), 10, one.n_attacked)) for one in parts]
+    (square,) = (found for one, found in zip(parts, passes, strict=True) if one.name == "square")
+    assert square.forwards <= 21
+    draws = [one.n_attacked for one in parts]
+    forwards = sum(n * one.forwards for n, one in zip(draws, passes, strict=True))
+    backwards = sum(n * one.backwards for n, one in zip(draws, passes, strict=True))
+    # 50 judge the clean image and what each part made of it; ten score clean and worst
+    forwards += 50 * (1 + len(parts)) + 2 * 10
+    assert cost(stage, model) == Cost(6, 6 * forwards, 6 * backwards, at_most=True)
+    lost = replace(stage, options={**options, "surrogate": "none.safetensors"})
     assert cost(lost, model) is None
