@@ -746,6 +746,7 @@ def test_a_row_measures_its_own_columns_only(recipe: Path) -> None:
     for change, told in (
         ('rows.none.columns=["pdg"]', r"rows.none.columns: 'pdg' is no column; did you mean pgd"),
         ("rows.none.columns=true", "a list of names of columns"),
+        ("rows.none.columns=[[1]]", r"rows.none.columns: \[1\] is no column"),
         ('gates.clean={at-least=0.1,rows=["none"]}', "none does not measure it"),
     ):
         with pytest.raises(RequestError, match=told):
@@ -756,7 +757,7 @@ def test_a_row_measures_its_own_columns_only(recipe: Path) -> None:
 
 
 def test_the_adaptive_protocol_costs_at_most_all_its_parts_on_all_images(recipe: Path) -> None:
-    """No outcome of a part spares another one in the count: it is of a model that withstands all."""
+    """What a part breaks spares the next in a run, not in the count."""
     options = {"protocol": "adaptive", "eps": "2/255", "steps": "3", "queries": "20", "limit": "6"}
     stage = replace(recipes.load(recipe).stages[-1], command="attack", options=options)
     model = small_model(2, "rls")

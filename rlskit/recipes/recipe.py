@@ -331,7 +331,7 @@ def _check_choice(chosen: Any, columns: Mapping[str, Any], where: str) -> None:
     if not isinstance(chosen, list):
         raise RequestError(f"{where} is a list of names of columns, not {chosen!r}")
     for name in chosen:
-        if name not in columns:
+        if not isinstance(name, str) or name not in columns:
             raise RequestError(f"{where}: {name!r} is no column; {nearest(str(name), columns)}")
 
 
