@@ -33,7 +33,7 @@ _RUN = "what was finished is kept: the same command with --out the run's folder 
 _KEPT = {
     "attack": _RUN,
     "eval": _RUN,
-    "train": "the last epoch that was finished is kept",
+    "train": "what was done is kept: the same command goes on",
     "run": "what was finished is kept: the same command goes on",
 }
 """What a command that was ended leaves; the others leave nothing."""
