@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import small_models
 from rlskit import seeds
 from rlskit.data import batches
+from rlskit.defenses import DEFENSES
 from rlskit.errors import RequestError, RunError
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
@@ -40,6 +41,9 @@ OPTIONS: dict[str, Any] = {
     "holdout": 0.2,
 }
 """Two steps an epoch."""
+
+MIDDLE, AFTER = ("epoch 2/2", 2), ("re-estimating BatchNorm", 2)
+"""Where a training is stopped: within an epoch, and after the steps of one."""
 
 
 class Noisy(nn.Module):
@@ -63,7 +67,9 @@ def dropped(seed: int) -> nn.Module:
 
 def build(defense: str = "rls", network: Callable[[int], nn.Module] = dropped) -> BankedModel:
     banks = 2 if defense in ("rls", "ensemble", "adp") else 1
-    return small_models.model(banks, defense, build=network)
+    model = small_models.model(banks, defense, layers=2 if network is dropped else 1, build=network)
+    model.card.settings = dict(DEFENSES[defense].settings)
+    return model
 
 
 class Stopped(BaseException):
@@ -119,29 +125,29 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("defense", "options"),
+    ("defense", "place", "options"),
     [
-        ("rls", {"augment": "crop-flip", "schedule": "one-cycle", "num_workers": 1}),
-        ("rls", {"adversarial": "pgd", "adversarial_steps": 2, "schedule": "cosine"}),
-        ("rls", {"amp": True, "loss": "mse", "individual": 0.3, "momentum": 0.0}),
-        ("ensemble", {"schedule": "step", "step_epochs": 1}),
-        ("adp", {"holdout": 0.0}),
-        ("rse", {}),
-        ("weight-noise", {}),
-        ("none", {"network": Noisy}),
+        ("rls", MIDDLE, {"augment": "crop-flip", "schedule": "one-cycle", "num_workers": 1}),
+        ("rls", MIDDLE, {"adversarial": "pgd", "adversarial_steps": 2, "schedule": "cosine"}),
+        ("rls", AFTER, {"amp": True, "loss": "mse", "individual": 0.3, "momentum": 0.0}),
+        ("ensemble", MIDDLE, {"schedule": "step", "step_epochs": 1}),
+        ("adp", MIDDLE, {"holdout": 0.0}),
+        ("rse", AFTER, {"adversarial": "pgd", "adversarial_steps": 2}),
+        ("weight-noise", MIDDLE, {}),
+        ("none", MIDDLE, {"network": Noisy}),
     ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value[0]),
 )
-@pytest.mark.parametrize("place", [("epoch 2/3", 2), ("re-estimating BatchNorm", 1)])
 def test_every_training_goes_on_bit_for_bit(
-    tmp_path: Path, defense: str, options: dict[str, Any], place: tuple[str, int]
+    tmp_path: Path, defense: str, place: tuple[str, int], options: dict[str, Any]
 ) -> None:
-    made = {"network": options.pop("network", dropped)} if "network" in options else {}
-    go(build(defense, **made), tmp_path / "whole.safetensors", **options)
+    network = options.get("network", dropped)
+    given = {"epochs": 2, **{k: v for k, v in options.items() if k != "network"}}
     out = tmp_path / "x.safetensors"
-    stopped(build(defense, **made), out, *place, **options)
+    stopped(build(defense, network), out, *place, **given)
     torch.rand(3), random.random()  # the state outside is none of its own
-    go(build(defense, **made), out, **options)
+    go(build(defense, network), out, **given)
+    go(build(defense, network), tmp_path / "whole.safetensors", **given)
     assert outcome(out) == outcome(tmp_path / "whole.safetensors")
 
 
@@ -184,7 +190,10 @@ def test_force_goes_on_with_its_own_and_replaces_others(tmp_path: Path, whole: l
 def test_another_request_is_refused_and_named(
     tmp_path: Path, whole: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, other = tmp_path / "x.safetensors", build(network=lambda seed: dropped(seed + 1))
+    out, other = (
+        tmp_path / "x.safetensors",
+        small_models.model(2, build=lambda seed: dropped(seed + 1)),
+    )
     stopped(build(), out, "epoch 3/3", 1)
     before = {file: file.read_bytes() for file in tmp_path.glob("x.*")}
     assert len(before) == 4
@@ -354,7 +363,7 @@ import os, shutil, signal, sys, time
 from pathlib import Path
 from rlskit.cli import run
 
-train = ["train", "--epochs", "4", "--limit", "300", "--augment", "crop-flip", "-q"]
+train = ["train", "--epochs", "3", "--limit", "240", "--augment", "crop-flip", "-q"]
 train += ["--batch-size", "30", "--save-every", "1"]
 assert run(["convert", "net.py:net", "--image-size", "8", "--data", "digits", "-q"]) == 0
 assert run([*train, "-o", "whole.safetensors"]) == 0
@@ -368,7 +377,7 @@ def changes():
 
 codes = []
 for number, saves in [(signal.SIGKILL, 1), (signal.SIGKILL, 7), (signal.SIGTERM, 3),
-                      (signal.SIGKILL, 9), (signal.SIGINT, 2), (signal.SIGKILL, 4)]:
+                      (signal.SIGINT, 2), (signal.SIGKILL, 4)]:
     child = os.fork()
     if not child:
         os._exit(run(train))
@@ -383,12 +392,12 @@ print(*codes, run(train))
 
 
 def test_a_command_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    """In place, at six moments: one process stands for seven, as loading torch takes seconds."""
+    """In place, at five moments: one process stands for six, as loading torch takes seconds."""
     (tmp_path / "net.py").write_text(NET)
     done = subprocess.run(
         [sys.executable, "-c", KILLER], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.stdout.splitlines()[-1] == "-9 -9 143 -9 130 -9 0", done.stderr
+    assert done.stdout.splitlines()[-1] == "-9 -9 143 130 -9 0", done.stderr
     assert outcome(tmp_path / "rls.safetensors") == outcome(tmp_path / "whole.safetensors")
     assert "terminated; what was done is kept: the same command goes on" in done.stderr
     left = {file.name for file in tmp_path.iterdir()} - {"net.py", "__pycache__", "cache", "state"}

@@ -163,9 +163,8 @@ class Unfinished:
     def save(self, state: State, model: BankedModel, optimizer: torch.optim.Optimizer) -> None:
         """Keep the state, in the place of the one before."""
         if self.files.unfinished is not None:
-            about = {
-                "format": FORMAT, "request": self._request, "state": dataclasses.asdict(state)
-            }  # fmt: skip
+            parts = {"tally": vars(state.tally), "records": [vars(one) for one in state.records]}
+            about = {"format": FORMAT, "request": self._request, "state": vars(state) | parts}
             write_sealed(self.files.unfinished, tensors_of(model, optimizer), about)
         self._steps, self._saved = 0, time.monotonic()
 
