@@ -123,6 +123,8 @@ class Run:
         """Return where the training goes on: at its beginning, or where it was interrupted."""
         state, options = self.unfinished.state, self.options
         if state is None:
+            if self.unfinished.replaced:
+                note(f"{self.unfinished.replaced}; starting afresh")
             if self.before:
                 epochs = " and ".join(str(one.get("epochs")) for one in self.before)
                 note(f"the model was trained for {epochs} epochs already; this trains it further")

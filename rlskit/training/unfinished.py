@@ -110,6 +110,7 @@ class Unfinished:
     Attributes:
         start: The digest of the model that the training began from.
         state: Where one of the same request ended that was interrupted; None where none did.
+        replaced: What is there instead, in a sentence, and makes room as `files.force` says so.
 
     Raises:
         RequestError: What is there is of another request, or damaged, and `files.force` is not
@@ -123,6 +124,7 @@ class Unfinished:
         self.start = checkpoint.digest_of(model)
         self._request = request_of(model, options, data, self.start)
         self.state: State | None = None
+        self.replaced: str | None = None
         self._tensors: dict[str, Tensor] = {}
         self._steps, self._saved = 0, time.monotonic()
         if files.unfinished is None or not files.unfinished.exists():
@@ -132,6 +134,7 @@ class Unfinished:
         except RequestError as error:
             if not files.force:
                 raise RequestError(f"{error}; `force` starts afresh") from error
+            self.replaced = str(error)
 
     def restore(self, model: BankedModel, optimizer: torch.optim.Optimizer) -> None:
         """Give a model and its optimizer what was kept of them.
