@@ -42,6 +42,7 @@ class Purpose(StrEnum):
     APGD_DLR = "apgd dlr"
     APGD_T = "apgd-t"
     FAB = "fab"
+    INWARD = "inward"  # the direction of the logits that a start is moved along
     SQUARE = "square"
     PIXLE = "Pixle"
     ONEPIXEL = "OnePixel"

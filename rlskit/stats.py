@@ -35,6 +35,7 @@ class Accuracy:
         lower_bound: One-sided 95 % bound, for gates (see `lower_bound`).
         ci95_repeats: Student's t interval of the mean over repeats: how far other views and draws
             would move it on these same images; None for one repeat.
+        upper_bound: One-sided 95 % bound from above, likewise; older results have none.
     """
 
     mean: Share
@@ -43,6 +44,7 @@ class Accuracy:
     n: Count
     lower_bound: Number
     ci95_repeats: tuple[Number, Number] | None
+    upper_bound: Number = 1.0
 
     __getitem__ = item
 
@@ -76,6 +78,7 @@ def accuracy(per_repeat: Sequence[float], n: int) -> Accuracy:
         n=n,
         lower_bound=lower_bound(per_repeat, n),
         ci95_repeats=t_interval(per_repeat) if len(per_repeat) > 1 else None,
+        upper_bound=1 - lower_bound([1 - value for value in per_repeat], n),
     )
 
 

@@ -48,6 +48,5 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what rlskit remembers on this machine out of the user's home."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "cache").mkdir()  # or torch warns of its kernels on a GPU
     monkeypatch.delenv("RLSKIT_CHECKPOINT", raising=False)
     monkeypatch.delenv("RLSKIT_DATA_DIR", raising=False)

@@ -39,7 +39,7 @@ def rls() -> BankedModel:
 def short(model: BankedModel, *, eps: float, **fields: Any) -> Adaptive:
     """The protocol with a few steps of each part."""
     found = prepare_adaptive(model, eps=eps, steps=5, n_attacked=2, queries=20, **fields)
-    few = {"steps": 5, "queries": 20}
+    few = {"steps": 5, "queries": 20, "restarts": 2}
     parts = []
     for part in found.parts:
         params = {**part.attack.params, **{k: few[k] for k in few.keys() & part.attack.params}}
@@ -55,13 +55,15 @@ def names(model: BankedModel, **fields: Any) -> list[str]:
 
 def test_the_parts(undefended: BankedModel, rls: BankedModel) -> None:
     ascents = ["pgd ce", "pgd margin", "pgd margin, further"]
-    assert names(undefended) == [*ascents, "autoattack standard"]
+    assert names(undefended) == [*ascents, "autoattack standard", "inward"]
     banks = ["bank 0", "bank 1", "mean of the banks"]
     random = ["arc", "autoattack rand", "square"]
     assert names(rls) == [*banks, *ascents, *random]
     assert names(rls, twin=undefended) == [*banks, "undefended twin", *ascents, *random]
     ensemble = small_models.model(2, "ensemble", layers=1)
-    assert names(ensemble) == [*banks, *ascents, "arc", "autoattack standard"]
+    assert names(ensemble) == [
+        *banks, *ascents, "arc", "autoattack standard", "inward",
+    ]  # fmt: skip
 
 
 def test_pgd_travels_two_and_a_half_times_the_budget(rls: BankedModel) -> None:

@@ -44,6 +44,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "apgd-dlr": {"eps": 0.05, "steps": 10},
     "apgd-t": {"eps": 0.05, "steps": 10},
     "square": {"eps": 0.1, "steps": 30},
+    "inward": {"eps": 0.05, "steps": 5, "restarts": 3},
     "autoattack": {"eps": 0.05, "steps": 5, "queries": 20},
     "arc": {"eps": 0.05},
     "noise": {"eps": 0.05},

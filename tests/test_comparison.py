@@ -299,7 +299,7 @@ def test_the_command_on_attacks(runs: Path, capsys: pytest.CaptureFixture[str]) 
         assert difference["difference"] == pytest.approx(means[1] - means[0])
         assert difference["ci95"][0] <= difference["difference"] <= difference["ci95"][1]
         assert set(difference) == {
-            "a", "b", "difference", "ci95", "test", "only_a", "only_b", "p_value"
+            "a", "b", "difference", "ci95", "bounds", "test", "only_a", "only_b", "p_value"
         }  # fmt: skip
     assert set(found) == {
         "schema", "a", "b", "data", "protocol", "n_attacked", "per_example", "seed", "resamples",

@@ -24,8 +24,9 @@ FEW = ("none", "rls", "ensemble", "rse", "smoothing")
 
 
 @pytest.fixture(autouse=True)
-def exact() -> Iterator[None]:
+def exact(tmp_path: Path) -> Iterator[None]:
     """Compute in whole float32, as the CPU does."""
+    (tmp_path / "cache").mkdir()  # or torch warns that it keeps no kernels
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield

@@ -18,6 +18,7 @@ from rlskit.attacks.deepfool import deepfool, deepfool_passes
 from rlskit.attacks.ead import ead, ead_passes
 from rlskit.attacks.fab import fab, fab_passes
 from rlskit.attacks.fgsm import fgsm, fgsm_passes
+from rlskit.attacks.inward import inward, inward_passes
 from rlskit.attacks.jsma import jsma, jsma_passes
 from rlskit.attacks.noise import noise, noise_passes
 from rlskit.attacks.onepixel import onepixel, onepixel_passes
@@ -241,6 +242,15 @@ ATTACKS: dict[str, Attack] = {
             },
             seeds_itself=True,
         ),
+    ),
+    "inward": Attack(
+        title="Many ascents from starts spread beyond the ball, for images in doubt",
+        run=inward,
+        passes=inward_passes,
+        paper="Starts: Tashiro et al. 2020, https://arxiv.org/abs/2003.06878",
+        norms=("linf", "l2"),
+        needs="gradients",
+        random=True,
     ),
     "autoattack": Attack(
         title="AutoAttack",

@@ -8,17 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rlskit.attacks.ball import TINY, direction, noise_inside, onto_ball
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import gradient, objective, scaled, trail
 from rlskit.attacks.passes import Passes, Setting
-from rlskit.attacks.randomness import image_generators, normal, uniform
-from rlskit.seeds import Purpose
-
-TINY = 1e-10
-"""Least norm that is divided by: where there is no gradient, nothing moves.
-
-Gradients are scaled first, so that there is none where this is more than the norm.
-"""
 
 
 def pgd(
@@ -79,7 +72,7 @@ def pgd(
     def run(restart: int) -> Tensor:
         x = (images if start is None else start).detach()
         if random_start and start is None:
-            x = (x + _start(images, norm, eps, generator, restart)).clamp(0, 1)
+            x = (x + noise_inside(images, norm, eps, generator, restart)).clamp(0, 1)
         velocity = torch.zeros_like(x)
         for _ in range(steps):
             slope = gradient(model, x, labels, ascended, eot_samples)
@@ -87,8 +80,8 @@ def pgd(
                 slope = scaled(slope)
                 slope = slope / slope.abs().mean((1, 2, 3), keepdim=True).clamp_min(TINY)
                 velocity = slope = slope + momentum * velocity
-            moved = x + stride * _direction(slope, norm, steepest)
-            x = (images + _project(moved - images, norm, eps)).clamp(0, 1)
+            moved = x + stride * direction(slope, norm, steepest)
+            x = (images + onto_ball(moved - images, norm, eps)).clamp(0, 1)
         return x
 
     with under_attack(model):
@@ -102,41 +95,6 @@ def pgd_passes(_: Setting, *, steps: int, restarts: int, eot_samples: int, **__:
     """Count what `pgd` asks for; every further run is compared with the best."""
     gradients = restarts * steps * eot_samples
     return Passes(gradients + 2 * (restarts - 1), gradients)
-
-
-def _direction(slope: Tensor, norm: str, steepest: bool) -> Tensor:
-    """Return the step of length 1 along the gradient or its sign."""
-    if norm == "linf" and steepest:
-        return slope.sign()
-    if norm == "linf":
-        slope = scaled(slope)
-        return slope / slope.abs().amax((1, 2, 3), keepdim=True).clamp_min(TINY)
-    slope = scaled(slope) if steepest else slope.sign()
-    return slope / (_l2(slope) + TINY)
-
-
-def _project(delta: Tensor, norm: str, eps: float) -> Tensor:
-    """Return the nearest perturbation inside the ball."""
-    if norm == "linf":
-        return delta.clamp(-eps, eps)
-    return delta * (eps / _l2(delta).clamp_min(TINY)).clamp_max(1)
-
-
-def _start(
-    images: Tensor, norm: str, eps: float, generator: torch.Generator, restart: int
-) -> Tensor:
-    """Return a random perturbation inside the ball, each image's from its own stream."""
-    streams = image_generators(images, generator, Purpose.START, restart)
-    if norm == "linf":
-        return uniform(images, streams, eps)
-    delta = normal(images, streams)
-    share = torch.stack([torch.rand((1, 1, 1), generator=stream) for stream in streams])
-    return delta * (share.to(images) / _l2(delta) * eps)
-
-
-def _l2(delta: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
-    return norms[:, None, None, None]
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from rlskit.cli import (
     attack,
     attacks,
     audit,
+    baseline,
     compare,
     convert,
     diversity,
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "inspect": inspect.inspect,
     "export": export.export,
     "run": recipe.run,
+    "baseline": baseline.baseline,
 }
 _SETTINGS: dict[str, Any] = {
     "pretty_exceptions_enable": False,

@@ -16,13 +16,18 @@ def compare(
     a: Annotated[Path, typer.Argument(help="Run folder of attack or eval, or its results.json.")],
     b: Annotated[Path, typer.Argument(help="The other one, measured on the same images.")],
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Exit 1 unless B surely lost no more: 0.02 is 2 points."),
+    ] = None,
     force: ForceOption = False,
     json_to: JsonOption = None,
     quiet: QuietOption = False,
-) -> None:
+) -> int:
     """Compare two runs image by image: B - A with its interval, and an exact paired test."""
     import rlskit
     from rlskit.report import paired_table
+    from rlskit.results.verdict import PASS, drops
     from rlskit.storage.files import write_text
 
     found = rlskit.compare(a, b, seed=seed)
@@ -33,10 +38,14 @@ def compare(
         note(f"left out: {reason}", quiet=quiet)
     if json_to == "-":
         print(text, end="")
-        return
-    if json_to is not None:
-        write_text(Path(json_to), text, force=force)
-    print_table(paired_table(found))
-    for pair in found.pairs:
-        if pair.hidden:
-            print(pair.hidden)
+    else:
+        if json_to is not None:
+            write_text(Path(json_to), text, force=force)
+        print_table(paired_table(found))
+        for pair in found.pairs:
+            if pair.hidden:
+                print(pair.hidden)
+    verdicts = () if max_drop is None else drops(found, max_drop)
+    for verdict in verdicts:
+        note(verdict.sentence, loud=True)
+    return int(any(verdict.verdict != PASS for verdict in verdicts))

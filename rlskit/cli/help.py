@@ -32,7 +32,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diversity rls.safetensors --n-samples 10",
         "diversity --transfer --eps 0.03 --plot transfer.png",
     ),
-    "compare": ("compare runs/before runs/after", "compare a/results.json b/results.json --json -"),
+    "compare": (
+        "compare runs/before runs/after --max-drop 0.02",
+        "compare a/results.json b/results.json --json -",
+    ),
     "audit": (
         "audit rls.safetensors --eps 8/255 --n-samples 10",
         "audit --method apgd-dlr --protocol eot --n-attacked 10",
@@ -43,6 +46,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "run": (
         "run recipes/small/table3.toml --dry-run",
         "run recipes/small/table3.toml --set train.epochs=1 --only 'rls/*'",
+    ),
+    "baseline": (
+        "baseline runs/small-table3 -o last-release.zip",
+        "baseline runs/release -o baseline.zip --force",
     ),
 }
 """Command -> command lines that show what it is for, without the `rlskit` before them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,8 +64,7 @@ def run(
         recipe, execute=execute, check=_check, sets=sets or (), only=only, out=out, trust=trust,
         note=lambda line: note(line, quiet=quiet),
     )  # fmt: skip
-    found = recipes.to_json(done.recipe, done.folder, recipes.is_finished)
-    text = json.dumps(found, indent=2, allow_nan=False) + "\n"
+    text = (done.folder / "results.json").read_text(encoding="utf-8")
     if json_to == "-":
         print(text, end="")
     else:
@@ -78,6 +76,8 @@ def run(
         note(sentence, quiet=quiet)
     for sentence in done.not_met:
         note(sentence, loud=True)
+    for verdict in done.verdicts:
+        note(verdict.sentence, loud=True)
     return done.code
 
 
@@ -136,7 +136,7 @@ def _print_plan(recipe: Recipe, only: str | None, out: Path | None, *, trust: bo
     say(f"to run: {len(to_run)} of {len(chosen)} stages, {_said(total, hours)}")
     if unknown:
         say(f"not counted, because nothing tells their cost: {', '.join(unknown)}")
-    say(f"hours are on {estimate.device}, from one batch per row, measured now")
+    say(f"times are on {estimate.device}, from one batch per row, measured now")
 
 
 def _said(cost: Cost | None, hours: float | None) -> str:
@@ -144,5 +144,12 @@ def _said(cost: Cost | None, hours: float | None) -> str:
         return "cost unknown"
     passes = f"{cost.forwards:,} forward and {cost.backwards:,} backward passes"
     bound, about = ("at most ", "at most") if cost.at_most else ("", "about")
-    spoken = f"{hours:.2g}" if hours < 100 else f"{hours:,.0f}"
-    return f"{cost.images:,} images, {bound}{passes}, {about} {spoken} hours"
+    return f"{cost.images:,} images, {bound}{passes}, {about} {_duration(hours)}"
+
+
+def _duration(hours: float) -> str:
+    """Return a time in the unit in which it is no small fraction."""
+    minutes = 60 * hours
+    if minutes < 1:
+        return f"{max(60 * minutes, 1):.0f} s"
+    return f"{minutes:.0f} min" if minutes < 120 else f"{hours:,.3g} hours"

@@ -1,5 +1,6 @@
 """Recipes: a TOML file whose stages are rlskit's own commands (`rlskit run`, docs/recipes.md)."""
 
+from rlskit.recipes.baseline import export_baseline
 from rlskit.recipes.cells import grid, to_json
 from rlskit.recipes.cost import Cost, Estimate, estimate
 from rlskit.recipes.recipe import Column, Recipe, Row, load
@@ -21,6 +22,7 @@ __all__ = [
     "command_line",
     "default_folder",
     "estimate",
+    "export_baseline",
     "grid",
     "is_finished",
     "load",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rlskit.recipes.stages import Stage
 from rlskit.report import Grid
 from rlskit.results import Result, read_results
 from rlskit.results.result import Measure
+from rlskit.results.verdict import Verdict
 from rlskit.results.words import figures, number, protocol
 from rlskit.stats import Accuracy
 
@@ -73,8 +74,10 @@ def grid(recipe: Recipe, folder: Path, is_finished: IsFinished) -> Grid:
     return Grid(recipe.title, heads, lines, _CAPTION)
 
 
-def to_json(recipe: Recipe, folder: Path, is_finished: IsFinished) -> dict[str, Any]:
-    """Return all rows with their cells: the number shown, the paper's, and the whole result."""
+def to_json(
+    recipe: Recipe, folder: Path, is_finished: IsFinished, verdicts: Sequence[Verdict] = ()
+) -> dict[str, Any]:
+    """Return all rows with their cells, the paper's numbers and whole results, and the verdicts."""
     rows = [
         {
             "name": line[0].row.name,
@@ -93,7 +96,13 @@ def to_json(recipe: Recipe, folder: Path, is_finished: IsFinished) -> dict[str, 
         }
         for line in cells(recipe, folder, is_finished)
     ]
-    return {"schema": SCHEMA, "title": recipe.title, "recipe": str(recipe.path), "rows": rows}
+    return {
+        "schema": SCHEMA,
+        "title": recipe.title,
+        "recipe": str(recipe.path),
+        "rows": rows,
+        "gates": json_values(verdicts),
+    }
 
 
 def cells(recipe: Recipe, folder: Path, is_finished: IsFinished) -> list[list[Cell]]:

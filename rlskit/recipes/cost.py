@@ -106,7 +106,7 @@ def estimate(
     costs: dict[str, Cost | None] = {}
     hours: dict[str, float | None] = {}
     for made in (stage for stage in recipe.stages if stage.needs is None):
-        model = _built(made, device, execute)
+        model = _read(made, device) if made.checkpoint else _built(made, device, execute)
         defended = trained = None if model is None else rate(model)
         if model is not None and defense_of(model).post_hoc:
             trained = rate(model, bare=True)
@@ -133,7 +133,7 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
     """
     if stage.command == "convert":
         return Cost(0, 0, 0)
-    images = _count(stage, "train" if stage.command == "train" else "test")
+    images = _count(stage, "train" if stage.command == "train" else "test", model)
     if images is None:
         return None
     if stage.command == "train":
@@ -216,9 +216,10 @@ def _train_cost(stage: Stage, model: BankedModel, images: int) -> Cost:
     return Cost(seen, options.epochs * (both_ways + again + scored), options.epochs * both_ways)
 
 
-def _count(stage: Stage, split: str) -> int | None:
+def _count(stage: Stage, split: str, model: BankedModel) -> int | None:
     """Return the number of images a stage reads; None where they are not there to be counted."""
-    named = stage.options.get("data", stage.converted.options.get("data", "digits"))
+    own = model.card.default_data() if stage.checkpoint else "digits"
+    named = stage.options.get("data", stage.converted.options.get("data", own))
     split = str(stage.options.get("split", split))
     if named in SIZES:
         count = SIZES[str(named)][split == "test"]
@@ -228,6 +229,14 @@ def _count(stage: Stage, split: str) -> int | None:
         except RlskitError:
             return None
     return min(count, int(stage.options.get("limit", count)))
+
+
+def _read(stage: Stage, device: torch.device) -> BankedModel | None:
+    assert stage.checkpoint is not None
+    try:
+        return checkpoint.load(stage.checkpoint).to(device)
+    except RlskitError:  # as without the permission for its code
+        return None
 
 
 def _built(

@@ -5,8 +5,9 @@
 [columns.NAME]             one attack, eval or diversity; its options win over those above
 [rows.NAME]                one model; its options win over the columns'
 [paper.ROW]                the paper's numbers, by column
+[gates] [baseline]         what must hold of the cells (rlskit.recipes.gates)
 
-In a row, `COMMAND = false` leaves the command out.
+In a row, `COMMAND = false` leaves the command out, and `checkpoint = FILE` names a finished model.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlskit.errors import RequestError
+from rlskit.recipes.gates import MAX_DROP, Gate, read_gates
 from rlskit.recipes.stages import MEASURING, Stage, listing, option_text
 from rlskit.recipes.toml_file import merged, read, texts
 
@@ -33,8 +35,8 @@ SHOWN = {
 """Command -> numbers of its result that a column may show, the default first."""
 
 _COMMANDS = ("convert", "train", *MEASURING)
-_SECTIONS = ("title", "all", *_COMMANDS, "rows", "columns", "paper")
-_ROW = ("label", "of", *_COMMANDS)
+_SECTIONS = ("title", "all", *_COMMANDS, "rows", "columns", "paper", "gates", "baseline")
+_ROW = ("label", "of", "checkpoint", *_COMMANDS)
 _COLUMN = ("label", "show", *MEASURING)
 _OURS = ("out", "json", "force", "quiet", "checkpoint", "help", "trust")  # `run` itself decides
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -87,6 +89,8 @@ class Recipe:
         stages: In an order in which each comes after what it needs.
         paper: Row -> column -> the number that the paper has there.
         said: All texts that `--set` gave, which the user answers for.
+        gates: What must hold of the cells.
+        baseline: What a largest drop is held against.
     """
 
     path: Path
@@ -96,10 +100,17 @@ class Recipe:
     stages: tuple[Stage, ...]
     paper: Mapping[str, Mapping[str, float | str]]
     said: frozenset[str] = frozenset()
+    gates: tuple[Gate, ...] = ()
+    baseline: Path | None = None
 
     def cell(self, row: str, column: str) -> Stage | None:
         """Return the stage that fills one cell; None where the row leaves the command out."""
         return next((stage for stage in self.stages if stage.name == f"{row}/{column}"), None)
+
+    def gated(self, stage: Stage) -> bool:
+        """Whether a gate looks at what a stage measures."""
+        row, _, column = stage.name.partition("/")
+        return any(gate.is_about(row, column) for gate in self.gates)
 
 
 def load(path: str | Path, sets: Sequence[str] = ()) -> Recipe:
@@ -119,7 +130,7 @@ def load(path: str | Path, sets: Sequence[str] = ()) -> Recipe:
     if values.get("paper") is False:
         del values["paper"]
     _require_known(values, _SECTIONS, f"{path}")
-    for section in ("all", *_COMMANDS, "rows", "columns", "paper"):
+    for section in ("all", *_COMMANDS, "rows", "columns", "paper", "gates", "baseline"):
         _require_table(values.get(section, {}), f"{path}: {section}")
     rows, columns = _present(values, "rows", path), _present(values, "columns", path)
     for name, row in rows.items():
@@ -137,6 +148,8 @@ def load(path: str | Path, sets: Sequence[str] = ()) -> Recipe:
         stages=tuple(_stages(values, rows, columns)),
         paper=values.get("paper", {}),
         said=texts(sets),
+        gates=read_gates(values.get("gates", {}), list(rows), list(columns), str(path)),
+        baseline=_baseline(values, columns, path),
     )
 
 
@@ -147,25 +160,50 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"it is one of {', '.join(names)}"
 
 
+def _baseline(values: Mapping[str, Any], columns: Mapping[str, Any], path: Path) -> Path | None:
+    """Return the baseline that gates need, if they do.
+
+    Raises:
+        RequestError: It is not named, is not there, or is asked for what has no answers per image.
+    """
+    table = values.get("baseline", {})
+    _require_known(table, ("results",), f"{path}: baseline")
+    needing = [name for name, gate in values.get("gates", {}).items() if MAX_DROP in gate]
+    for name in needing:
+        if (show := _column(name, columns[name], values).show) not in ("clean", "robust"):
+            raise RequestError(
+                f"{path}: gates.{name}: {MAX_DROP} is of clean or robust accuracy, not {show}"
+            )
+    if not needing:
+        return None
+    if not isinstance(table.get("results"), str):
+        raise RequestError(f'{path}: {MAX_DROP} needs [baseline] with results = "PATH"')
+    found = Path(table["results"])
+    if not found.exists():
+        raise RequestError(f"{path}: baseline.results: there is no {found}")
+    return found
+
+
 def _stages(
     values: Mapping[str, Any], rows: Mapping[str, Any], columns: Mapping[str, Any]
 ) -> list[Stage]:
     """Return the stages, those of the rows with models of their own first."""
     found: list[Stage] = []
-    models: dict[str, Stage] = {}
+    models: dict[str, Stage | None] = {}
     for name, row in sorted(rows.items(), key=lambda item: "of" in item[1]):
         if "of" not in row:
-            made = _model_stages(name, row, values)
-            models[name] = made[-1]
+            made = [] if "checkpoint" in row else _model_stages(name, row, values)
+            models[name] = made[-1] if made else None
             found += made
         model = models[row.get("of", name)]
+        finished = rows[row.get("of", name)].get("checkpoint")
         for column, asked in columns.items():
             command = _command(asked)
             own = row.get(command, {})
             if own is False:
                 continue
             options = _options(values, command, asked[command], own)
-            found.append(Stage(f"{name}/{column}", command, options, model))
+            found.append(Stage(f"{name}/{column}", command, options, model, finished))
     return found
 
 
@@ -218,7 +256,8 @@ def _present(values: Mapping[str, Any], kind: str, path: Path) -> dict[str, Any]
     """Return the rows or columns that are not switched off by `NAME = false`."""
     present = {name: one for name, one in values.get(kind, {}).items() if one is not False}
     for name, one in present.items():
-        _require_table(one, f"{path}: {kind}.{name}")
+        own = ("checkpoint",) if kind == "rows" else ()
+        _require_table(one, f"{path}: {kind}.{name}", own)
     if not present:
         raise RequestError(f"{path} has no {kind}; give it [{kind}.NAME]")
     return present
@@ -232,6 +271,8 @@ def _check_row(
     for command in _COMMANDS:
         if row.get(command) is not False or command == "convert":
             _require_table(row.get(command, {}), f"{where}.{command}")
+    if "checkpoint" in row:
+        _check_checkpoint(row, where)
     if "of" not in row:
         return
     if not isinstance(row["of"], str) or row["of"] not in rows:
@@ -242,6 +283,17 @@ def _check_row(
         raise RequestError(f"{where}: the row {row['of']!r} has no model of its own; name its 'of'")
     if "convert" in row or "train" in row:
         raise RequestError(f"{where}: a row with 'of' has no convert and no train of its own")
+
+
+def _check_checkpoint(row: Mapping[str, Any], where: str) -> None:
+    """Require a finished model that nothing else of the row would make or change."""
+    if not isinstance(row["checkpoint"], str) or row["checkpoint"].startswith("-"):
+        raise RequestError(f"{where}: checkpoint is the path of a file of rlskit's")
+    others = [key for key in ("of", "convert", "train") if row.get(key, False) is not False]
+    if others:
+        raise RequestError(f"{where}: a row with a checkpoint has no {' and no '.join(others)}")
+    if not Path(row["checkpoint"]).is_file():
+        raise RequestError(f"{where}: there is no checkpoint {row['checkpoint']}")
 
 
 def _check_column(name: str, column: Mapping[str, Any], where: str) -> None:
@@ -292,9 +344,9 @@ def _require_known(table: Mapping[str, Any], known: Sequence[str], where: str) -
             raise RequestError(f"{where}: {key!r} is unknown; {nearest(key, known)}")
 
 
-def _require_table(value: Any, where: str) -> None:
+def _require_table(value: Any, where: str, own: Sequence[str] = ()) -> None:
     if not isinstance(value, Mapping):
         raise RequestError(f"{where} is a table of values, not {value!r}")
-    ours = [key for key in _OURS if key in value]
+    ours = [key for key in _OURS if key in value and key not in own]
     if ours:
         raise RequestError(f"{where}: {ours[0]} is decided by `rlskit run`; leave it out")

@@ -6,7 +6,7 @@ runs/FOLDER-FILE/
 ├── stages/ROW.STAGE.json                         a finished stage's fingerprint
 ├── .rlskit-new/                                  the same again, of stages that are not finished
 ├── recipe.json                                   says that the folder is a recipe's
-└── table.md                                      written last
+└── table.md, results.json                        written last
 
 A stage is run in `.rlskit-new`; what it would replace stays until it is whole.
 """
@@ -16,19 +16,21 @@ from __future__ import annotations
 import fnmatch
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlskit.errors import RequestError
-from rlskit.recipes.cells import grid
+from rlskit.errors import RequestError, UntrustedError
+from rlskit.recipes.cells import cells, grid, to_json
 from rlskit.recipes.checking import check_options
+from rlskit.recipes.judging import verdicts
 from rlskit.recipes.recipe import Recipe, load, nearest
 from rlskit.recipes.stages import Stage
-from rlskit.recipes.staging import Execute, is_finished, run_stage, state_of, tidy
+from rlskit.recipes.staging import Execute, StageError, is_finished, run_stage, state_of, tidy
 from rlskit.recipes.trust import require_trust
 from rlskit.report import markdown_grid
-from rlskit.results import NOT_MET, gate_sentence, read_results
+from rlskit.results import NOT_MET, RESULTS, gate_sentence, read_results
+from rlskit.results.verdict import PASS, UNTRUSTED, Verdict
 from rlskit.storage.files import parse_json, write_text
 from rlskit.storage.locks import LOCK, only_writer
 
@@ -46,9 +48,10 @@ class Outcome:
     Attributes:
         recipe: What was run.
         folder: Where everything is.
-        code: 0, or 1 where a stage's gate was not met.
-        met: A sentence for each gate that was met, led by the name of its stage.
+        code: 0; 1 where a gate was not met, or is undecided; 4 where its number is untrusted.
+        met: A sentence for each stage's own gate (`fail_under`) that was met, led by its name.
         not_met: Likewise for each that was not.
+        verdicts: What became of the recipe's gates, as far as their cells were measured.
     """
 
     recipe: Recipe
@@ -56,6 +59,7 @@ class Outcome:
     code: int
     met: tuple[str, ...] = ()
     not_met: tuple[str, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
 
 
 def run(
@@ -97,12 +101,22 @@ def run(
     _refuse_foreign(folder)
     with only_writer(folder):
         _claim(folder, recipe)
+        untrusted = {}
         for number, stage in enumerate(chosen, 1):
-            _bring_up_to_date(stage, folder, execute, f"[{number}/{len(chosen)}]", note)
+            try:
+                _bring_up_to_date(stage, folder, execute, f"[{number}/{len(chosen)}]", note)
+            except StageError as error:
+                if error.exit_code != UntrustedError.exit_code or not recipe.gated(stage):
+                    raise
+                untrusted[stage.name] = "the stage ended with exit code 4, and said why"
         tidy(folder)
         table = markdown_grid(grid(recipe, folder, is_finished))
         write_text(folder / "table.md", table, force=True)
-        return _outcome(recipe, folder, chosen)
+        found = _outcome(recipe, folder, chosen, untrusted)
+        document = to_json(recipe, folder, is_finished, found.verdicts)
+        text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+        write_text(folder / RESULTS, text, force=True)
+        return found
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -166,8 +180,10 @@ def _bring_up_to_date(
     run_stage(stage, folder, execute)
 
 
-def _outcome(recipe: Recipe, folder: Path, stages: Sequence[Stage]) -> Outcome:
-    """Return what finished stages ended with; the gates are those in their results."""
+def _outcome(
+    recipe: Recipe, folder: Path, stages: Sequence[Stage], untrusted: Mapping[str, str]
+) -> Outcome:
+    """Return what finished stages ended with, and what became of the recipe's gates."""
     gates: dict[bool, list[str]] = {True: [], False: []}
     for stage in stages:
         code = state_of(stage, folder).get("code")
@@ -178,7 +194,14 @@ def _outcome(recipe: Recipe, folder: Path, stages: Sequence[Stage]) -> Outcome:
                 gates[met].append(f"{stage.name}: {gate_sentence(result)}")
         if code and not any(line.startswith(f"{stage.name}: ") for line in gates[False]):
             gates[False].append(f"{stage.name}: gate not met")
-    return Outcome(recipe, folder, int(bool(gates[False])), tuple(gates[True]), tuple(gates[False]))
+    found = verdicts(
+        recipe.gates, cells(recipe, folder, is_finished), folder=folder, baseline=recipe.baseline,
+        untrusted=untrusted,
+    )  # fmt: skip
+    code = int(bool(gates[False]) or any(one.verdict != PASS for one in found))
+    if any(one.verdict == UNTRUSTED for one in found):
+        code = UntrustedError.exit_code
+    return Outcome(recipe, folder, code, tuple(gates[True]), tuple(gates[False]), found)
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -27,13 +27,16 @@ class Stage:
         command: The subcommand of rlskit.
         options: Its long options without `--`; texts, or True for a flag; `name` is the network of
             `convert`.
-        needs: The stage whose checkpoint it takes; None for `convert`.
+        needs: The stage whose checkpoint it takes; None for `convert`, or if that is a file.
+        checkpoint: The file of a finished model that it takes instead; relative to the folder that
+            `rlskit run` is called in.
     """
 
     name: str
     command: str
     options: Mapping[str, str | bool]
     needs: Stage | None
+    checkpoint: str | None = None
 
     @property
     def output(self) -> Path:
@@ -60,15 +63,26 @@ class Stage:
             into: Written to in its place.
         """
         into = into or folder
-        first = self.options["name"] if self.needs is None else str(folder / self.needs.output)
+        taken = self.taken(folder)
+        first = self.options["name"] if taken is None else str(taken)
         assert isinstance(first, str)
         line = [self.command, first]
         for name, value in self.options.items():
-            if not (self.needs is None and name == "name"):
+            if not (taken is None and name == "name"):
                 line += _option(name, value)
         if self.command == "diversity":
             return [*line, "--json", str(into / self.output)]
         return [*line, "--out", str(into / (self.cell or self.output))]
+
+    def taken(self, folder: Path) -> Path | None:
+        """Return the model that it takes; None for `convert`.
+
+        Args:
+            folder: Of the run.
+        """
+        if self.checkpoint is not None:
+            return Path(self.checkpoint)
+        return None if self.needs is None else folder / self.needs.output
 
     def fingerprint(self) -> str:
         """Return a digest of all that decides what the stage writes.

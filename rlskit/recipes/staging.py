@@ -199,7 +199,7 @@ def _model_files(stage: Stage, new: Path) -> list[Path]:
 
 def _mark(stage: Stage, folder: Path) -> dict[str, str | None]:
     """Return what decides a stage's output: its fingerprint, and the digest of what it takes."""
-    taken = None if stage.needs is None else folder / stage.needs.output
+    taken = stage.taken(folder)
     digest = sha256(taken) if taken is not None and taken.is_file() else None
     return {"fingerprint": stage.fingerprint(), "input": digest}
 

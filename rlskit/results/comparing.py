@@ -120,13 +120,15 @@ def _difference(
     # the interval had no width (Agresti & Min 2005 add half an image to each cell).
     padded = np.append(gains, [repeats, -repeats]).astype(np.float64)
     resampled = bootstrap_means(padded[:, None], generator, RESAMPLES)[:, 0]
-    interval = percentile_interval(resampled / repeats)
+    interval, bounds = (percentile_interval(resampled / repeats, share) for share in (0.95, 0.9))
     assert interval is not None
+    assert bounds is not None
     only_a, only_b = int((gains < 0).sum()), int((gains > 0).sum())
     return Difference(
         *accuracies,
         difference=float(gains.mean()) / repeats,
         ci95=interval,
+        bounds=bounds,
         test="mcnemar" if repeats == 1 else "sign-flip",
         only_a=only_a,
         only_b=only_b,

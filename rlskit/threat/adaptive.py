@@ -3,7 +3,8 @@
 A randomised defense may withstand any one attack for reasons of its own: a view of too few draws, a
 gradient that averages out, a loss that is flat. So an image counts as robust only if it withstands
 transfer from every pure bank and from their mean, PGD on the expectation with two losses, ARC,
-AutoAttack, and random search. What an earlier one surely broke is not attacked again.
+AutoAttack, random search, and, where draws are few, ascents from hundreds of starts. What an
+earlier one surely broke is not attacked again.
 """
 
 from __future__ import annotations

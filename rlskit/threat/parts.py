@@ -75,10 +75,12 @@ def ascents(
 
 
 def searches(model: BankedModel, common: dict[str, Any], queries: int, several: int) -> list[Part]:
-    """Return ARC on fixed draws, AutoAttack, and Square on the mean of some.
+    """Return ARC on fixed draws, AutoAttack, and what is for images that nothing else broke.
 
-    Where draws are many, the last two cost more than all others together and go on until their own
-    few draws are fooled: they are there for images that nothing else broke.
+    Where draws are few, that is a search from many starts, dear only for images in doubt. (Fresh
+    draws would hide which of them is the better.) Where they are many, AutoAttack itself and Square
+    on the mean of some: they cost more than all others together and go on until their own few draws
+    are fooled.
     """
     few = defense_of(model).distinct(model)
     members = few or ARC_DRAWS
@@ -88,7 +90,12 @@ def searches(model: BankedModel, common: dict[str, Any], queries: int, several: 
         parts.append(Part("arc", prepare("arc", **common), view, members))
     if few:  # the standard AutoAttack has a Square of its own
         auto = prepare("autoattack", **common, version="standard")
-        return [*parts, Part("autoattack standard", auto, expectation(model, few), few)]
+        view = expectation(model, few)
+        return [
+            *parts,
+            Part("autoattack standard", auto, view, few),
+            Part("inward", prepare("inward", **common), view, few, last_resort=True),
+        ]
     auto = prepare("autoattack", **common, version="rand")  # which takes 20 calls a step
     square = prepare("square", **common, steps=queries)
     view = _view(model, "multi", several)

@@ -1,0 +1,110 @@
+"""A baseline: an earlier run of a recipe, as its folder or as one small file for a repository.
+
+The file is a zip of `ROW/COLUMN/results.json` and the per-image tables beside them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlskit.errors import RequestError, reason
+from rlskit.results import RESULTS
+from rlskit.results.journal import PER_IMAGE
+from rlskit.storage.files import replacing
+
+_LARGEST = 2**28
+"""Bytes that a baseline unpacks to at most; 10,000 images take some hundred thousand per cell."""
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+"""So that the same run gives the same bytes."""
+
+
+def export_baseline(run: str | Path, out: str | Path, *, force: bool = False) -> int:
+    """Write the results and per-image tables of a recipe's run into one file; return the cells.
+
+    Args:
+        run: The folder of `rlskit run`.
+        out: The file to write.
+        force: Replace it if it is there.
+
+    Raises:
+        RequestError: The folder holds no cell that was measured image by image; or the file is
+            there, and `force` is not given.
+    """
+    folder = Path(run)
+    tables = sorted(folder.glob(f"*/*/{PER_IMAGE}")) + sorted(folder.glob(f"*/*/*/{PER_IMAGE}"))
+    files = {file for table in tables for file in (table, table.with_name(RESULTS))}
+    files |= {table.parent.parent / RESULTS for table in tables}  # of several attacks
+    files = {file for file in files if file.is_file() and file.parent != folder}
+    cells = {file.relative_to(folder).parts[:2] for file in files}
+    if not cells:
+        raise RequestError(
+            f"{folder} holds no run of a recipe with cells of attack or eval; name the folder that "
+            "`rlskit run` wrote"
+        )
+    with replacing(Path(out), force=force) as temporary, zipfile.ZipFile(temporary, "w") as packed:
+        for file in sorted(files):
+            entry = zipfile.ZipInfo(file.relative_to(folder).as_posix(), _EPOCH)
+            packed.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
+    return len(cells)
+
+
+@contextmanager
+def baseline_folder(path: Path | None) -> Iterator[Path | None]:
+    """Give a baseline as a folder with its cells; a file is unpacked for as long as it is used.
+
+    Args:
+        path: A run's folder, its `results.json`, or a file of `export_baseline`.
+
+    Raises:
+        RequestError: It is nothing of these.
+    """
+    if path is None or path.is_dir():
+        yield path
+    elif path.name == RESULTS and path.is_file():
+        yield path.parent
+    else:
+        with tempfile.TemporaryDirectory() as place:
+            _unpack(path, Path(place))
+            yield Path(place)
+
+
+def cell_of(folder: Path, row: str, column: str) -> Path:
+    """Return the folder of a cell in a baseline, which may have one row of another name.
+
+    Raises:
+        RequestError: There is none.
+    """
+    own = folder / row / column
+    if (own / RESULTS).is_file():
+        return own
+    others = list(folder.glob(f"*/{column}/{RESULTS}"))
+    if len(others) == 1:
+        return others[0].parent
+    raise RequestError(
+        f"the baseline has no {row}/{column}; run the same columns for it, or name the row as it "
+        "was called there"
+    )
+
+
+def _unpack(path: Path, place: Path) -> None:
+    """Unpack the tables and results of a file that may come from anyone.
+
+    Raises:
+        RequestError: It is no such file.
+    """
+    advice = "[baseline] results is a run's folder or a file that `rlskit baseline` wrote"
+    try:
+        with zipfile.ZipFile(path) as packed:
+            entries = packed.infolist()
+            if sum(entry.file_size for entry in entries) > _LARGEST:
+                raise RequestError(f"{path} unpacks to more than a baseline can hold; {advice}")
+            for entry in entries:
+                if Path(entry.filename).name in (RESULTS, PER_IMAGE):
+                    packed.extract(entry, place)  # which keeps to the folder
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise RequestError(f"{path} cannot be read ({reason(error)}); {advice}") from error

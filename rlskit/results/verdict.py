@@ -1,0 +1,167 @@
+"""Verdicts: whether a number is what a gate asks for, or is not, or cannot be told yet."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rlskit.documents import Count, Number, Whole
+from rlskit.errors import RequestError
+from rlskit.results.comparison import Comparison, Difference
+from rlskit.results.result import Measure
+from rlskit.results.words import attack_label
+from rlskit.stats import Accuracy
+
+PASS, FAIL, UNDECIDED, UNTRUSTED = "pass", "fail", "undecided", "untrusted"
+
+ASKS = ("at-least", "at-most", "max-drop")
+"""What a gate may ask: of the number itself, or of its change against a baseline's."""
+
+BOUND, POINT = "bound", "point"
+"""What decides: the one-sided 95 % bound, or the value as it was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What became of one thing that a gate asks for.
+
+    Accuracies, their differences and shares of images lie in [0, 1], or [-1, 1]; so does kappa.
+
+    Attributes:
+        row: The model's name in the recipe.
+        column: The measurement's.
+        show: The number that is looked at, such as `robust`.
+        asked: One of `ASKS`.
+        threshold: What it asks for.
+        by: `bound` or `point`.
+        measured: The number, or under `max-drop` its change against the baseline's; None where
+            there is none.
+        bounds: Its one-sided 95 % bounds, from below and from above; of a diversity measure the
+            ends of its 95 % interval.
+        images: How many it was measured on.
+        verdict: `pass`, `fail`, `undecided` (so many images do not tell; a gate is not met then,
+            either) or `untrusted` (the number means nothing).
+        more_images: About how many more would tell, if they are like these.
+        reason: Why it is untrusted.
+    """
+
+    row: str
+    column: str
+    show: str
+    asked: str
+    threshold: Number
+    by: str
+    verdict: str
+    measured: Number | None = None
+    bounds: tuple[Number, Number] | None = None
+    images: Count | None = None
+    more_images: Whole | None = None
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the gate is called: `ROW/COLUMN ASK`."""
+        return f"{self.row}/{self.column} {self.asked}"
+
+    @property
+    def sentence(self) -> str:
+        """One line for people: what was measured and asked, on how many images, the verdict."""
+        if self.measured is None or self.images is None:
+            return f"{self.name} {self._said(self.threshold)}: {self.verdict}: {self.reason}"
+        bound = ""
+        if self.by == BOUND and self.bounds is not None:
+            low, high = self.bounds
+            upper = self.asked == "at-most"
+            bound = f" (with 95 % confidence at {'most' if upper else 'least'} "
+            bound += f"{self._said(high if upper else low)})"
+        what = "changed by" if self.asked == "max-drop" else "is"
+        asked = f"asked {self.asked.replace('-', ' ')} {self._said(self.threshold)}"
+        more = ""
+        if self.verdict == UNDECIDED:
+            count = "more" if self.more_images is None else f"about {self.more_images:,} more"
+            more = f", it takes {count} images to tell"
+        return (
+            f"{self.row}/{self.column}: {self.show} {what} {self._said(self.measured)}{bound}, "
+            f"{asked}, {self.images:,} images: {self.verdict}{more}"
+        )
+
+    def _said(self, value: float) -> str:
+        return f"{value:.3f}" if self.show in _PLAIN else f"{100 * value:.1f} %"
+
+
+_PLAIN = ("kappa", "q_statistic")
+
+
+def judged(
+    value: Accuracy | Measure | Difference, *, images: int, asked: str, threshold: float, by: str,
+    **place: str,
+) -> Verdict:  # fmt: skip
+    """Return what becomes of something that is asked of a number.
+
+    Args:
+        value: The number; under `max-drop` the difference, new minus baseline.
+        images: How many it was measured on.
+        asked: One of `ASKS`.
+        threshold: What it asks for; the largest drop is at least 0.
+        by: `bound` decides on the one-sided 95 % bound, `point` on the value.
+        **place: `row`, `column` and `show`.
+    """
+    mean, low, high = _numbers(value)
+    common = {"images": images, "asked": asked, "threshold": threshold, "by": by, **place}
+    if mean is None:
+        why = "the number is undefined on these images"
+        return Verdict(**common, verdict=UNTRUSTED, reason=why)  # type: ignore[arg-type]
+    sign = -1 if asked == "at-most" else 1
+    least = -threshold if asked in ("at-most", "max-drop") else threshold
+    surely, perhaps = sorted((sign * low, sign * high))
+    if by == POINT:
+        surely = perhaps = sign * mean
+    verdict, more = UNDECIDED, None
+    if surely >= least:
+        verdict = PASS
+    elif perhaps < least:
+        verdict = FAIL
+    else:
+        more = _more(sign * mean, surely, perhaps, least, images)
+    bounds = (low, high) if math.isfinite(low) and math.isfinite(high) else None
+    return Verdict(**common, verdict=verdict, measured=mean, bounds=bounds, more_images=more)  # type: ignore[arg-type]
+
+
+def drops(found: Comparison, most: float) -> tuple[Verdict, ...]:
+    """Say of every accuracy of a comparison whether the second run surely lost no more than `most`.
+
+    Raises:
+        RequestError: `most` is no share.
+    """
+    if not 0 <= most <= 1:
+        raise RequestError(f"`max_drop` is a share in [0, 1], such as 0.02, not {most:g}")
+    return tuple(
+        judged(
+            difference, images=int(pair.b.data.n), asked="max-drop", threshold=most, by=BOUND,
+            row="B", column=attack_label(pair.b) if pair.b.attack else "clean", show=show,
+        )
+        for pair in found.pairs
+        for show, difference in pair.differences.items()
+    )  # fmt: skip
+
+
+def _numbers(value: Accuracy | Measure | Difference) -> tuple[float | None, float, float]:
+    """Return the number and its bounds."""
+    if isinstance(value, Accuracy):
+        return value.mean, value.lower_bound, value.upper_bound
+    if isinstance(value, Difference):
+        return value.difference, *value.bounds
+    if value.ci95 is None:
+        return value.mean, -math.inf, math.inf
+    return value.mean, *value.ci95
+
+
+def _more(mean: float, low: float, high: float, least: float, images: int) -> int | None:
+    """Return how many more images bring the bound to the threshold, were they like these.
+
+    A bound is so far from its number as one over the root of the images.
+    """
+    half, distance = (mean - low, mean - least) if mean >= least else (high - mean, least - mean)
+    if distance <= 0 or not math.isfinite(half):
+        return None
+    return max(1, math.ceil(images * ((half / distance) ** 2 - 1)))

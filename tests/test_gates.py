@@ -1,0 +1,219 @@
+"""Gates of recipes: verdicts by hand, the paired gate's errors, baselines, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlskit import recipes
+from rlskit.cli import run as command
+from rlskit.errors import RequestError
+from rlskit.results import compare, comparing
+from rlskit.results.result import Measure
+from rlskit.results.verdict import drops, judged
+from rlskit.stats import accuracy
+from test_comparison import write
+
+PLACE: dict[str, Any] = {"row": "release", "column": "linf", "show": "robust", "by": "bound"}
+
+
+def asked(mean: float, n: int, **ask: float) -> Any:
+    ((kind, threshold),) = ask.items()
+    found = accuracy([mean], n)
+    return judged(
+        found, images=n, asked=kind.replace("_", "-"), threshold=threshold, **PLACE
+    )  # fmt: skip
+
+
+def test_the_bound_decides_and_says_how_many_images_more() -> None:
+    """Of 1,000 images 43 % are right: Clopper-Pearson's one-sided bounds are 40.4 and 45.6 %."""
+    assert asked(0.43, 1000, at_least=0.40).verdict == "pass"
+    assert asked(0.43, 1000, at_least=0.46).verdict == "fail"
+    found = asked(0.43, 1000, at_least=0.41)
+    assert found.verdict == "undecided"
+    # (0.43 - 0.4039) / (0.43 - 0.41) = 1.305, squared 1.70: 700 more
+    assert found.more_images == pytest.approx(700, abs=25)
+    assert asked(0.43, 1000 + found.more_images, at_least=0.41).verdict == "pass"
+    assert "43.0 % (with 95 % confidence at least 40.4 %), asked at least 41.0 %" in found.sentence
+    assert asked(0.43, 1000, at_most=0.46).verdict == "pass"
+    assert asked(0.43, 1000, at_most=0.40).verdict == "fail"
+    assert asked(0.43, 1000, at_most=0.45).verdict == "undecided"
+
+
+def test_a_value_at_the_threshold_is_never_decided_by_more_images() -> None:
+    assert asked(0.4, 1000, at_least=0.4).more_images is None
+
+
+def test_the_point_decides_where_it_is_asked_to() -> None:
+    found = accuracy([0.43], 100)
+    place = PLACE | {"by": "point"}
+    for threshold, verdict in ((0.43, "pass"), (0.44, "fail")):
+        one = judged(found, images=100, asked="at-least", threshold=threshold, **place)
+        assert one.verdict == verdict
+
+
+def test_an_undefined_measure_is_untrusted_and_one_without_interval_undecided() -> None:
+    ask: dict[str, Any] = {"images": 10, "asked": "at-most", "threshold": 0.6, **PLACE}
+    assert judged(Measure(mean=None, std=None, ci95=None), **ask).verdict == "untrusted"
+    assert judged(Measure(mean=0.1, std=None, ci95=None), **ask).verdict == "undecided"
+    assert judged(Measure(mean=0.5, std=None, ci95=(0.4, 0.59)), **ask).verdict == "pass"
+
+
+def two_releases(folder: Path, lost: int, won: int, n: int = 1000) -> Path:
+    """Two runs that are right on the same images but for so many of each."""
+    before = np.ones(n, dtype=int)
+    before[: n // 2] = 0
+    after = before.copy()
+    after[n // 2 : n // 2 + lost] = 0
+    after[:won] = 1
+    for name, right in (("before", before), ("after", after)):
+        write(folder / name, [right.tolist()], [right.tolist()])
+    return folder
+
+
+def test_the_paired_gate_sees_what_two_intervals_do_not(tmp_path: Path) -> None:
+    """Three points of 1,000: 50.0 and 47.0 %, whose intervals of +- 3.1 points overlap."""
+    two_releases(tmp_path, lost=35, won=5)
+    found = compare(tmp_path / "before", tmp_path / "after")
+    low, high = found.pairs[0].b.accuracy["robust"].ci95
+    assert low < found.pairs[0].a.accuracy["robust"].ci95[0] < high
+    (_, robust) = drops(found, 0.02)
+    assert (robust.show, robust.verdict) == ("robust", "undecided")
+    assert robust.measured == pytest.approx(-0.03)
+    assert drops(found, 0.015)[1].verdict == "fail"
+    assert drops(found, 0.05)[1].verdict == "pass"
+
+
+def test_no_change_passes_nineteen_times_in_twenty_and_three_points_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Releases that differ on 3 % of 1,000 images by chance; and that lose 3 points besides."""
+    monkeypatch.setattr(comparing, "RESAMPLES", 1000)  # a tenth, for the time
+    generator, dummy = np.random.default_rng(0), accuracy([0.5], 1000)
+    passed = {0.0: 0, 0.03: 0}
+    for drop in passed:
+        for _ in range(40):
+            before = generator.random(1000) < 0.5 + drop / 2
+            change = generator.random(1000)
+            flips = np.where(before, change < 0.03 + 2 * drop, change < 0.03)
+            found = comparing._difference(before[None], (before ^ flips)[None], (dummy, dummy), 0)
+            one = judged(found, images=1000, asked="max-drop", threshold=0.02, **PLACE)
+            passed[drop] += one.verdict == "pass"
+    assert passed[0.0] >= 38
+    assert passed[0.03] <= 2
+
+
+GATED = """
+title = "the release"
+[columns.linf]
+attack = { method = "pgd", eps = 0.02, limit = 4 }
+[rows.release]
+checkpoint = "model.safetensors"
+[gates]
+linf = { at-least = 0.3 }
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("model.safetensors").write_bytes(b"any")
+    Path("rlskit.toml").write_text(GATED)
+    return Path("rlskit.toml")
+
+
+def go(recipe: Path, right: list[int], code: int = 0, *sets: str) -> recipes.Outcome:
+    """Run the recipe with a command that is right on some images, or ends with a code."""
+
+    def execute(arguments: list[str]) -> int:
+        assert arguments[:2] == ["attack", "model.safetensors"]
+        if code == 0:
+            write(Path(arguments[arguments.index("--out") + 1]), [right])
+        return code
+
+    return recipes.run(recipe, execute=execute, sets=sets)
+
+
+@pytest.mark.parametrize(
+    ("right", "code", "verdict", "ends"),
+    [
+        ([1] * 4, 0, "pass", 0),
+        ([0] * 30, 0, "fail", 1),
+        ([1, 0, 1, 0], 0, "undecided", 1),
+        ([], 4, "untrusted", 4),
+    ],
+)
+def test_every_verdict_has_its_exit_code_and_stands_in_the_results(
+    recipe: Path, right: list[int], code: int, verdict: str, ends: int
+) -> None:
+    done = go(recipe, right, code)
+    assert done.code == ends
+    assert [one.verdict for one in done.verdicts] == [verdict]
+    document = json.loads((done.folder / "results.json").read_text())
+    assert document["gates"][0]["verdict"] == verdict
+    if code == 0:  # nothing is measured again, and the verdict is the same
+        again = recipes.run(recipe, execute=lambda _: pytest.fail("up to date"))
+        assert (again.code, again.verdicts) == (done.code, done.verdicts)
+
+
+def test_another_checkpoint_is_measured_again(recipe: Path) -> None:
+    assert go(recipe, [1] * 4).code == 0
+    Path("model.safetensors").write_bytes(b"other")
+    assert go(recipe, [0] * 30).code == 1
+
+
+def test_a_baseline_is_a_folder_or_one_small_file(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = go(recipe, [1] * 90 + [0] * 10)
+    first.folder.rename("before")
+    assert command(["baseline", "before", "-o", "before.zip"]) == 0
+    assert Path("before.zip").stat().st_size < 5000
+    twice = Path("before.zip").read_bytes()
+    assert command(["baseline", "before", "-o", "before.zip", "--force"]) == 0
+    assert Path("before.zip").read_bytes() == twice
+    for place in ("before", "before/results.json", "before.zip"):
+        sets = ["gates.linf.max-drop=0.1", f"baseline.results={place}"]
+        done = go(recipe, [1] * 60 + [0] * 40, 0, *sets)
+        (dropped,) = (one for one in done.verdicts if one.asked == "max-drop")
+        assert dropped.measured == pytest.approx(-0.3)
+        assert dropped.verdict == "fail"
+    with pytest.raises(RequestError, match="different images"):
+        go(recipe, [1] * 50, 0, "gates.linf.max-drop=0.1", "baseline.results=before.zip",
+           "columns.linf.attack.limit=50")  # fmt: skip
+    Path("before.zip").write_bytes(twice[:200])
+    with pytest.raises(RequestError, match=r"before\.zip cannot be read"):
+        go(recipe, [1] * 100, 0, "gates.linf.max-drop=0.1", "baseline.results=before.zip")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("gates.l2.at-least=0.3", "gates.l2 is no column"),
+        ("gates.linf.at-least=40", "at-least is a share such as 0.4"),
+        ("gates.linf.at-lest=0.3", "'at-lest' is unknown"),
+        ("gates.linf.by=mean", "by is bound or point"),
+        ("gates.linf.max-drop=0.1", "needs .baseline. with results"),
+        ("rows.release.checkpoint=none.safetensors", "there is no checkpoint none"),
+        ("rows.release.train.epochs=3", "a row with a checkpoint has no train"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_runs(
+    recipe: Path, change: str, said: str
+) -> None:
+    with pytest.raises(RequestError, match=said):
+        recipes.load(recipe, [change])
+
+
+def test_results_of_one_release_and_a_model_that_is_worse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two_releases(tmp_path, lost=35, won=5)
+    paths = [str(tmp_path / "before"), str(tmp_path / "after")]
+    assert command(["compare", *paths, "--max-drop", "0.05"]) == 0
+    assert command(["compare", *paths, "--max-drop", "0.01"]) == 1
+    assert "asked max drop 1.0 %, 1,000 images: fail" in " ".join(capsys.readouterr().err.split())
