@@ -204,7 +204,7 @@ def test_another_request_is_refused_and_named(
         assert caught.value.exit_code == 2
         assert {file: file.read_bytes() for file in tmp_path.glob("x.*")} == before
 
-    refused("which was called with `lr=0.1` and `amp=False`; `force` starts", lr=0.2, amp=True)
+    refused("which was called with `lr=0.1` and no `amp`; `force` starts", lr=0.2, amp=True)
     refused("which was called with other starting weights; `force`", other)
     with pytest.raises(RequestError, match="which was called with other data; `force`"):
         train(build(), small_models.digits(60, "train"), out=out, **OPTIONS)

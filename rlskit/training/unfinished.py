@@ -235,12 +235,14 @@ def _momentum(name: str) -> str:
 
 def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Say what was known where it differs, as in "`lr=0.1` and other data"."""
-    options = {field.name for field in dataclasses.fields(TrainOptions)}
-    said = [
-        f"`{name}={known.get(name)!r}`" if name in options
-        else f"other {name}" if name in ("data", BEGAN_FROM)
-        else f"{name} {known.get(name)}"
-        for name in {**wanted, **known}
-        if known.get(name) != wanted.get(name)
-    ]  # fmt: skip
-    return " and ".join(filter(None, [", ".join(said[:-1]), said[-1]]))
+    names = [name for name in {**wanted, **known} if known.get(name) != wanted.get(name)]
+    *more, last = [_said(name, known.get(name)) for name in names]
+    return f"{', '.join(more)} and {last}" if more else last
+
+
+def _said(name: str, value: Any) -> str:
+    if name in ("data", BEGAN_FROM):
+        return f"other {name}"
+    if name not in {field.name for field in dataclasses.fields(TrainOptions)}:
+        return f"{name} {value}"
+    return f"no `{name}`" if value is False else f"`{name}={value!r}`"
