@@ -3,8 +3,9 @@
     python tests/benchmarks/kills.py [--kills 20] [--seed 0] [--epochs 8] [--save-every 3]
 
 Each is the real command in a process of its own, in place, and is sent SIGKILL (three in four) or
-SIGTERM at a moment that is uniform over a bit more than what is left of its way: while it starts,
-within steps, while files are written. Some take as long as loading torch does.
+SIGTERM: one in four while it starts, the others at a moment that is uniform over the second and a
+half after it first kept its state: within steps, while files are written, when it is finished. What
+is killed goes on; what is finished is compared, and the next one begins.
 """
 
 from __future__ import annotations
@@ -44,12 +45,26 @@ def outcome(name: str) -> list[object]:
     return [*weights, [json.loads(line) | times for line in lines]]
 
 
-def where() -> str:
-    """Say what a killed training left."""
-    state = Path("rls.unfinished.safetensors")
-    if not state.exists():
-        return "finished" if Path("rls.train.jsonl").exists() else "nothing kept yet"
-    return "between its files" if list(Path().glob(".rlskit-*")) else "state kept"
+def kept() -> int:
+    """When the state was kept last; 0 without one."""
+    try:
+        return Path("rls.unfinished.safetensors").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def kill(running: subprocess.Popen[bytes], rng: random.Random) -> str:
+    """Kill a training at a random moment; say what it did then."""
+    before, starting = kept(), rng.random() < 0.25
+    while not starting and kept() == before and running.poll() is None:
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, 1.5))
+    running.send_signal(rng.choice([signal.SIGKILL] * 3 + [signal.SIGTERM]))
+    if running.wait() == 0:
+        return "had ended"
+    if list(Path().glob(".rlskit-*")):
+        return "wrote a file"
+    return "trained" if kept() != before else "started"
 
 
 def main() -> int:
@@ -59,7 +74,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--save-every", default="3")
     given = parser.parse_args()
-    rng, left, codes = random.Random(given.seed), Counter[str](), Counter[int]()
+    rng, did = random.Random(given.seed), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         Path("net.py").write_text(NET, encoding="utf-8")
@@ -69,35 +84,20 @@ def main() -> int:
             "train", "--epochs", str(given.epochs), "--save-every", given.save_every,
             "--augment", "crop-flip", "--adversarial", "pgd", "--adversarial-steps", "3",
         )  # fmt: skip
-        start = time.monotonic()
         subprocess.run([*train, "-o", "whole.safetensors"], check=True)
-        took = time.monotonic() - start
-        kills = finished = 0
-        while kills < given.kills:
+        whole, same = outcome("whole"), 0
+        while did.total() - did["had ended"] < given.kills or kept():
             with subprocess.Popen(train) as running:
-                number = rng.choice([signal.SIGKILL] * 3 + [signal.SIGTERM])
-                try:
-                    running.wait(rng.uniform(0.2, 0.9) * took)
-                except subprocess.TimeoutExpired:
-                    running.send_signal(number)
-                running.wait()
-            kills += running.returncode != 0
-            codes[running.returncode] += 1
-            left[where()] += 1
-            if where() == "finished":
-                finished += 1
-                assert outcome("rls") == outcome("whole"), "other bits"
+                if did.total() - did["had ended"] < given.kills:
+                    did[kill(running, rng)] += 1
+            if not kept() and Path("rls.train.jsonl").exists():
+                assert outcome("rls") == whole, "other bits"
+                same += 1
                 for file in Path().glob("rls.*"):
                     file.unlink()
                 subprocess.run(convert, check=True)
-        if where() != "finished" and Path("rls.unfinished.safetensors").exists():
-            subprocess.run(train, check=True)
-            finished += 1
-            assert outcome("rls") == outcome("whole"), "other bits"
         os.chdir("/")
-    print(
-        f"{kills} kills, {finished} trainings to the same bits; codes {dict(codes)}; {dict(left)}"
-    )
+    print(f"killed when it {dict(did)}; {same} trainings ended with the same bits")
     return 0
 
 
