@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from rlskit.diversity import measure_diversity
     from rlskit.diversity.transfer import measure_transfer
     from rlskit.errors import RequestError, RlskitError, RunError, UntrustedError
-    from rlskit.evaluation import attack, attack_adaptively, attack_all, evaluate
+    from rlskit.evaluation import (
+        attack,
+        attack_adaptively,
+        attack_all,
+        evaluate,
+        measure_abstention,
+    )
     from rlskit.models import BankedModel, list_models
     from rlskit.models.checkpoint import export, inspect, load, save
     from rlskit.models.wrapping import wrap
@@ -49,6 +55,7 @@ _HOMES = {
     "inspect": "rlskit.models.checkpoint",
     "list_models": "rlskit.models",
     "load": "rlskit.models.checkpoint",
+    "measure_abstention": "rlskit.evaluation",
     "measure_diversity": "rlskit.diversity.between_draws",
     "measure_transfer": "rlskit.diversity.transfer",
     "load_data": "rlskit.data:load",
@@ -76,6 +83,7 @@ __all__ = [
     "list_models",
     "load",
     "load_data",
+    "measure_abstention",
     "measure_diversity",
     "measure_transfer",
     "save",

@@ -25,6 +25,7 @@ class Purpose(StrEnum):
     JUDGE = "judge"  # draws that tell the adaptive protocol what is broken
     DIVERSITY = "diversity"  # draws that are compared with each other
     HOLDOUT = "holdout"  # the images that choose the best epoch, and the draws they are scored on
+    THRESHOLD = "threshold"  # the images that say how much disagreement is answered
     EFFECT = "effect"  # the draw that shows whether a defense does something
     RATE = "rate"  # the draw that an hour's work is estimated by
     VARIATES = "variates"  # a draw's own noise and masks
@@ -41,6 +42,8 @@ class Purpose(StrEnum):
     APGD_MARGIN = "apgd margin"
     APGD_DLR = "apgd dlr"
     APGD_T = "apgd-t"
+    APGD_L1 = "apgd-l1"
+    DDN = "ddn"  # of adv-lib, where the gradient is 0
     FAB = "fab"
     INWARD = "inward"  # the direction of the logits that a start is moved along
     SQUARE = "square"

@@ -251,6 +251,68 @@ def percentile_interval(
     return float(low), float(high)
 
 
+def conformal_threshold(scores: Sequence[float], share: float) -> float:
+    """Return the least score that one more of the same kind exceeds with chance `share` at most.
+
+    It is the ceil((1 - share)(n + 1))-th of the n scores: a plain quantile would be exceeded more
+    often than it says.
+
+    Source: Vovk, Gammerman and Shafer 2005, Algorithmic Learning in a Random World, chapter 2.
+
+    Args:
+        scores: Of images that nothing else is measured on.
+        share: In (0, 1).
+
+    Raises:
+        RequestError: There are too few.
+    """
+    # a whole number must not become the next one by rounding
+    rank = math.ceil(round((1 - share) * (len(scores) + 1), 9))
+    if rank > len(scores):
+        needed = math.ceil(round(1 / share, 9)) - 1
+        raise RequestError(
+            f"a threshold that {100 * share:g} % exceed needs {needed} images or more, and there "
+            f"are {len(scores)}"
+        )
+    return sorted(scores)[rank - 1]
+
+
+def auroc(positives: Sequence[float], negatives: Sequence[float]) -> float:
+    """Return how often a positive's score is above a negative's, ties half; NaN where one lacks."""
+    from scipy.stats import rankdata
+
+    if not len(positives) or not len(negatives):
+        return math.nan
+    ranks = rankdata([*positives, *negatives])[: len(positives)]
+    least = len(positives) * (len(positives) + 1) / 2
+    return float((ranks.sum() - least) / (len(positives) * len(negatives)))
+
+
+def auroc_interval(
+    value: float, positives: float, negatives: float, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the two-sided score interval of an AUROC over independent positives and negatives.
+
+    Its ends are the values from which this one is z standard errors away, so that it has a width
+    at 0 and 1, too.
+
+    Source: Newcombe 2006, https://doi.org/10.1002/sim.2324, method 5.
+    """
+    from scipy.optimize import brentq
+
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    more = (positives + negatives) / 2 - 1
+
+    def beyond(at: float) -> float:
+        spread = at * (1 - at) * (1 + more * ((1 - at) / (2 - at) + at / (1 + at)))
+        return (value - at) ** 2 - z * z * spread / (positives * negatives)
+
+    near = 1e-9  # at 0 and 1 the value itself is a root, too
+    low = brentq(beyond, 0, value - near) if beyond(0) > 0 else 0.0
+    high = brentq(beyond, value + near, 1) if beyond(1) > 0 else 1.0
+    return float(low), float(high)
+
+
 def _mean(per_repeat: Sequence[float], n: int) -> float:
     """Return the mean over repeats of accuracies that were checked to be such."""
     if n < 1:

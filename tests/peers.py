@@ -7,6 +7,7 @@ users would hand it over: normalisation inside, eval mode, parameters that requi
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -153,11 +154,24 @@ def run_adv_lib(
         ),
         "cw": lambda: attacks.carlini_wagner_l2(
             model, images, labels, confidence=o["kappa"], learning_rate=o["lr"],
-            initial_const=o["c"], binary_search_steps=1, max_iterations=o["steps"],
-            abort_early=False,
+            initial_const=o["c"], binary_search_steps=o.get("search_steps", 1),
+            max_iterations=o["steps"], abort_early=False,
+        ),
+        "ddn": lambda: attacks.ddn(model, images, labels, steps=o["steps"], levels=None),
+        "fmn": lambda: attacks.fmn(
+            model, images, labels, norm=ORDERS[o["norm"]], steps=o["steps"]
+        ),
+        "sigma-zero": lambda: attacks.sigma_zero(model, images, labels, num_steps=o["steps"]),
+        "apgd-l1": lambda: attacks.apgd(
+            model, images, labels, eps=o["eps"], norm=1, n_iter=o["steps"], loss_function="ce",
+            use_large_reps=True,
         ),
     }  # fmt: skip
     return make[method]().detach()
+
+
+ORDERS = {"l0": 0, "l1": 1, "l2": 2, "linf": math.inf}
+"""Norm -> what adv-lib calls it."""
 
 
 def run_art(

@@ -56,10 +56,10 @@ def names(model: BankedModel, **fields: Any) -> list[str]:
 def test_the_parts(undefended: BankedModel, rls: BankedModel) -> None:
     ascents = ["pgd ce", "pgd margin", "pgd margin, further"]
     assert names(undefended) == [*ascents, "autoattack standard", "inward"]
-    banks = ["bank 0", "bank 1", "mean of the banks"]
+    banks = ["bank 0", "bank 1", "mean of the banks", "mora"]
     random = ["arc", "autoattack rand", "square"]
     assert names(rls) == [*banks, *ascents, *random]
-    assert names(rls, twin=undefended) == [*banks, "undefended twin", *ascents, *random]
+    assert names(rls, surrogate=[undefended]) == [*banks, "surrogate 0", *ascents, *random]
     ensemble = small_models.model(2, "ensemble", layers=1)
     assert names(ensemble) == [
         *banks, *ascents, "arc", "autoattack standard", "inward",
@@ -194,12 +194,12 @@ def test_the_result_tells_what_broke_what(
 ) -> None:
     monkeypatch.setattr("rlskit.evaluation.attacking.prepare_adaptive", short)
     result = attack_adaptively(
-        rls, small_models.digits(12), eps=0.1, repeats=2, n_samples=4, twin=undefended
+        rls, small_models.digits(12), eps=0.1, repeats=2, n_samples=4, surrogate=[undefended]
     )
     assert (result.protocol, result.n_attacked) == ("adaptive", 2)
     assert result.attack is not None
     assert result.attack.broken is not None
-    assert list(result.attack.broken) == ["clean", *names(rls, twin=undefended)]
+    assert list(result.attack.broken) == ["clean", *names(rls, surrogate=[undefended])]
     assert 0 < sum(result.attack.broken.values()) <= 24
     assert "wrong as they are" in broken_by(result)
     assert result.accuracy["robust"].mean < result.accuracy["clean"].mean
@@ -207,11 +207,11 @@ def test_the_result_tells_what_broke_what(
     assert result.perturbation["linf"].max <= 0.1 + 1e-6
 
 
-def test_another_twin_is_another_request(rls: BankedModel, undefended: BankedModel) -> None:
-    twins = undefended, small_models.model(1, "none")
-    facts = [short(rls, eps=0.1, twin=twin).facts() for twin in twins]
+def test_another_surrogate_is_another_request(rls: BankedModel, undefended: BankedModel) -> None:
+    others = undefended, small_models.model(1, "none")
+    facts = [short(rls, eps=0.1, surrogate=[other]).facts() for other in others]
     assert facts[0] != facts[1]
-    assert facts[0] == short(rls, eps=0.1, twin=undefended).facts()
+    assert facts[0] == short(rls, eps=0.1, surrogate=[undefended]).facts()
 
 
 def test_few_members_are_attacked_until_all_of_them_err() -> None:
@@ -255,8 +255,8 @@ def test_the_command(
     ):
         assert command(["attack", "x.safetensors", "--protocol", "adaptive", *wrong]) == 2
         assert message in capsys.readouterr().err
-    assert command(["attack", "x.safetensors", "--twin", "x.safetensors"]) == 2
-    assert "--twin is an option of --protocol adaptive" in capsys.readouterr().err
+    assert command(["attack", "x.safetensors", "--surrogate", "x.safetensors"]) == 2
+    assert "--surrogate is an option of --protocol adaptive" in capsys.readouterr().err
 
 
 def test_wrong_requests(rls: BankedModel) -> None:
@@ -268,5 +268,26 @@ def test_wrong_requests(rls: BankedModel) -> None:
         prepare_adaptive(rls, eps=0.1, n_attacked=0)
     other = small_models.model(1, "none")
     other.card.classes = 7
-    with pytest.raises(RequestError, match=r"the twin takes images of .* knows 7 classes"):
-        prepare_adaptive(rls, eps=0.1, twin=other)
+    with pytest.raises(RequestError, match=r"the surrogate takes images of .* knows 7 classes"):
+        prepare_adaptive(rls, eps=0.1, surrogate=[other])
+
+
+def test_a_surrogate_s_images_count(undefended: BankedModel) -> None:
+    """A part of its name attacks the mean of its banks, and what that breaks is broken."""
+    bare = prepare_adaptive(undefended, eps=0.1, steps=20, surrogate=[undefended])
+    part = bare.parts[0]
+    assert (part.name, part.n_attacked) == ("surrogate 0", 1)
+    only = dataclasses.replace(bare, parts=(part,))
+    crafted = only.craft(undefended, IMAGES, LABELS, seed=0, repeat=0)
+    direct = prepare("pgd", eps=0.1, steps=20, step_size=0.1 * 2.5 / 20)(
+        undefended.sampled(torch.tensor([0, 0])), IMAGES, LABELS,
+        generator=seeds.generator(0, Purpose.ADAPTIVE, 0, 0),
+    )  # fmt: skip
+    wrong = undefended.sampled(torch.tensor([0, 0]))(direct).argmax(-1) != LABELS
+    assert wrong.sum() >= 10
+    assert torch.equal(crafted.columns["broken_by"] != -1, wrong)
+    several = small_models.model(3, "ensemble", layers=1)
+    pair = prepare_adaptive(undefended, eps=0.1, surrogate=[undefended, several]).parts[:2]
+    assert [(part.name, part.n_attacked) for part in pair] == [
+        ("surrogate 0", 1), ("surrogate 1", 3),
+    ]  # fmt: skip

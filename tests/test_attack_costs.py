@@ -61,6 +61,7 @@ def counted(
 CASES: list[tuple[str, int, dict[str, Any]]] = [
     *((method, 1, {}) for method in ATTACKS),
     ("arc", 3, {}),
+    ("mora", 3, {}),
     ("apgd-t", 1, {"target_classes": 2}),
     ("autoattack", 1, {"version": "rand"}),
     ("cw", 1, {"search_steps": 2, "target": 3}),

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import importlib.util
 import io
 import math
 from collections.abc import Callable, Iterator
@@ -44,11 +45,16 @@ QUICK: dict[str, dict[str, Any]] = {
     "apgd-dlr": {"eps": 0.05, "steps": 10},
     "apgd-t": {"eps": 0.05, "steps": 10},
     "square": {"eps": 0.1, "steps": 30},
+    "apgd-l1": {"eps": 1, "steps": 10},
     "inward": {"eps": 0.05, "steps": 5, "restarts": 3},
     "autoattack": {"eps": 0.05, "steps": 5, "queries": 20},
     "arc": {"eps": 0.05},
+    "mora": {"eps": 0.05},
     "noise": {"eps": 0.05},
     "fab": {"steps": 10},
+    "ddn": {"steps": 30},
+    "fmn": {"steps": 30},
+    "sigma-zero": {"steps": 15},
     "jsma": {},
     "pixle": {"restarts": 3, "steps": 3},
     "onepixel": {"pixels": 8, "steps": 3},
@@ -58,7 +64,11 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 """Options with which each attack succeeds on a small net in little time."""
 
-MINIMUM_NORM = ["deepfool", "cw", "ead"]
+MINIMUM_NORM = ["deepfool", "cw", "ead", "ddn", "fmn", "sigma-zero"]
+
+adv_lib = pytest.mark.skipif(
+    importlib.util.find_spec("adv_lib") is None, reason="adv-lib is not installed"
+)
 
 GRADIENT = [method for method, attack in ATTACKS.items() if attack.needs == "gradients"]
 
@@ -378,6 +388,7 @@ def test_restarts_keep_the_worst_of_their_runs() -> None:
 def test_targeted_attacks_reach_their_targets(method: str, target: str | int) -> None:
     model, images, labels = net_and_images(n=16)
     options = {"c": 50, "steps": 100} if method in ("cw", "ead") else {"eps": 0.9}
+    options = {} if method in ("ddn", "fmn", "sigma-zero") else options
     options = {"eps": 3} if method == "pgd-l2" else options
     wanted = choose_targets(target, model, images, labels, generator())
     adversarial = run(method, model, images, labels, target=target, **options)
@@ -572,7 +583,8 @@ def test_the_model_is_given_back_as_it_was(method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "engine"),
     [(m, "rlskit") for m in ATTACKS if m != "noise"]
-    + [(m, "torchattacks") for m, a in ATTACKS.items() if a.upstream],
+    + [(m, "torchattacks") for m, a in ATTACKS.items() if a.upstream]
+    + [pytest.param(m, "adv-lib", marks=adv_lib) for m, a in ATTACKS.items() if a.adv_lib],
 )
 def test_modes_are_restored_after_an_exception(method: str, engine: str) -> None:
     class OutOfMemory(nn.Module):
@@ -635,7 +647,7 @@ def test_failures_and_mistakes_come_back_bitwise(method: str, optimizer: str) ->
     model, images, labels = net_and_images()
     wrong = (labels + 1) % 4
     assert torch.equal(run(method, model, images, wrong, **options), images)
-    if method != "deepfool":
+    if method in ("cw", "ead"):
         assert torch.equal(run(method, model, images, labels, kappa=1e6, **options), images)
     zeros = torch.zeros(len(images), dtype=torch.long)
     assert torch.equal(run(method, Bowl(), images, zeros, **options), images)

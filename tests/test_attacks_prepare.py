@@ -244,6 +244,9 @@ def test_another_scale_is_the_same_attack() -> None:
         ("pgd", {"restarts": 0}, "`restarts` must be at least 1, not 0"),
         ("bim", {"restarts": 2}, "`restarts` is no option of bim"),
         ("cw", {"engine": "torchattacks", "target": 1}, "`target` is no option of cw"),
+        ("ddn", {"norm": "linf"}, "`norm` is no option of ddn"),
+        ("fmn", {"norm": "l3"}, "`norm` 'l3' is unknown to fmn; it is l2 or linf or l1 or l0"),
+        ("apgd-l1", {"eps": -1}, "`eps` -1 must be a finite number of at least 0"),
         ("ead", {"optimizer": "sgd"}, "`optimizer` 'sgd' is unknown; it is adam or fista"),
     ],
 )  # fmt: skip
@@ -252,20 +255,25 @@ def test_what_is_refused(method: str, options: Any, message: str) -> None:
         prepare(method, **options)
 
 
-def test_engines_are_named_once() -> None:
-    assert ENGINES == ("rlskit", "torchattacks")
+def test_engines_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ENGINES == ("rlskit", "torchattacks", "adv-lib")
+    assert ATTACKS["pgd"].of("rlskit") is None
+    monkeypatch.setattr("rlskit.attacks.prepared.require", lambda *_: None)  # what is installed
     for method, attack in ATTACKS.items():
-        if attack.upstream is not None:
-            assert prepare(method, engine="torchattacks").engine == "torchattacks"
-        else:
-            with pytest.raises(RequestError, match=f"torchattacks has no {method}"):
-                prepare(method, engine="torchattacks")
+        for engine in ENGINES[1:]:
+            if attack.of(engine) is not None:
+                assert prepare(method, engine=engine).engine == engine
+            else:
+                with pytest.raises(RequestError, match=f"{engine} has no {method}"):
+                    prepare(method, engine=engine)
 
 
-def test_what_needs_torchattacks_says_so_where_it_is_absent(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_needs_an_extra_says_so_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchattacks", None)
+    monkeypatch.setitem(sys.modules, "adv_lib", None)
+    absent = "needs adv-lib, which is not installed: pip install 'rlskit\\[adv-lib\\]' brings it"
+    with pytest.raises(RequestError, match=f"`engine='adv-lib'` {absent}"):
+        prepare("ddn", engine="adv-lib")
     absent = "needs torchattacks, which is not installed: pip install 'rlskit\\[torchattacks\\]'"
     with pytest.raises(RequestError, match=f"`engine='torchattacks'` {absent}"):
         prepare("pgd", engine="torchattacks")

@@ -18,7 +18,7 @@ import rlskit
 from rlskit.attacks.options import OPTIONS, read
 from rlskit.cli import run
 from rlskit.cli.app import COMMANDS
-from rlskit.cli.flags import HEADINGS, TRANSFER, flag
+from rlskit.cli.flags import ABSTAIN, HEADINGS, TRANSFER, flag
 from rlskit.cli.help import EXAMPLES
 from rlskit.cli.recipe import _check
 from rlskit.defenses import DEFENSES
@@ -86,6 +86,28 @@ def test_the_main_job(trained: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run(["diversity", "--repeats", "3", "--json", "d.json"]) == 0
     assert "kappa" in capsys.readouterr().out
     assert -1 / 9 <= json.loads(Path("d.json").read_text())["agreement"]["kappa"]["mean"] <= 1
+
+
+def test_no_number_on_abstaining_without_who_evades_it(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    abstain = ["eval", "--abstain", "0.1", "--limit", "60"]
+    for wrong, sentence in (
+        (abstain, "--abstain needs the attackers' budget, such as --eps 8/255"),
+        (["eval", "--steps", "9"], "--steps is an option of --abstain"),
+        ([*abstain, "--eps", "0.1", "--fail-under", "0.5"], "--fail-under knows of no abstaining"),
+        ([*abstain, "--eps", "0.1", "--n-samples", "1"], "--abstain needs draws that can disagree"),
+        ([*abstain, "--eps", "0.1", "--adversarial", "x"], "makes its own adversarial images"),
+    ):
+        assert sentence in fails(wrong, 2, capsys)
+    given = ["--eps", "0.1", "--steps", "2", "--n-attacked", "2", "--n-samples", "3", "-o", "run"]
+    assert run([*abstain, *given]) == 0
+    cells = [line.split("│")[1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert [cell.strip() for cell in cells if cell.strip()] == [
+        "clean", "pgd eps=0.1", "transfer n=1", "evading eps=0.1", "eot n=2"
+    ]  # fmt: skip
+    found = json.loads((trained / "run" / "results.json").read_text())
+    assert [*found["abstention"]["images"]] == ["clean", "transfer", "evading"]
 
 
 def test_several_methods_and_budgets_end_in_the_worst_case(
@@ -187,7 +209,8 @@ def test_the_help_of_convert_names_every_defense_and_granularity(
 def test_the_options_of_an_attack_stand_under_headings(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["attack", "--help"]) == 0
     said = capsys.readouterr().out
-    places = [said.index(f"\n{one}:\n") for one in ("Arguments", *HEADINGS) if one != TRANSFER]
+    own = [one for one in ("Arguments", *HEADINGS) if one not in (TRANSFER, ABSTAIN)]
+    places = [said.index(f"\n{one}:\n") for one in own]
     assert places == sorted(places)
     _, _, sparse = said.partition("\nOf jsma, onepixel and pixle:\n")
     assert sparse.index("--largest-patch <int>") < sparse.index("\n\n")

@@ -115,7 +115,7 @@ def test_measuring_changes_nothing(module: nn.Sequential) -> None:
         attack(module, (images, labels), **PGD),
         *attack_all(module, DATA, attacks=[prepare("fgsm"), prepare("cw", steps=2)],
                     options=EvalOptions()),
-        attack_adaptively(module, few, eps=0.5, steps=2, queries=5, twin=module),
+        attack_adaptively(module, few, eps=0.5, steps=2, queries=5, surrogate=module),
         *evaluate(module, "digits"),
         measure_diversity(module, few, repeats=1),
         measure_transfer(module, few, steps=1),

@@ -9,13 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import small_models
 from rlskit.conversion import convert
 from rlskit.defenses import draws
 from rlskit.defenses.crossmax import crossmax
+from rlskit.defenses.drawing import check_effect
 from rlskit.defenses.perturbed import Intercept
 from rlskit.defenses.random_bits import quantized
+from rlskit.defenses.random_norm import group_sizes
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
+from rlskit.training import TrainOptions
+from rlskit.training.batch_norm import reestimate_batch_norm
 
 SIDE = 16
 
@@ -109,3 +114,59 @@ def test_crossmax_by_hand() -> None:
     members = [model.sampled(torch.full((model.num_layers,), m)) for m in range(3)]
     assert torch.equal(draw(images), crossmax(torch.stack([one(images) for one in members])))
     assert isinstance(draw, nn.Module)
+
+
+def _flat(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.Linear(12, 10))
+
+
+def normed(largest: float) -> tuple[BankedModel, nn.BatchNorm2d, list[Tensor], list[Tensor]]:
+    """Return a model, its one BatchNorm, and what that one reads and gives from now on."""
+    banked = small_models.model(1, "random-norm")
+    banked.card.settings = {"largest_group": largest}
+    assert not banked.lone_twice  # which it tries but once
+    norm = banked.banks[0][2]  # type: ignore[index]
+    assert isinstance(norm, nn.BatchNorm2d)
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    nn.init.normal_(norm.bias)
+    read: list[Tensor] = []
+    given: list[Tensor] = []
+    norm.register_forward_pre_hook(lambda _, images: read.append(images[0].detach()))
+    norm.register_forward_hook(lambda _, __, found: given.append(found.detach()))
+    return banked, norm, read, given
+
+
+def test_random_norm_is_one_of_the_normalisations_with_the_weights_of_the_batch() -> None:
+    """A draw has the BatchNorm's statistics or its image's, of 1 or of 2 channels, a third each."""
+    banked, norm, read, given = normed(2)
+    images = torch.rand(2, 1, 8, 8)
+    for draw in draws(banked, 300, seed=0, purpose="attacker"):
+        draw(images)
+    found, shown = given[:], read[0]
+    kinds = [F.group_norm(shown, groups, norm.weight, norm.bias, norm.eps) for groups in (6, 3)]
+    kinds.append(norm(shown))
+    counts = [sum(torch.allclose(one, kind, atol=1e-5) for one in found) for kind in kinds]
+    assert sum(counts) == 300
+    assert all(70 < count < 130 for count in counts), counts
+
+
+def test_random_norm_keeps_the_statistics_up_whichever_it_chooses() -> None:
+    banked, norm, read, _ = normed(1)
+    options = TrainOptions(bn_batches=8, batch_size=10)
+    reestimate_batch_norm(banked, small_models.digits(80, "train"), options)
+    assert norm.running_mean is not None
+    torch.testing.assert_close(norm.running_mean, torch.stack(read).mean((0, 1, 3, 4)))
+
+
+def test_random_norm_needs_a_batch_norm_and_leaves_something_of_a_single_pixel() -> None:
+    assert group_sizes(torch.zeros(1, 12, 1, 1), 8) == [2, 4]
+    assert group_sizes(torch.zeros(1, 12, 3, 3), 1) == [1]
+    with pytest.raises(RequestError, match="finds nothing to act on"):
+        convert("test_vit", defense="random-norm")
+    flat = small_models.model(1, "random-norm", build=_flat, layers=1)
+    flat.card.settings = {"largest_group": 1.0}  # of one number each
+    with pytest.raises(RequestError, match="finds nothing to act on"):
+        check_effect(flat)
+    with pytest.raises(RequestError, match="largest_group of `settings` is a whole number"):
+        converted("random-norm", largest_group=0.5)

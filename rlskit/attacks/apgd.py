@@ -13,7 +13,6 @@ Shapes: B images, C channels, H x W pixels, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlskit.attacks.attempts import Attempt, Found, answer, best_of
-from rlskit.attacks.losses import LOSSES, mean_over_calls, scaled
+from rlskit.attacks.losses import LOSSES, Loss, mean_over_calls, scaled
 from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.randomness import image_generators, normal, uniform
 from rlskit.errors import RequestError
@@ -29,9 +28,6 @@ from rlskit.seeds import Purpose
 
 TINY = 1e-12
 """Added to what is divided by, as torchattacks does."""
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(logits, labels) -> loss per image."""
 
 
 def apgd(
@@ -256,7 +252,7 @@ def _climb(
     length = torch.full_like(images[:, :1, :1, :1], 2 * eps)
 
     x = previous = start
-    value, slope, fooled = _assess(model, x, labels, loss, samples, odds)
+    value, slope, fooled = assess(model, x, labels, loss, samples, odds)
     best, best_value, best_slope, fooling = x, value, slope, x
 
     # What is known about each image since the last checkpoint. torchattacks compares the first
@@ -273,7 +269,7 @@ def _climb(
         moved = x + (aim - x) * fresh + (x - previous) * (1 - fresh)
         x, previous = _project(moved, images, norm, eps), x
 
-        value, slope, fools = _assess(model, x, labels, loss, samples, odds)
+        value, slope, fools = assess(model, x, labels, loss, samples, odds)
         fooled = fooled | fools
         fooling = torch.where(_wide(fools), x, fooling)
 
@@ -295,7 +291,7 @@ def _climb(
     return Found(torch.where(_wide(fooled), fooling, best), best_value, fooled)
 
 
-def _assess(
+def assess(
     model: nn.Module, x: Tensor, labels: Tensor, loss: Loss, samples: int, odds: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return loss, its gradient's direction, and where the model is fooled, over calls of it."""

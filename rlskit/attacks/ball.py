@@ -30,11 +30,17 @@ def direction(slope: Tensor, norm: str, steepest: bool) -> Tensor:
     return slope / (_l2(slope) + TINY)
 
 
-def onto_ball(delta: Tensor, norm: str, eps: float | Tensor) -> Tensor:
+def inside(clean: Tensor, points: Tensor, norm: str, eps: float | Tensor) -> Tensor:
+    """Return points projected onto the ball around the clean images, then onto the box."""
+    return (clean + _onto_ball(points - clean, norm, eps)).clamp(0, 1)
+
+
+def _onto_ball(delta: Tensor, norm: str, eps: float | Tensor) -> Tensor:
     """Return the nearest perturbation inside the ball, or each in its own `[B, 1, 1, 1]`."""
+    radius = torch.as_tensor(eps, dtype=delta.dtype, device=delta.device)
     if norm == "linf":
-        return delta.clamp(-eps, eps)
-    return delta * (eps / _l2(delta).clamp_min(TINY)).clamp_max(1)
+        return delta.clamp(-radius, radius)
+    return delta * (radius / _l2(delta).clamp_min(TINY)).clamp_max(1)
 
 
 def noise_inside(

@@ -10,24 +10,31 @@ from typing import Any
 
 from torch import Tensor
 
+from rlskit.attacks.adv_lib import AdvLib
 from rlskit.attacks.apgd import apgd, apgd_passes, apgd_t, apgd_t_passes
+from rlskit.attacks.apgd_l1 import apgd_l1, apgd_l1_passes
 from rlskit.attacks.arc import arc, arc_passes
 from rlskit.attacks.autoattack import autoattack, autoattack_passes
 from rlskit.attacks.cw import cw, cw_passes
+from rlskit.attacks.ddn import ddn, ddn_passes
 from rlskit.attacks.deepfool import deepfool, deepfool_passes
 from rlskit.attacks.ead import ead, ead_passes
 from rlskit.attacks.fab import fab, fab_passes
 from rlskit.attacks.fgsm import fgsm, fgsm_passes
+from rlskit.attacks.fmn import fmn, fmn_passes
 from rlskit.attacks.inward import inward, inward_passes
 from rlskit.attacks.jsma import jsma, jsma_passes
+from rlskit.attacks.mora import mora, mora_passes
 from rlskit.attacks.noise import noise, noise_passes
 from rlskit.attacks.onepixel import onepixel, onepixel_passes
 from rlskit.attacks.options import OPTIONS
 from rlskit.attacks.passes import Passes
 from rlskit.attacks.pgd import pgd, pgd_passes
 from rlskit.attacks.pixle import pixle, pixle_passes
+from rlskit.attacks.sigma_zero import sigma_zero, sigma_zero_passes
 from rlskit.attacks.square import square, square_passes
 from rlskit.attacks.upstream import Upstream
+from rlskit.seeds import Purpose
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class Attack:
             differentiates one forward pass several times.
         members: Whether it attacks the view's draws one by one, and so needs them to stay the same.
         borrowed: Whether `run` itself calls torchattacks, which is an extra.
+        adv_lib: adv-lib's own, where it keeps the contract.
+        limited: Whether something other than `--eps` limits how far it may go.
     """
 
     title: str
@@ -69,6 +78,8 @@ class Attack:
     compiles: bool = True
     members: bool = False
     borrowed: bool = False
+    adv_lib: AdvLib | None = None
+    limited: bool = False
 
     @functools.cached_property
     def defaults(self) -> dict[str, Any]:
@@ -103,7 +114,11 @@ class Attack:
     @property
     def unlimited(self) -> bool:
         """Whether nothing limits it: an image that it gives back is a search that failed."""
-        return not self.has_budget and self.norms != ("l0",)
+        return not self.has_budget and not self.limited
+
+    def of(self, engine: str) -> Upstream | AdvLib | None:
+        """Return what another engine has of this name; None for ours, or where it has none."""
+        return {"torchattacks": self.upstream, "adv-lib": self.adv_lib}.get(engine)
 
 
 OPTION_OF = {"targeted": "target"}
@@ -226,6 +241,15 @@ ATTACKS: dict[str, Attack] = {
             "APGDT", _APGD_NAMES, least_classes=4, counts_classes=True, seeds_itself=True
         ),
     ),
+    "apgd-l1": Attack(
+        title="Auto-PGD in l1",
+        run=apgd_l1,
+        passes=apgd_l1_passes,
+        paper="Croce & Hein 2021, https://arxiv.org/abs/2103.01208",
+        norms=("l1",),
+        needs="gradients",
+        random=True,
+    ),
     "square": Attack(
         title="Square attack",
         run=square,
@@ -275,6 +299,17 @@ ATTACKS: dict[str, Attack] = {
         needs="gradients",
         random=False,
         compiles=False,
+        members=True,
+    ),
+    "mora": Attack(
+        title="Model-reweighing attack on ensembles",
+        run=mora,
+        passes=mora_passes,
+        paper="Yu et al. 2022, https://arxiv.org/abs/2211.08008",
+        norms=("linf", "l2"),
+        needs="gradients",
+        random=False,
+        at_most=False,
         members=True,
     ),
     "noise": Attack(
@@ -339,6 +374,36 @@ ATTACKS: dict[str, Attack] = {
         ),
         compiles=False,
     ),
+    "ddn": Attack(
+        title="Decoupled direction and norm",
+        run=ddn,
+        passes=ddn_passes,
+        paper="Rony et al. 2019, https://arxiv.org/abs/1811.09600",
+        norms=("l2",),
+        needs="gradients",
+        random=False,
+        adv_lib=AdvLib("ddn", {"steps": "steps"}, ("l2",), {"levels": None}, draws=Purpose.DDN),
+    ),
+    "fmn": Attack(
+        title="Fast minimum-norm attack",
+        run=fmn,
+        passes=fmn_passes,
+        paper="Pintor et al. 2021, https://arxiv.org/abs/2102.12827",
+        norms=("l2", "linf", "l1", "l0"),
+        needs="gradients",
+        random=False,
+        adv_lib=AdvLib("fmn", {"norm": "norm", "steps": "steps"}, ("l2", "linf", "l1")),
+    ),
+    "sigma-zero": Attack(
+        title="sigma-zero",
+        run=sigma_zero,
+        passes=sigma_zero_passes,
+        paper="Cinà et al. 2024, https://arxiv.org/abs/2402.01879",
+        norms=("l0",),
+        needs="gradients",
+        random=False,
+        adv_lib=AdvLib("sigma_zero", {"steps": "num_steps"}, ("l0",)),
+    ),
     "jsma": Attack(
         title="Jacobian saliency map attack",
         run=jsma,
@@ -348,6 +413,7 @@ ATTACKS: dict[str, Attack] = {
         needs="gradients",
         random=False,
         compiles=False,
+        limited=True,
     ),
     "pixle": Attack(
         title="Pixle",
@@ -358,6 +424,7 @@ ATTACKS: dict[str, Attack] = {
         needs="logits",
         random=True,
         borrowed=True,
+        limited=True,
     ),
     "onepixel": Attack(
         title="One pixel attack",
@@ -368,6 +435,7 @@ ATTACKS: dict[str, Attack] = {
         needs="logits",
         random=True,
         borrowed=True,
+        limited=True,
     ),
 }  # fmt: skip
 """Name of a method -> what is known about it."""

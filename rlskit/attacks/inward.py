@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rlskit.attacks.ball import TINY, direction, noise_inside, onto_ball
+from rlskit.attacks.ball import TINY, direction, inside, noise_inside
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import margin, scaled
 from rlskit.attacks.passes import Passes, Setting
@@ -92,7 +92,7 @@ def inward(
             clean, objective = images[rows], _lead(labels[rows], rivals[rows, rank])
             points, lead = climb(clean, clean, objective, radius=eps * IN_DOUBT)
             reached[rows, rank] = lead < 0
-            points = _inside(clean, points, norm, eps)
+            points = inside(clean, points, norm, eps)
             with torch.no_grad():
                 lead = objective(model(points))
             _keep(result, least, rows, points, lead)
@@ -110,7 +110,7 @@ def inward(
             objective = _lead(labels[again], targets)
             start = _starts(model, images[rows], objective, turns, norm, eps, generator)
             points, lead = climb(clean, start, objective, radius=eps)
-            for turn in zip(points.split(len(rows)), lead.split(len(rows)), strict=True):
+            for turn in zip(points.chunk(len(turns)), lead.chunk(len(turns)), strict=True):
                 _keep(result, least, rows, *turn)
             first = turns.stop
     return result
@@ -137,7 +137,7 @@ def _starts(
     wide = torch.tensor([eps * WIDE[turn % len(WIDE)] for turn in turns]).to(images)
     radius = wide.repeat_interleave(len(images))[:, None, None, None]
     noise = [noise_inside(images, norm, 1.0, generator, turn) for turn in turns]
-    x = _inside(clean, clean + radius * torch.cat(noise), norm, radius)
+    x = inside(clean, clean + radius * torch.cat(noise), norm, radius)
     streams = [
         s for turn in turns for s in image_generators(images, generator, Purpose.INWARD, turn)
     ]
@@ -150,9 +150,9 @@ def _starts(
             weights = (2 * torch.stack(rows) - 1).to(logits)
         (slope,) = torch.autograd.grad((weights * logits).sum(), x)
         moved = x.detach() + radius / 2 * direction(slope, norm, steepest=True)
-        x = _inside(clean, moved, norm, radius)
+        x = inside(clean, moved, norm, radius)
     x, _ = _climb(model, clean, x, objective, norm=norm, steps=APPROACH, radius=radius, last=0.3)
-    return _inside(clean, x, norm, eps)
+    return inside(clean, x, norm, eps)
 
 
 def _climb(
@@ -183,7 +183,7 @@ def _climb(
         slope = slope / slope.abs().mean((1, 2, 3), keepdim=True).clamp_min(TINY)
         velocity = MOMENTUM * velocity + slope
         length = radius * last ** (step / steps)
-        x = _inside(clean, x - length * direction(velocity, norm, steepest=True), norm, radius)
+        x = inside(clean, x - length * direction(velocity, norm, steepest=True), norm, radius)
     assert least is not None
     return best, least
 
@@ -203,10 +203,6 @@ def _targets(rivals: Tensor, reached: Tensor, turn: int) -> Tensor:
     in_reach_first = reached.int().argsort(dim=1, descending=True, stable=True)
     place = turn % reached.sum(1, keepdim=True)
     return rivals.gather(1, in_reach_first.gather(1, place)).squeeze(1)
-
-
-def _inside(clean: Tensor, points: Tensor, norm: str, radius: float | Tensor) -> Tensor:
-    return (clean + onto_ball(points - clean, norm, radius)).clamp(0, 1)
 
 
 def _keep(result: Tensor, least: Tensor, rows: Tensor, points: Tensor, lead: Tensor) -> None:

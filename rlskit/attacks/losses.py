@@ -71,7 +71,10 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     return trail(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(logits `[B, K]`, labels) -> loss per image, `[B]`."""
+
+LOSSES: dict[str, Loss] = {
     "ce": log_odds,
     "margin": trail,
     "dlr": dlr,

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.attacks.guard import under_attack
-from rlskit.attacks.losses import margin
+from rlskit.attacks.losses import Loss, margin
+
+NO_LENGTH = 1e-12
+"""What takes the place of a length of 0 that something without a direction is divided by."""
 
 
 def shortfall(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
@@ -29,6 +32,30 @@ def shortfall(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
 def wins(missing: Tensor, kappa: float) -> Tensor:
     """Say where a shortfall is success with confidence `kappa`, bool `[B]`; a tie never is."""
     return (missing <= -kappa) & (missing < 0)
+
+
+def look(
+    model: nn.Module, x: Tensor, labels: Tensor, loss: Loss, targeted: bool
+) -> tuple[Tensor, Tensor]:
+    """Return by how much the attack misses at `x`, `[B]`, and each image's gradient of the loss.
+
+    Args:
+        model: Maps images to logits or log-probabilities `[B, classes]`.
+        x: `[B, C, H, W]`.
+        labels: True classes, or target classes, long `[B]`.
+        loss: (logits, labels) -> loss per image.
+        targeted: Whether the labels are targets.
+    """
+    x = x.detach().requires_grad_()
+    logits = model(x)
+    (slope,) = torch.autograd.grad(loss(logits, labels).sum(), x)
+    return shortfall(logits.detach(), labels, targeted), slope
+
+
+@torch.no_grad()
+def fooled_by(model: nn.Module, x: Tensor, labels: Tensor, targeted: bool) -> Tensor:
+    """Say where the attack succeeded, bool `[B]`; see `look`."""
+    return wins(shortfall(model(x), labels, targeted), 0)
 
 
 def attack_correct(

@@ -167,14 +167,14 @@ COUNT = _count(1)
 EFFORT = "Budget and steps"
 ASCENT = "What is ascended"
 CONSTANTS = "Of cw and ead"
-BOUNDARIES = "Of deepfool, fab, arc and apgd"
+BOUNDARIES = "Of deepfool, fab, fmn, arc and apgd"
 SEARCHES = "Of square, autoattack and noise"
 FEW_PIXELS = "Of jsma, onepixel and pixle"
 
 OPTIONS: dict[str, Option] = {
     "eps": Option(BUDGET, EFFORT, "Budget: 0.02 or 8/255.", power=1),
     "norm": Option(
-        _choice("linf", "l2", "l1"), EFFORT, "linf, l2 or l1, where there is a choice."
+        _choice("linf", "l2", "l1", "l0"), EFFORT, "linf, l2, l1 or l0, where there is a choice."
     ),
     "steps": Option(COUNT, EFFORT, "Iterations; of square, queries.", short=2),
     "step_size": Option(BUDGET, EFFORT, "Of pgd and its kin; eps / 10.", power=1),
@@ -199,7 +199,9 @@ OPTIONS: dict[str, Option] = {
     ),
     "decision_rule": Option(_choice("en", "l1"), CONSTANTS, "Of ead: en or l1."),
     "optimizer": Option(_choice("adam", "fista"), CONSTANTS, "Of ead: adam or fista."),
-    "overshoot": Option(NUMBER, BOUNDARIES, "Of deepfool: how far past a boundary it steps."),
+    "overshoot": Option(
+        NUMBER, BOUNDARIES, "Of deepfool and fmn: how far past a boundary they step."
+    ),
     "top_classes": Option(_count(2), BOUNDARIES, "Of deepfool and arc: the label and its rivals."),
     "target_classes": Option(
         _count(0), BOUNDARIES, "Of apgd-t and fab: nearest classes aimed at, one by one."

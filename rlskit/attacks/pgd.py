@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rlskit.attacks.ball import TINY, direction, noise_inside, onto_ball
+from rlskit.attacks.ball import TINY, direction, inside, noise_inside
 from rlskit.attacks.guard import under_attack
-from rlskit.attacks.losses import gradient, objective, scaled, trail
+from rlskit.attacks.losses import Objective, gradient, objective, scaled, trail
 from rlskit.attacks.passes import Passes, Setting
 
 
@@ -31,6 +31,7 @@ def pgd(
     targeted: bool = False,
     start: Tensor | None = None,
     steepest: bool = True,
+    ascended: Objective | None = None,
     generator: torch.Generator,
 ) -> Tensor:
     """Step along the gradient's direction, project onto the ball and the box; return the last.
@@ -58,6 +59,7 @@ def pgd(
         start: Points of the ball to go on from, instead of random ones.
         steepest: Step along what raises the loss most within the norm; else along what does so
             within the other: in linf the gradient itself, in l2 its sign.
+        ascended: What to ascend in place of `loss`.
         generator: Its seed is that of the random starts.
 
     Returns:
@@ -67,7 +69,7 @@ def pgd(
         UntrustedError: Non-finite logits or gradients.
     """
     stride = eps / 10 if step_size is None else step_size
-    ascended = objective(loss, targeted)
+    ascended = ascended or objective(loss, targeted)
 
     def run(restart: int) -> Tensor:
         x = (images if start is None else start).detach()
@@ -81,7 +83,7 @@ def pgd(
                 slope = slope / slope.abs().mean((1, 2, 3), keepdim=True).clamp_min(TINY)
                 velocity = slope = slope + momentum * velocity
             moved = x + stride * direction(slope, norm, steepest)
-            x = (images + onto_ball(moved - images, norm, eps)).clamp(0, 1)
+            x = inside(images, moved, norm, eps)
         return x
 
     with under_attack(model):

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.arguments import argument
+from rlskit.attacks.adv_lib import AdvLib
 from rlskit.attacks.catalogue import ATTACKS, Attack
 from rlskit.attacks.options import OPTIONS, in_unit_range, read
 from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.targets import choose_targets
-from rlskit.attacks.upstream import require_torchattacks
+from rlskit.attacks.upstream import require
 from rlskit.errors import RequestError
 from rlskit.pixels import check_adversarial
 
-ENGINES = ("rlskit", "torchattacks")
+ENGINES = ("rlskit", "torchattacks", "adv-lib")
 """Whose implementation runs."""
 
 
@@ -55,7 +56,7 @@ class PreparedAttack:
         """The key of `LOSSES` that it ascends; the margin of those that look for the boundary."""
         known = ATTACKS[self.method]
         loss = str({"loss": "margin", **known.defaults, **known.fixed, **self.params}["loss"])
-        return "ce-saturating" if (self.engine, loss) == ("torchattacks", "ce") else loss
+        return "ce-saturating" if loss == "ce" and self.engine != "rlskit" else loss
 
     def with_loss(self, loss: str) -> PreparedAttack:
         """Return the same attack on another loss, also where its name says which."""
@@ -69,16 +70,15 @@ class PreparedAttack:
             for option, row in OPTIONS.items()
             if row.short is not None and option in self.params
         }
-        if self.engine == "torchattacks" and "steps" in few:
-            upstream = ATTACKS[self.method].upstream
-            assert upstream is not None
-            few["steps"] = min(self.params["steps"], max(few["steps"], upstream.least_steps))
+        theirs = ATTACKS[self.method].of(self.engine)
+        if theirs is not None and "steps" in few:
+            few["steps"] = min(self.params["steps"], max(few["steps"], theirs.least_steps))
         return replace(self, params={**self.params, **few})
 
     def passes(self, setting: Setting) -> Passes:
         """Return what it costs per image and draw; an upper bound where the row says `at_most`.
 
-        Of torchattacks' version, what ours would.
+        Of another engine's version, what ours would.
         """
         known = ATTACKS[self.method]
         found = known.passes(setting, **{**known.defaults, **known.fixed, **self.params})
@@ -107,7 +107,7 @@ class PreparedAttack:
         *,
         generator: torch.Generator,
         targets: Tensor | None = None,
-        **more: Tensor,
+        **more: Any,
     ) -> Tensor:
         """Return the adversarial images, after checking shape, range and budget.
 
@@ -136,12 +136,11 @@ class PreparedAttack:
         labels: Tensor,
         generator: torch.Generator,
         targets: Tensor | None,
-        more: Mapping[str, Tensor],
+        more: Mapping[str, Any],
     ) -> Tensor:
         known, options = ATTACKS[self.method], {**self.params, **more}
-        if self.engine == "torchattacks":
-            assert known.upstream is not None
-            return known.upstream(model, images, labels, generator=generator, **options)
+        if (theirs := known.of(self.engine)) is not None:
+            return theirs(model, images, labels, generator=generator, **options)
         options = {**known.fixed, **options}
         options.pop("target", None)
         if targets is None:
@@ -163,12 +162,14 @@ def prepare(
 
     Raises:
         RequestError: An unknown method, engine or scale, an option that the method does not take,
-            a value that it cannot have, or torchattacks is needed and not installed.
+            a value that it cannot have, or an extra is needed and not installed.
     """
     known = _known(method)
     defaults = _defaults(method, known, engine)
-    if known.borrowed or engine == "torchattacks":
-        require_torchattacks(f"`{method=}`" if known.borrowed else f"`{engine=}`")
+    if known.borrowed:
+        require("torchattacks", f"`{method=}`")
+    elif engine != "rlskit":
+        require(engine, f"`{engine=}`")
     given = {option: value for option, value in options.items() if value is not None}
     for option in (option for option in given if option not in defaults):
         takes = ", ".join(map(argument, defaults))
@@ -181,6 +182,12 @@ def prepare(
     if norm not in known.norms:
         known_norms = " or ".join(known.norms)
         raise RequestError(f"`norm` {norm!r} is unknown to {method}; it is {known_norms}")
+    theirs = known.of(engine)
+    if isinstance(theirs, AdvLib) and norm not in theirs.norms:
+        raise RequestError(
+            f"adv-lib's {method} in {norm} may break off, as its batch-mates decide; "
+            "use `engine='rlskit'`"
+        )
     if known.has_budget and norm != known.norms[0] and "eps" not in given:
         raise RequestError(
             f"`norm={norm!r}` needs `eps`, as 0.5: the default of {method} is a budget in "
@@ -210,6 +217,7 @@ def _defaults(method: str, known: Attack, engine: str) -> dict[str, Any]:
         raise RequestError(f"`engine` {engine!r} is unknown; it is {' or '.join(ENGINES)}")
     if engine == "rlskit":
         return dict(known.defaults)
-    if known.upstream is None:
-        raise RequestError(f"torchattacks has no {method}; use `engine='rlskit'`")
-    return {k: v for k, v in known.defaults.items() if k in known.upstream.options}
+    theirs = known.of(engine)
+    if theirs is None:
+        raise RequestError(f"{engine} has no {method}; use `engine='rlskit'`")
+    return {k: v for k, v in known.defaults.items() if k in theirs.options}

@@ -24,19 +24,19 @@ NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 """Our names of norms -> torchattacks'."""
 
 
-def require_torchattacks(who: str) -> None:
-    """Require torchattacks, before anything runs that needs it.
+def require(extra: str, who: str) -> None:
+    """Require an extra, before anything runs that needs it.
 
     Args:
+        extra: Its name, which is that of the package it brings.
         who: The argument that asks for it.
 
     Raises:
         RequestError: It is not installed.
     """
-    if importlib.util.find_spec("torchattacks") is None:
+    if importlib.util.find_spec(extra.replace("-", "_")) is None:
         raise RequestError(
-            f"{who} needs torchattacks, which is not installed: "
-            "pip install 'rlskit[torchattacks]' brings it"
+            f"{who} needs {extra}, which is not installed: pip install 'rlskit[{extra}]' brings it"
         )
 
 
@@ -141,7 +141,7 @@ def run_torchattacks(
     """
     import torchattacks
 
-    with under_attack(model), _global_rng(generator, images.device):
+    with under_attack(model), global_rng(generator, images.device):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints when there is no parameter
             attacker = getattr(torchattacks, attack)(model, **arguments)
         attacker.set_device(images.device)
@@ -150,7 +150,7 @@ def run_torchattacks(
 
 
 @contextlib.contextmanager
-def _global_rng(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+def global_rng(generator: torch.Generator, device: torch.device) -> Iterator[None]:
     """Fork the global random state, start it from `generator`, and advance `generator` with it."""
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):

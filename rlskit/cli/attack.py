@@ -20,7 +20,7 @@ def attack(
             WHAT, "pgd by default; several with commas, as in --eps. `rlskit attacks` lists them."
         ),
     ] = None,
-    engine: Annotated[str, under(WHAT, "rlskit or torchattacks.")] = "rlskit",
+    engine: Annotated[str, under(WHAT, "rlskit, torchattacks or adv-lib.")] = "rlskit",
     network: Network,
     pixel_range: Annotated[
         str, under(EFFORT, "Scale of all such numbers: 0:1, or the paper's -1:1.")
@@ -36,8 +36,9 @@ def attack(
             "answer), or adaptive: the worst of several attacks, the honest number.",
         ),
     ] = None,
-    twin: Annotated[
-        Path | None, under(VIEW, "Of adaptive: an undefended checkpoint that it also tries.")
+    surrogate: Annotated[
+        list[Path] | None,
+        under(VIEW, "Of adaptive: another checkpoint that it also transfers from; repeatable."),
     ] = None,
     view: Annotated[
         str, under(VIEW, "How several draws are seen: mean-prob or mean-logit.")
@@ -66,7 +67,7 @@ def attack(
     from rlskit.threat.adaptive import PROTOCOL, adaptive_options
 
     if protocol == PROTOCOL:
-        given = {**params, "method": method, "n_attacked": n_attacked, "twin": twin}
+        given = {**params, "method": method, "n_attacked": n_attacked, "surrogate": surrogate}
         own = adaptive_options({"compile": compiled or None, **given})
         if (engine, view, risk) != ("rlskit", "mean-prob", "mean"):
             raise RequestError(
@@ -76,8 +77,8 @@ def attack(
         wanted = prepare_all(
             ",".join(method or ["pgd"]), pixel_range=pixel_range, engine=engine, **params
         )
-        if twin is not None:
-            raise RequestError("--twin is an option of --protocol adaptive; leave it out")
+        if surrogate:
+            raise RequestError("--surrogate is an option of --protocol adaptive; leave it out")
     options = scoring.options(n_samples)
     model = network.load()
     data = images.load(model, split)
@@ -87,8 +88,8 @@ def attack(
             save_adversarial, "progress": progress,
         }  # fmt: skip
         if protocol == PROTOCOL:
-            if twin is not None:
-                own["twin"] = network.beside(twin)
+            if surrogate:
+                own["surrogate"] = [network.beside(one) for one in surrogate]
             results = [
                 rlskit.attack_adaptively(model, data, pixel_range=pixel_range, **own, **common)
             ]

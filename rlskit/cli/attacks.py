@@ -10,8 +10,8 @@ from rlskit.cli.show import print_table
 from rlskit.errors import RequestError
 
 _CAPTION = (
-    "torchattacks: yes, --engine torchattacks has it, too; needed, it runs on that only. "
-    r"The extra rlskit\[torchattacks] brings it."
+    "engines: what --engine may be; pixle and onepixel run on torchattacks only. "
+    r"The extras rlskit\[torchattacks] and rlskit\[adv-lib] bring the other two."
 )
 
 
@@ -23,7 +23,7 @@ def attacks(
 
     from rich.table import Column, Table
 
-    from rlskit.attacks import ATTACKS
+    from rlskit.attacks import ATTACKS, ENGINES
     from rlskit.cli.wording import flag_of
 
     names = [name for name in ATTACKS if fnmatch.fnmatch(name, pattern) or pattern in name]
@@ -34,7 +34,7 @@ def attacks(
         "norm",
         "needs",
         "random",
-        "torchattacks",
+        "engines",
         "options",
         show_lines=True,
         caption=_CAPTION,
@@ -52,7 +52,9 @@ def attacks(
             kind + ", ".join(known.norms),
             known.needs,
             "yes" if known.random else "no",
-            "needed" if known.borrowed else "no" if known.upstream is None else "yes",
+            "torchattacks"
+            if known.borrowed
+            else "\n".join(["rlskit", *(name for name in ENGINES if known.of(name))]),
             "  ".join(options),
         )
     print_table(table)

@@ -26,13 +26,15 @@ def convert(
         str,
         typer.Argument(help="timm or torchvision name, FILE.py:factory or package.module:factory."),
     ],
-    banks: Annotated[int | None, typer.Option(help="M; 2 for rls, 3 for ensemble, adp.")] = None,
+    banks: Annotated[
+        int | None, typer.Option(help="M; 2 for rls, 3 for ensemble, adp, gal.")
+    ] = None,
     defense: Annotated[
         str,
         typer.Option(
-            help="rls, ensemble, adp, crossmax, rse, dropout, sap, smoothing, resize-pad, "
-            "random-bits, random-filters, weight-noise, stochastic (a network with randomness of "
-            "its own) or none; docs/defenses.md."
+            help="rls, ensemble, adp, gal, crossmax, rse, dropout, sap, smoothing, resize-pad, "
+            "random-bits, random-filters, random-norm, weight-noise, stochastic (a network "
+            "with randomness of its own) or none; docs/defenses.md."
         ),
     ] = "rls",
     settings: Annotated[

@@ -11,6 +11,7 @@ from rlskit.attacks.options import OPTIONS
 
 WHAT = "What to run"
 TRANSFER = "With --transfer"
+ABSTAIN = "With --abstain"
 VIEW = "The attacker's view"
 SCORING = "Scoring"
 DATA = "Data"
@@ -20,6 +21,7 @@ OUTPUT = "Output"
 HEADINGS = (
     WHAT,
     TRANSFER,
+    ABSTAIN,
     *dict.fromkeys(row.group for row in OPTIONS.values()),
     VIEW,
     SCORING,

@@ -26,6 +26,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "attacks": ("attacks", "attacks apgd"),
     "eval": (
         "eval rls.safetensors --n-samples 1,5,10,15",
+        "eval rls.safetensors --abstain 0.05 --eps 8/255",
         "eval --adversarial run/adversarial.safetensors --json -",
     ),
     "diversity": (

@@ -80,7 +80,13 @@ def check_run(scoring: Scoring, output: RunOutput) -> None:
 
 
 def show_run(
-    results: Sequence[Result], folder: Path, scoring: Scoring, output: RunOutput, *, more: str = ""
+    results: Sequence[Result],
+    folder: Path,
+    scoring: Scoring,
+    output: RunOutput,
+    *,
+    table: Table | None = None,
+    more: str = "",
 ) -> int:
     """Show the results of a run as was asked; return its exit code.
 
@@ -89,12 +95,14 @@ def show_run(
         folder: Of the run.
         scoring: Says which gate decides.
         output: Says where to.
+        table: Shown in place of the accuracies.
         more: To be said after the table.
     """
     from rlskit.report import accuracy_table
 
     results = gated(results, scoring.fail_under, folder)
-    show(accuracy_table(results), results, json_to=output.json_to, force=output.force)
+    table = table or accuracy_table(results)
+    show(table, results, json_to=output.json_to, force=output.force)
     if more:
         note(more, quiet=output.quiet)
     note(f"results: {folder / 'results.json'}", quiet=output.quiet)

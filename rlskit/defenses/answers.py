@@ -1,4 +1,4 @@
-"""What several draws answer together: their logits, and the mean of their predictions."""
+"""What several draws answer together: their logits, their mean prediction, how they disagree."""
 
 from __future__ import annotations
 
@@ -37,3 +37,22 @@ def mean_log_probabilities(logits: Tensor) -> Tensor:
     """
     log_probabilities = logits.log_softmax(dim=-1)
     return log_probabilities.logsumexp(dim=0) - math.log(len(logits))
+
+
+def mutual_information(logits: Tensor) -> Tensor:
+    """Return how much the draws disagree, `[B]` in nats: H(mean of p_n) - mean of H(p_n).
+
+    It is what an answer says of which draw it is from: 0 where all predict alike, however unsure,
+    and at most the logarithm of the number of draws, or of classes (Houlsby et al. 2011, BALD,
+    https://arxiv.org/abs/1112.5745).
+
+    Args:
+        logits: `[N, B, classes]`.
+    """
+    log_probabilities = logits.double().log_softmax(dim=-1)
+    mean = mean_log_probabilities(logits.double())
+    return _entropy(mean) - _entropy(log_probabilities).mean(0)
+
+
+def _entropy(log_probabilities: Tensor) -> Tensor:
+    return -(log_probabilities.exp() * log_probabilities).sum(-1)

@@ -7,8 +7,10 @@ from rlskit.defenses import (
     crossmax,
     dropout,
     ensemble,
+    gal,
     random_bits,
     random_filters,
+    random_norm,
     resize_pad,
     rls,
     rse,
@@ -34,6 +36,12 @@ DEFENSES: dict[str, Defense] = {
         "M networks trained together to differ where they are wrong",
         samples=ensemble.members, distinct=ensemble.members, plan=ensemble.plan,
         group=ensemble.group, loss=adp.loss, settings=adp.SETTINGS, check=adp.check, banks=3,
+    ),
+    "gal": Defense(
+        "M networks trained together to have gradients that differ",
+        samples=ensemble.members, distinct=ensemble.members, plan=ensemble.plan,
+        group=ensemble.group, loss=gal.loss, penalty=gal.penalty, settings=gal.SETTINGS,
+        check=gal.check, banks=3,
     ),
     "rse": Defense(
         "Gaussian noise before every convolution",
@@ -69,6 +77,11 @@ DEFENSES: dict[str, Defense] = {
         samples=lambda _: random_filters.SAMPLES, perturb=random_filters.perturb,
         folds=False,
         settings=random_filters.SETTINGS, check=random_filters.check,
+    ),
+    "random-norm": Defense(
+        "each BatchNorm uses its own statistics or the image's, at random",
+        samples=lambda _: random_norm.SAMPLES, perturb=random_norm.perturb, folds=False,
+        settings=random_norm.SETTINGS, check=random_norm.check,
     ),
     "weight-noise": Defense(
         "Gaussian noise on every weight",

@@ -50,6 +50,8 @@ class Defense:
             what `perturb` does to it.
         loss: (logits `[K, B, classes]`, labels `[B]`, settings) -> the scalar that a training step
             minimises; None for the group's loss, or the members' own where `separate`.
+        penalty: (logits, labels, the images that each of the K was shown, settings) -> what is
+            added to the loss; it may differentiate the logits by the images.
         separate: Whether the group's members are trained each on its own loss.
         settings: Names and defaults of the numbers that `--settings` changes.
         check: model -> None; raises `RequestError` where it or its settings do not suit.
@@ -67,6 +69,7 @@ class Defense:
     folds: bool = True
     draw: Callable[[BankedModel, Classifier, int], nn.Module] | None = None
     loss: Callable[[Tensor, Tensor, Settings], Tensor] | None = None
+    penalty: Callable[[Tensor, Tensor, list[Tensor], Settings], Tensor] | None = None
     separate: bool = False
     settings: Settings = field(default_factory=dict)
     check: Callable[[BankedModel], None] = lambda _: None

@@ -4,6 +4,7 @@ The unit of work is a block, a fixed run of dataset indices: the same block give
 in any order and after any interruption.
 """
 
+from rlskit.evaluation.abstention import measure_abstention
 from rlskit.evaluation.attacking import attack, attack_adaptively, attack_all
 from rlskit.evaluation.clean import doubts_of
 from rlskit.evaluation.eval_options import EvalOptions, counts_of
@@ -19,5 +20,6 @@ __all__ = [
     "counts_of",
     "doubts_of",
     "evaluate",
+    "measure_abstention",
     "subject_of",
 ]

@@ -66,7 +66,7 @@ def attack(
         view: How several draws are seen: `mean-prob` (the defender's rule) or `mean-logit`.
         risk: Under `eot`, `gibbs` ascends the mean of the single draws' losses, which is the risk
             of one draw, instead of the loss of their mean prediction.
-        engine: `rlskit` or `torchattacks`.
+        engine: `rlskit`, `torchattacks` or `adv-lib`.
         compiled: Whether what is attacked is compiled first (`torch.compile`), which pays for long
             attacks.
         pixel_range: The scale that `params` are stated in, `0:1` or the paper's `-1:1`.
@@ -208,7 +208,8 @@ def attack_adaptively(
         save_adversarial: Also write the first repeat's adversarial images to the folder.
         progress: Told of every block.
         **params: Further arguments of `rlskit.threat.adaptive.prepare_adaptive`, such as norm,
-            steps, restarts, queries, n_attacked, twin; fields of `EvalOptions`.
+            steps, restarts, queries, n_attacked, surrogate (a model or module, or several);
+            fields of `EvalOptions`.
 
     Returns:
         A result whose `attack` tells under `broken` how many images each part broke.
@@ -221,8 +222,12 @@ def attack_adaptively(
     fields = {name: params.pop(name) for name in OPTION_NAMES & params.keys()}
     options = dataclasses.replace(options or EvalOptions(), **fields)
     model, data = taken(model, data)
-    if isinstance(params.get("twin"), nn.Module) and not isinstance(params["twin"], BankedModel):
-        params["twin"] = wrap(params["twin"], model.card.pixels.shape)
+    if given := params.pop("surrogate", None):
+        shape = model.card.pixels.shape
+        several = [given] if isinstance(given, nn.Module) else given
+        params["surrogate"] = [
+            one if isinstance(one, BankedModel) else wrap(one, shape) for one in several
+        ]
     counts = options.counts(model)
     threat = prepare_adaptive(model, eps=eps, n_samples=counts[0], save=save_adversarial, **params)
     out = None if out is None else Path(out)

@@ -41,6 +41,7 @@ from rlskit.seeds import Purpose
 from rlskit.stats import lower_bound
 from rlskit.storage.locks import only_writer
 from rlskit.threat.adaptive import CLEAN, Adaptive
+from rlskit.threat.evading import Evading
 from rlskit.threat.preflight import IMAGES, LOOKED_AT, check_answers
 from rlskit.threat.single import Threat
 
@@ -60,12 +61,12 @@ class Run:
 
     subject: Subject
     options: EvalOptions
-    threat: Threat | Adaptive | None = None
+    threat: Threat | Adaptive | Evading | None = None
 
     @property
     def command(self) -> str:
         """The subcommand that this is the work of."""
-        return "eval" if self.threat is None else "attack"
+        return "eval" if self.threat is None or isinstance(self.threat, Evading) else "attack"
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -311,7 +312,7 @@ class Run:
             repeat=repeat, image=image,
         )  # fmt: skip
 
-    def _write_adversarial(self, threat: Threat | Adaptive, journal: Journal) -> None:
+    def _write_adversarial(self, threat: Threat | Adaptive | Evading, journal: Journal) -> None:
         """Write the first repeat's adversarial images to the run's folder."""
         assert journal.folder is not None
         about = {

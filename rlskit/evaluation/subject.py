@@ -17,13 +17,13 @@ from rlskit.models.banks import BankedModel
 from rlskit.results.result import AttackFacts, CheckpointFacts, ImageFacts, ModelFacts
 from rlskit.threat.preflight import check_weights
 
-LIBRARIES = ("rlskit", "torch", "torchvision", "timm", "torchattacks")
+LIBRARIES = ("rlskit", "torch", "torchvision", "timm", "torchattacks", "adv-lib")
 """What a number depends on."""
 
 
 def library_versions() -> dict[str, str]:
-    """Return the version of each of `LIBRARIES`; without torchattacks, where that is absent."""
-    return {name: version(name) for name in LIBRARIES if find_spec(name)}
+    """Return the version of each of `LIBRARIES`, but of extras that are absent."""
+    return {name: version(name) for name in LIBRARIES if find_spec(name.replace("-", "_"))}
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def prepared(stage: Stage) -> list[PreparedAttack]:
     """
     given = _given(stage)
     if given.get("protocol") == ADAPTIVE:
-        own = ("method", "n_attacked", "twin", *OPTIONS)
+        own = ("method", "n_attacked", "surrogate", *OPTIONS)
         adaptive_options({name: value for name, value in given.items() if name in own})
         return []
     return prepare_all(

@@ -142,10 +142,10 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
     samples = max(samples_of(stage) or (own,))
     repeats = int(stage.options.get("repeats", own if stage.command == "diversity" else 1))
     scored = images * samples * repeats
+    if stage.options.get("protocol") == ADAPTIVE or "abstain" in stage.options:
+        return None  # several attacks, whose cost depends on what each leaves
     if stage.command != "attack":
         return Cost(images, scored, 0)
-    if stage.options.get("protocol") == ADAPTIVE:
-        return None  # it depends on what each part leaves
     known = stage.options.get("protocol") == KNOWN
     seen = samples if known else int(stage.options.get("n-attacked", 1))
     setting = Setting(model.card.pixels.shape, model.card.classes, seen)

@@ -1,5 +1,6 @@
 """Reports: results as tables and plots, for people."""
 
+from rlskit.report.abstention_table import abstention_table
 from rlskit.report.audit_table import audit_table
 from rlskit.report.grid import Grid, markdown_grid, rich_grid
 from rlskit.report.plots import check_plot, plot_transfer
@@ -14,6 +15,7 @@ from rlskit.report.tables import (
 
 __all__ = [
     "Grid",
+    "abstention_table",
     "accuracy_table",
     "audit_table",
     "broken_by",

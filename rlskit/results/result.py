@@ -166,12 +166,13 @@ class Extent:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One diversity measure.
+    """One diversity measure, or an AUROC.
 
     Attributes:
         mean: Mean over the repeats; None where it is undefined in one of them.
         std: Sample standard deviation over the repeats; None for one repeat, too.
-        ci95: Bootstrap 95 % interval of the mean over images; None where there is none.
+        ci95: 95 % interval of the mean over images, of a diversity measure by the bootstrap, of an
+            AUROC by Newcombe's method 5; None where there is none.
     """
 
     mean: Number | None
@@ -204,6 +205,49 @@ class TransferFacts:
     zero_gradients: tuple[Whole, ...]
     off_diagonal: Mapping[str, Spread]
     attack: AttackFacts
+
+    __getitem__ = item
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abstained:
+    """What abstaining does to images of one kind.
+
+    Attributes:
+        abstained: Share of all images that are not answered.
+        without: Accuracy on all of them if every one were answered.
+        answered: Accuracy on those that are; its denominator is the least over repeats. None where
+            a repeat answers none.
+        useful: Share of all images that are answered, and rightly, as they are; under attack, that
+            are so and whose attacked version is answered rightly or not at all.
+        auroc: How often the disagreement on a wrong answer, of these images, is above that on a
+            right answer to a clean one; None where there are none of either.
+    """
+
+    abstained: Accuracy
+    without: Accuracy
+    answered: Accuracy | None
+    useful: Accuracy
+    auroc: Measure
+
+    __getitem__ = item
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstentionFacts:
+    """What it is worth not to answer where the draws disagree.
+
+    Attributes:
+        false_alarms: Share of clean images that the threshold may cost.
+        held_out: Clean images that the thresholds come from; they are in no other number.
+        thresholds: In nats of mutual information, one of each repeat; more is not answered.
+        images: `clean`, `transfer` and `evading`: what it is worth on these images.
+    """
+
+    false_alarms: Share
+    held_out: Count
+    thresholds: tuple[Number, ...]
+    images: Mapping[str, Abstained]
 
     __getitem__ = item
 
@@ -261,6 +305,7 @@ class Result:
         perturbation: By norm, l0, l1, l2 and linf; None without an attack.
         agreement: Diversity measures by name.
         transfer: Of `diversity --transfer`.
+        abstention: Of `eval --abstain`.
         timing: What it cost.
         per_image: File name of the per-image table in the run's folder, or None.
         per_example: Whether each image had draws of its own.
@@ -287,6 +332,7 @@ class Result:
     perturbation: Mapping[str, Extent] | None = None
     agreement: Mapping[str, Measure] | None = None
     transfer: TransferFacts | None = None
+    abstention: AbstentionFacts | None = field(default=None, metadata=OPTIONAL)
     timing: Timing
     per_image: str | None = None
     per_example: bool = False

@@ -9,6 +9,7 @@ earlier one surely broke is not attacked again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +35,7 @@ from rlskit.threat.view import protocol_of
 
 PROTOCOL = "adaptive"
 
-OPTIONS = ("eps", "norm", "steps", "restarts", "queries", "n_attacked", "twin")
+OPTIONS = ("eps", "norm", "steps", "restarts", "queries", "n_attacked", "surrogate")
 """What a command may say about it."""
 
 JUDGES = 50
@@ -61,7 +62,7 @@ class Adaptive:
         n_attacked: Draws per gradient of the attacks on the expectation.
         stated: `eps` in the scale it was stated in, and that scale as `pixel_range`.
         save: Whether the images are kept, and also scored after rounding to 8 bits.
-        settings: The other options, and the digest of the twin, by name.
+        settings: The other options, and the digests of the surrogates, by name.
         answering: N, the draws whose mean the defense answers with; None where it has so few draws
             that all of them judge.
         early_exit: Whether images that are surely broken are left alone.
@@ -208,7 +209,7 @@ def prepare_adaptive(
     n_attacked: int = 10,
     n_samples: int | None = None,
     pixel_range: str = "0:1",
-    twin: BankedModel | None = None,
+    surrogate: Sequence[BankedModel] = (),
     save: bool = False,
     early_exit: bool = True,
 ) -> Adaptive:
@@ -227,7 +228,8 @@ def prepare_adaptive(
         n_attacked: Draws at every step.
         n_samples: N, which says what is surely broken; by default the defense's own.
         pixel_range: A key of `rlskit.pixels.PIXEL_RANGES`.
-        twin: An undefended model whose adversarial images are tried, too.
+        surrogate: Other models, as an undefended twin, whose adversarial images are tried, too: of
+            each the mean of its banks is attacked.
         save: Whether the images are kept, and also scored after rounding to 8 bits.
         early_exit: Whether broken images are left alone.
 
@@ -243,13 +245,14 @@ def prepare_adaptive(
     defense = defense_of(model)
     few = defense.distinct(model)
     several = few or n_attacked
-    parts = transfers(model, single, twin)
+    common = {**budget, "norm": norm}
+    parts = transfers(model, single, common, surrogate)
     parts += ascents(model, method, pgd, restarts, several)
-    parts += searches(model, {**budget, "norm": norm}, queries, several)
+    parts += searches(model, common, queries, several)
     assert single.eps is not None
     settings = {
         "steps": steps, "restarts": restarts, "queries": queries,
-        "twin": None if twin is None else checkpoint.digest_of(twin),
+        "surrogate": ",".join(map(checkpoint.digest_of, surrogate)) or None,
     }  # fmt: skip
     return Adaptive(
         tuple(parts), norm, single.eps, several, {"eps": stated, "pixel_range": pixel_range},

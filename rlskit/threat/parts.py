@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,16 +45,28 @@ class Part:
     last_resort: bool = False
 
 
-def transfers(model: BankedModel, attack: PreparedAttack, twin: BankedModel | None) -> list[Part]:
-    """Return PGD on networks that any attacker can build from the weights, and on the twin."""
+def transfers(
+    model: BankedModel,
+    attack: PreparedAttack,
+    common: dict[str, Any],
+    surrogates: Sequence[BankedModel],
+) -> list[Part]:
+    """Return attacks on networks that any attacker can build from the weights, or brings along.
+
+    The banks are the members of an ensemble without the rule that makes one answer of theirs.
+    """
     banks = [_bank_view(model, bank) for bank in range(model.num_banks)]
     parts = []
     if len(banks) > 1 or defense_of(model).perturb is not None:
         parts += [Part(f"bank {m}", attack, view, 1) for m, view in enumerate(banks)]
     if len(banks) > 1:
-        parts.append(Part("mean of the banks", attack, _mean_view(banks), len(banks)))
-    if twin is not None:
-        parts.append(Part("undefended twin", attack, _bank_view(_fitting(twin, model), 0), 1))
+        together = _mean_view(banks)
+        parts.append(Part("mean of the banks", attack, together, len(banks)))
+        parts.append(Part("mora", prepare("mora", **common), together, len(banks)))
+    for number, surrogate in enumerate(surrogates):
+        count = _fitting(surrogate, model).num_banks
+        view = _mean_view([_bank_view(surrogate, bank) for bank in range(count)])
+        parts.append(Part(f"surrogate {number}", attack, view, count))
     return parts
 
 
@@ -133,11 +145,12 @@ def _mean_view(views: list[Views]) -> Views:
     return lambda **key: DrawsView([view(**key) for view in views])
 
 
-def _fitting(twin: BankedModel, model: BankedModel) -> BankedModel:
-    if (twin.card.pixels.shape, twin.card.classes) != (model.card.pixels.shape, model.card.classes):
+def _fitting(surrogate: BankedModel, model: BankedModel) -> BankedModel:
+    card = surrogate.card
+    if (card.pixels.shape, card.classes) != (model.card.pixels.shape, model.card.classes):
         raise RequestError(
-            f"the twin takes images of {list(twin.card.pixels.shape)} and knows "
-            f"{twin.card.classes} classes, the model {list(model.card.pixels.shape)} and "
+            f"the surrogate takes images of {list(card.pixels.shape)} and knows "
+            f"{card.classes} classes, the model {list(model.card.pixels.shape)} and "
             f"{model.card.classes}; convert it for the same data"
         )
-    return twin
+    return surrogate

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlskit import seeds
 from rlskit.data import MEMORY, Data, batches, blocks, runs
 from rlskit.defenses import defense_of, draws, training_logits
 from rlskit.defenses.answers import mean_log_probabilities
-from rlskit.errors import RequestError, RunError
+from rlskit.errors import RequestError, RunError, reason
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import layout_of, to_layout
 from rlskit.models.streams import (
@@ -214,18 +217,25 @@ class Run:
             those that are trained separately.
         """
         options = self.options
-        group = self.defense.group(self.model, options.group_size, plans)
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=options.amp):
+        defense, penalty = self.defense, self.defense.penalty
+        group = defense.group(self.model, options.group_size, plans)
+        # the fused kernels have no second derivative
+        attention = nullcontext() if penalty is None else sdpa_kernel(SDPBackend.MATH)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=options.amp), attention:
             shown = self._shown(group, images, labels, plans)
+            if penalty is not None:
+                shown = [one.detach().requires_grad_() for one in shown]
             self.optimizer.zero_grad(set_to_none=True)  # or momentum and decay move idle banks
             logits = torch.stack(
                 [training_logits(self.model, *pair) for pair in zip(shown, group, strict=True)]
             ).float()
         loss = self.objective(logits, labels)
-        value = loss.item() / (len(group) if self.defense.separate else 1)
+        if penalty is not None:
+            loss = loss + penalty(logits, labels, shown, self.model.card.settings)
+        value = loss.item() / (len(group) if defense.separate else 1)
         if math.isfinite(value):
             _require_path(loss)
-            loss.backward()  # type: ignore[no-untyped-call]
+            _backward(loss)
             self.optimizer.step()
             self.scheduler.step()
         return logits.detach(), value
@@ -320,6 +330,23 @@ def _require_path(loss: Tensor) -> None:
             "the network's logits do not depend differentiably on its weights (its forward pass "
             "runs under torch.no_grad, or detaches them), so it cannot be trained"
         )
+
+
+def _backward(loss: Tensor) -> None:
+    """Add the loss's gradient to the weights'.
+
+    Raises:
+        RequestError: It holds a gradient already, and the network has no second derivative.
+    """
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        if not re.search("derivative for|differentiate twice|[Dd]ouble backward", str(error)):
+            raise
+        raise RequestError(
+            "the defense's loss holds gradients by the image, and the network cannot be "
+            f"differentiated twice ({reason(error)})"
+        ) from error
 
 
 def objective(model: BankedModel, options: TrainOptions) -> Callable[[Tensor, Tensor], Tensor]:

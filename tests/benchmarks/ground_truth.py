@@ -81,7 +81,7 @@ def main() -> None:
     print(f"{errors} errors, {len(rows)} images attacked", flush=True)
 
     found, passes, start = [], 0, time.perf_counter()
-    for block in rows.split(BLOCK):
+    for block in torch.split(rows, BLOCK):
         clean, own = images[block], labels[block]
         if method == "adaptive":
             banked = rlskit.wrap(model, (1, 28, 28))

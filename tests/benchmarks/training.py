@@ -31,7 +31,7 @@ from rlskit.training.kept import Files
 RESNET20 = f"{Path(__file__).resolve().parents[2] / 'tests' / 'cifar_resnet.py'}:resnet20"
 NETWORKS = {"ResNet-20": (RESNET20, 64), "ResNet-18": ("timm:resnet18", 32)}
 """Name -> what to convert, images per step."""
-STEPS = {"none": 1, "rls": 3, "ensemble": 3, "adp": 3, "rse": 1, "dropout": 1, "sap": 1}
+STEPS = {"none": 1, "rls": 3, "ensemble": 3, "adp": 3, "gal": 3, "rse": 1, "dropout": 1, "sap": 1}
 """Defense -> the ordinary steps that its step is compared with."""
 TARGETS = {"rls": "<= 1.10", "adp": "<= 1.15", "rse": "<= 1.15", "dropout": "<= 1.15"}
 
