@@ -23,6 +23,7 @@ from rlskit.results import clear
 from rlskit.runtime.devices import choose_device
 from rlskit.storage.files import parse_json, write_text
 from rlskit.training import unfinished_of
+from rlskit.training.unfinished import versions
 
 Execute = Callable[[list[str]], int]
 """Runs one command line of rlskit, without the word `rlskit`; returns its exit code."""
@@ -205,9 +206,10 @@ def _mark(stage: Stage, folder: Path) -> dict[str, str | None]:
 
 
 def _surroundings(stage: Stage) -> dict[str, str]:
-    """Return what must be the same for an interrupted attack to go on: results depend on it."""
+    """Return what must be the same for an interrupted stage to go on: results depend on it."""
     device = choose_device(str(stage.options.get("device", "auto"))).type
-    return {**library_versions(), "threads": str(torch.get_num_threads()), "device": device}
+    libraries = versions() if stage.command == "train" else library_versions()
+    return {**libraries, "threads": str(torch.get_num_threads()), "device": device}
 
 
 def _state_file(stage: Stage, folder: Path) -> Path:

@@ -166,8 +166,9 @@ class Run:
         model, options, epoch = self.model, self.options, tally.epoch
         plans = seeds.generator(options.seed, Purpose.TRAIN_PLANS, epoch)
         sources = sources_of(model)  # of dropout, drop path, the defense, and what else is drawn
+        streams = (*sources, torch_source(plans))
         if tally.step and self.unfinished.state is not None:
-            put_states((*sources, torch_source(plans)), self.unfinished.state.streams)
+            put_states(streams, self.unfinished.state.streams)
         else:
             start_all(sources, seeds.derive(options.seed, Purpose.TRAIN_NOISE, epoch))
         stream = batches(
@@ -199,14 +200,14 @@ class Run:
                 stop = interruptions.came is not None  # what comes later waits for the next step
                 # Also after the last step: what follows may take minutes, and is done again.
                 if self.unfinished.due() or stop or step == self.steps_per_epoch:
-                    self._save(tally, (*sources, torch_source(plans)))
+                    self._save(tally, streams)
                 if stop:
                     interruptions.act()
         return tally
 
-    def _save(self, tally: Tally, sources: Sequence[Source]) -> None:
+    def _save(self, tally: Tally, streams: Sequence[Source]) -> None:
         """Keep all that the training goes on from after a step."""
-        state = State(tally, self._lr, states_of(sources), tuple(self.records), self.before)
+        state = State(tally, self._lr, states_of(streams), tuple(self.records), self.before)
         self.unfinished.save(state, self.model, self.optimizer)
 
     def _step(self, images: Tensor, labels: Tensor, plans: torch.Generator) -> tuple[Tensor, float]:

@@ -31,6 +31,8 @@ FORMAT = "rlskit.training/1"
 
 BEGAN_FROM = "starting weights"
 
+_LIBRARIES = ("rlskit", "torch", "torchvision", "timm")
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -215,8 +217,13 @@ def request_of(model: BankedModel, options: TrainOptions, data: Data, start: str
         BEGAN_FROM: start,
         "device": model.device.type,
         "threads": torch.get_num_threads(),
-        **library_versions(),
+        **versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a training depends on: none of those that only attacks need."""
+    return {name: one for name, one in library_versions().items() if name in _LIBRARIES}
 
 
 def tensors_of(model: BankedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
