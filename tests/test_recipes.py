@@ -20,6 +20,7 @@ from rlskit.models import checkpoint
 from rlskit.recipes.cost import Cost, cost
 from rlskit.recipes.toml_file import merged, read
 from rlskit.report import markdown_grid
+from rlskit.results.comparing import hidden_among
 from rlskit.results.result import Measure
 from small_models import model as small_model
 
@@ -595,6 +596,60 @@ def test_the_table_shows_protocols_and_the_papers_numbers(recipe: Path) -> None:
     assert (cell["column"], cell["value"]["mean"], cell["paper"]) == ("pgd", 0.7, 70.9)
 
 
+KNOWN_AND_EOT = [
+    "columns.known.attack={protocol='known', method='pgd', eps=0.2}",
+    "columns.eot.attack={protocol='eot', method='pgd', eps=0.2, n-attacked=3}",
+]
+
+
+def test_a_row_with_known_and_eot_says_what_is_hidden(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def accuracy(mean: float) -> dict[str, Any]:
+        return {"robust": {**result()["accuracy"]["robust"], "mean": mean}}
+
+    commands = Commands()
+    fresh = {"protocol": "eot", "n_attacked": 3}
+    commands.results = {
+        "rls/known": result(protocol="known", n_attacked=10, accuracy=accuracy(0.24)),
+        "rls/eot": result(**fresh, accuracy=accuracy(0.45)),
+        "rls5/known": result(protocol="known", n_attacked=10, accuracy=accuracy(0.3)),
+        "rls5/eot": result(**fresh, attack=None),  # another attack: no question in common
+        "none/known": result(protocol="known", n_attacked=1, accuracy=accuracy(0.8)),
+        "none/eot": result(**fresh, accuracy=accuracy(0.7)),
+    }
+    done = go(recipe, commands, sets=KNOWN_AND_EOT)
+    sentence = "of the 45.0 points that eot n=3 leaves, 21.0 are hidden and 24.0 robust"
+    text = Path("out/table.md").read_text()
+    none = (
+        "known n=1 leaves 80.0 points, more than the 70.0 that eot n=3 leaves: it tells nothing of "
+        "what is hidden"
+    )
+    assert text.endswith(f"draws answer together\n\n- Ours: {sentence}\n- none: {none}\n")
+    objects = recipes.to_json(done.recipe, Path("out"), recipes.is_finished)
+    assert [row["hidden"] for row in objects["rows"]] == [[], [sentence], [none]]
+    again = ["run", str(recipe), "--trust", "-o", "out"]
+    assert command([*again, *(f"--set={change}" for change in KNOWN_AND_EOT)]) == 0
+    assert f"Ours: {sentence}\n" in capsys.readouterr().out
+
+
+def test_nothing_is_said_of_a_defense_with_one_draw() -> None:
+    found = [made_results.result(protocol=p, n_attacked=1) for p in ("known", "eot")]
+    assert hidden_among(found) == []
+    assert len(hidden_among([found[0], made_results.result(protocol="eot", n_attacked=2)])) == 1
+
+
+def test_what_a_row_attacks_is_for_the_columns_beside_known(recipe: Path) -> None:
+    stages = {stage.name: stage for stage in recipes.load(recipe, KNOWN_AND_EOT).stages}
+    assert stages["rls5/pgd"].options["n-attacked"] == "5"
+    assert stages["rls5/eot"].options["n-attacked"] == "5"
+    assert "n-attacked" not in stages["rls5/known"].options
+    told = recipes.load(recipe, [*KNOWN_AND_EOT, "columns.known.attack.n-attacked=4"])
+    stage = told.cell("rls", "known")
+    assert stage is not None
+    assert stage.options["n-attacked"] == "4"  # which the command refuses
+
+
 def costs(recipe: Path, sets: list[str]) -> dict[str, tuple[int, int, int]]:
     """Count the stages of a row with two banks, and BatchNorm."""
     stages = recipes.load(recipe, sets).stages
@@ -657,9 +712,27 @@ def test_every_recipe_is_understood(file: Path, monkeypatch: pytest.MonkeyPatch)
     recipes.check_stages(loaded, Path("out"), _check)
     expected = {
         "table1": 24, "table2": 24, "table3": 56, "table4": 14, "table5": 12, "table6": 21,
-        "figure1": 25, "granularity": 24, "banks": 24, "honest": 28,
+        "figure1": 25, "granularity": 24, "banks": 24, "honest": 28, "mnist": 112,
     }[file.stem.partition("-")[0]]  # fmt: skip
     assert len(loaded.stages) == expected
+
+
+def test_every_defense_of_refused_converts_and_is_attacked_on_all_draws_that_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    loaded = recipes.load(ROOT / "recipes/refused/mnist.toml")
+    draws = dict.fromkeys((row.name for row in loaded.rows), 10)
+    draws |= {"none": 1, "none-at": 1, "crossmax": 1, "ensemble": 3, "adp": 3}
+    for made in (stage for stage in loaded.stages if stage.needs is None):
+        row = made.name.partition("/")[0]
+        (tmp_path / row).mkdir()
+        assert command([*made.arguments(tmp_path), "--quiet"]) == 0
+        known = loaded.cell(row, "known")
+        assert known is not None
+        found = cost(known, checkpoint.load(tmp_path / made.output))
+        assert found is not None
+        assert found.backwards == found.images * int(known.options["steps"]) * draws[row]
 
 
 def test_there_is_a_file_for_every_table() -> None:

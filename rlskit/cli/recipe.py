@@ -70,7 +70,10 @@ def run(
     else:
         if json_to is not None:
             write_text(Path(json_to), text, force=force)
-        print_table(rich_grid(recipes.grid(done.recipe, done.folder, recipes.is_finished)))
+        table = recipes.grid(done.recipe, done.folder, recipes.is_finished)
+        print_table(rich_grid(table))
+        for sentence in table.notes:
+            print(printable(sentence))
         note(f"everything behind the table: {done.folder}", quiet=quiet)
     for sentence in done.met:
         note(sentence, quiet=quiet)

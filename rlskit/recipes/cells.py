@@ -12,6 +12,7 @@ from rlskit.recipes.recipe import Column, Recipe, Row
 from rlskit.recipes.stages import Stage
 from rlskit.report import Grid
 from rlskit.results import Result, read_results
+from rlskit.results.comparing import hidden_among
 from rlskit.results.result import Measure
 from rlskit.results.verdict import Verdict
 from rlskit.results.words import figures, number, protocol
@@ -70,18 +71,24 @@ class Cell:
 
 def grid(recipe: Recipe, folder: Path, is_finished: IsFinished) -> Grid:
     """Return the table as text; the shorter of rows and columns goes across."""
-    heads, lines = _layout(cells(recipe, folder, is_finished))
-    return Grid(recipe.title, heads, lines, _CAPTION)
+    found = cells(recipe, folder, is_finished)
+    heads, lines = _layout(found)
+    notes = [f"{line[0].row.label}: {said}" for line in found for said in _hidden(line)]
+    return Grid(recipe.title, heads, lines, _CAPTION, notes)
 
 
 def to_json(
     recipe: Recipe, folder: Path, is_finished: IsFinished, verdicts: Sequence[Verdict] = ()
 ) -> dict[str, Any]:
-    """Return all rows with their cells, the paper's numbers and whole results, and the verdicts."""
+    """Return all rows with their cells, the paper's numbers and whole results, and the verdicts.
+
+    `hidden` has a sentence for each attack of a row under both `known` and `eot`.
+    """
     rows = [
         {
             "name": line[0].row.name,
             "label": line[0].row.label,
+            "hidden": _hidden(line),
             "cells": [
                 {
                     "column": cell.column.name,
@@ -119,6 +126,11 @@ def cells(recipe: Recipe, folder: Path, is_finished: IsFinished) -> list[list[Ce
             line.append(Cell(row, column, result, recipe.paper.get(row.name, {}).get(column.name)))
         found.append(line)
     return found
+
+
+def _hidden(line: list[Cell]) -> list[str]:
+    """Return what a row's results under `known` say about those under `eot`."""
+    return hidden_among([cell.result for cell in line if cell.result is not None])
 
 
 _CAPTION = "accuracies in % with Wilson's 95 % interval; N draws answer together"

@@ -23,6 +23,7 @@ from rlskit.errors import RequestError
 from rlskit.recipes.gates import MAX_DROP, Gate, read_gates
 from rlskit.recipes.stages import MEASURING, Stage, listing, option_text
 from rlskit.recipes.toml_file import merged, read, texts
+from rlskit.results.comparison import KNOWN
 
 SHOWN = {
     "attack": (
@@ -203,6 +204,8 @@ def _stages(
             if own is False:
                 continue
             options = _options(values, command, asked[command], own)
+            if options.get("protocol") == KNOWN and "n-attacked" not in asked[command]:
+                options.pop("n-attacked", None)  # the row's is for the columns beside this one
             found.append(Stage(f"{name}/{column}", command, options, model, finished))
     return found
 

@@ -20,16 +20,18 @@ class Grid:
         heads: Of the columns; the first is that of the lines' own heads.
         lines: Each led by its own head.
         caption: What all numbers are.
+        notes: Sentences below it.
     """
 
     title: str
     heads: Sequence[Sequence[str]]
     lines: Sequence[Sequence[Sequence[str]]]
     caption: str
+    notes: Sequence[str] = ()
 
 
 def rich_grid(grid: Grid) -> Table:
-    """Return the table for a terminal."""
+    """Return the table for a terminal, without its notes."""
     table = Table(title=escape(grid.title), title_justify="left", caption=grid.caption)
     for index, head in enumerate(grid.heads):
         table.add_column(escape("\n".join(head)), justify="right" if index else "left")
@@ -45,7 +47,9 @@ def markdown_grid(grid: Grid) -> str:
         "| " + " | ".join("<br>".join(map(_cell, text)) for text in row) + " |"
         for row in (grid.heads, ruler, *grid.lines)
     ]
-    return "\n".join([f"**{printable(grid.title)}**", "", *rows, "", grid.caption, ""])
+    notes = [f"- {printable(note)}" for note in grid.notes]
+    below = [grid.caption, "", *notes, ""] if notes else [grid.caption, ""]
+    return "\n".join([f"**{printable(grid.title)}**", "", *rows, "", *below])
 
 
 def _cell(text: str) -> str:

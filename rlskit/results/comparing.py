@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rlskit import seeds
 from rlskit.errors import RequestError
-from rlskit.results.comparison import KNOWN, Comparison, Difference, Pair
+from rlskit.results.comparison import KNOWN, Comparison, Difference, Pair, hidden
 from rlskit.results.finished import Answers, Finished, read_answers, read_run
 from rlskit.results.result import AttackFacts, Result
 from rlskit.results.words import attack_label, protocol
@@ -65,6 +65,26 @@ def compare(a: str | Path, b: str | Path, *, seed: int = 0) -> Comparison:
         )
     paths = str(first.folder), str(second.folder)
     return Comparison(paths, tuple(pairs), tuple(left_out), seed, RESAMPLES)
+
+
+def hidden_among(results: Sequence[Result]) -> list[str]:
+    """Return a sentence for each result under `known` and its partner under `eot`.
+
+    Where both attacked one draw there may be no other, so that the two are the same attack, and
+    nothing is said.
+
+    Args:
+        results: Of one model; partners are those of the same attack on the same images.
+    """
+    return [
+        hidden(known, fresh)
+        for known in results
+        for fresh in results
+        if (known.protocol, fresh.protocol) == (KNOWN, "eot")
+        and {known.n_attacked, fresh.n_attacked} != {1}
+        and known.data == fresh.data
+        and _question(known.attack) == _question(fresh.attack)
+    ]
 
 
 def _pair(first: Finished, second: Finished, seed: int) -> Pair:

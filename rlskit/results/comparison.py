@@ -63,18 +63,27 @@ class Pair:
     @property
     def hidden(self) -> str:
         """A sentence on what is robust and what is hidden; empty unless one is under `known`."""
-        if "robust" not in self.differences or (self.a.protocol == KNOWN) == (
-            self.b.protocol == KNOWN
-        ):
-            return ""
-        found = self.differences["robust"]
-        both = (self.a, found.a), (self.b, found.b)
-        (other, most), (_, least) = sorted(both, key=lambda side: side[0].protocol == KNOWN)
-        left, robust = 100 * most.mean, 100 * least.mean
+        return hidden(self.a, self.b)
+
+
+def hidden(a: Result, b: Result) -> str:
+    """Return a sentence on what is robust and what is hidden; empty unless one is under `known`.
+
+    The two are of one model, attacked alike on the same images.
+    """
+    if (a.protocol == KNOWN) == (b.protocol == KNOWN) or "robust" not in a.accuracy:
+        return ""
+    known, other = (a, b) if a.protocol == KNOWN else (b, a)
+    left, robust = (100 * found.accuracy["robust"].mean for found in (other, known))
+    if robust > left:  # the attack did worse where it saw more, so neither number is a bound
         return (
-            f"of the {left:.1f} points that {protocol(other)} leaves, {max(left - robust, 0):.1f} "
-            f"are hidden and {min(left, robust):.1f} robust"
+            f"{protocol(known)} leaves {robust:.1f} points, more than the {left:.1f} that "
+            f"{protocol(other)} leaves: it tells nothing of what is hidden"
         )
+    return (
+        f"of the {left:.1f} points that {protocol(other)} leaves, {left - robust:.1f} "
+        f"are hidden and {robust:.1f} robust"
+    )
 
 
 @dataclass(frozen=True)
