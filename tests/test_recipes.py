@@ -330,6 +330,38 @@ def test_an_interrupted_stage_keeps_its_exit_code(recipe: Path) -> None:
     assert failed.value.exit_code == 130
 
 
+def test_an_interrupted_training_is_given_what_it_left(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, found, records = Path("out/.rlskit-new/rls"), list[list[str]](), [{"epochs": 0}]
+    state = new / "rls.unfinished.safetensors"
+    monkeypatch.setattr(checkpoint, "inspect", lambda file: {"training": records})
+
+    def train(arguments: list[str]) -> int:
+        if "rls/rls.safetensors" not in arguments[-1] or arguments[0] != "train":
+            return commands(arguments)
+        found.append(sorted(file.name for file in new.glob("rls.*")))
+        (new / "rls.safetensors").write_text("weights")
+        if len(found) < 3:
+            state.write_text("half an epoch")
+            return 130
+        state.unlink(missing_ok=True)
+        return 143  # and before it could be noted, the run is ended, too
+
+    commands = Commands()
+    for _ in range(4):
+        with pytest.raises(recipes.StageError, match="rls/train was interrupted"):
+            recipes.run(recipe, execute=train, out="out", trust=True)
+        if len(found) == 1:
+            (new / "rls.best.safetensors").write_text("the best so far")
+    left = ["rls.best.safetensors", "rls.safetensors", "rls.unfinished.safetensors"]
+    assert found == [[], left, left, []]  # the last one afresh: it says another number of epochs
+    records[0]["epochs"] = 1
+    assert recipes.run(recipe, execute=train, out="out", trust=True).code == 0
+    assert len(found) == 4
+    assert Path("out/rls/rls.safetensors").read_text() == "weights"
+
+
 def test_a_gate_that_is_not_met_ends_the_run_with_1_and_is_remembered(recipe: Path) -> None:
     commands = Commands({"rls/pgd": 1})
     assert go(recipe, commands).code == 1
