@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import small_models
-from rlskit import attack_adaptively, compare, seeds
+from rlskit import attack_adaptively, compare, convert, seeds
 from rlskit.attacks import prepare
 from rlskit.cli import run as command
 from rlskit.errors import RequestError
@@ -64,6 +64,8 @@ def test_the_parts(undefended: BankedModel, rls: BankedModel) -> None:
     assert names(ensemble) == [
         *banks, *ascents, "arc", "autoattack standard", "inward",
     ]  # fmt: skip
+    noisy = convert("test_resnet", defense="weight-noise", image_size=16)
+    assert names(noisy) == ["bank 0", "one draw", *ascents, *random]
 
 
 def test_pgd_travels_two_and_a_half_times_the_budget(rls: BankedModel) -> None:

@@ -20,7 +20,7 @@ from rlskit.cli import run
 from rlskit.cli.app import COMMANDS
 from rlskit.cli.flags import ABSTAIN, HEADINGS, TRANSFER, flag
 from rlskit.cli.help import EXAMPLES
-from rlskit.cli.recipe import _check
+from rlskit.cli.recipe import check
 from rlskit.defenses import DEFENSES
 from rlskit.errors import RequestError
 from rlskit.models import GRANULARITIES
@@ -194,7 +194,7 @@ def test_help_shows_examples_that_the_command_takes(
     for example in EXAMPLES[name]:
         assert f"\n    rlskit {example}\n" in said
         assert shlex.split(example)[0] == name
-        _check(shlex.split(example))
+        check(shlex.split(example))
 
 
 def test_the_help_of_convert_names_every_defense_and_granularity(

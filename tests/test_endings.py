@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,6 +91,20 @@ def test_whatever_ends_a_command_is_exit_3(
 
 def test_an_interruption_stays_one(failing: Callable[[BaseException], int]) -> None:
     assert failing(KeyboardInterrupt()) == 130
+
+
+def test_a_signal_stays_one_whatever_a_library_makes_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def swallows(pattern: str) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            raise AttributeError("module has no attribute") from None
+
+    monkeypatch.setattr(rlskit.models, "list_models", swallows)
+    assert run(["models"]) == 143
+    assert "terminated; nothing is kept" in capsys.readouterr().err
 
 
 IO_ERROR = 'Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No" })'

@@ -19,7 +19,7 @@ import rlskit
 import small_models
 from rlskit import recipes
 from rlskit.cli import run as command
-from rlskit.cli.recipe import _check
+from rlskit.cli.recipe import check
 from rlskit.errors import RequestError, RlskitError
 from rlskit.models import checkpoint
 from rlskit.results import comparing as comparison
@@ -151,7 +151,7 @@ def test_changed_recipes_are_understood_or_refused(tmp_path: Path) -> None:
             lines = (f'"{name}" = {json.dumps(one, separators=(",", "="))}' for name, one in tables)
             file.write_text("\n".join(lines))
         recipe = recipes.load(file)
-        recipes.check_stages(recipe, tmp_path / "out", _check)
+        recipes.check_stages(recipe, tmp_path / "out", check)
 
     ends = outcomes(loaded, 120)
     assert ends.keys() == {None, RequestError}

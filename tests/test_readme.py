@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rlskit
-from rlskit.cli.recipe import _check
+from rlskit.cli.recipe import check
 from rlskit.defenses import DEFENSES
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -81,4 +81,16 @@ def test_every_command_line_of_the_pages_is_one_that_its_command_takes() -> None
     ]
     assert len(found) > 40
     for arguments in found:
-        _check(arguments)
+        check(arguments)
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    page = (README.parent / "docs/reliability.md").read_text()
+    there = {
+        name
+        for file in Path(__file__).parent.glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 30
+    assert named <= there

@@ -12,8 +12,9 @@ import pytest
 
 import made_results
 from rlskit import recipes
+from rlskit.attacks.passes import Setting
 from rlskit.cli import run as command
-from rlskit.cli.recipe import _check
+from rlskit.cli.recipe import check
 from rlskit.defenses import DEFENSES, defense_of
 from rlskit.errors import RequestError, RlskitError
 from rlskit.models import checkpoint
@@ -22,6 +23,7 @@ from rlskit.recipes.toml_file import merged, read
 from rlskit.report import REPORTS, markdown_grid
 from rlskit.results.comparing import hidden_among
 from rlskit.results.result import Measure
+from rlskit.threat.adaptive import prepare_adaptive
 from small_models import model as small_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -247,7 +249,7 @@ def test_what_is_unknown_is_named_with_the_nearest(recipe: Path, change: str, sa
 def test_options_are_checked_before_anything_runs(recipe: Path, change: str, said: str) -> None:
     commands = Commands()
     with pytest.raises(RequestError) as refused:
-        go(recipe, commands, check=_check, sets=[change])
+        go(recipe, commands, check=check, sets=[change])
     assert said in str(refused.value)
     assert commands.ran == []
     assert not Path("out").exists()
@@ -326,6 +328,38 @@ def test_an_interrupted_stage_keeps_its_exit_code(recipe: Path) -> None:
     with pytest.raises(recipes.StageError, match="rls/train was interrupted") as failed:
         go(recipe, Commands({"rls/train": 130}))
     assert failed.value.exit_code == 130
+
+
+def test_an_interrupted_training_is_given_what_it_left(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, found, records = Path("out/.rlskit-new/rls"), list[list[str]](), [{"epochs": 0}]
+    state = new / "rls.unfinished.safetensors"
+    monkeypatch.setattr(checkpoint, "inspect", lambda file: {"training": records})
+
+    def train(arguments: list[str]) -> int:
+        if "rls/rls.safetensors" not in arguments[-1] or arguments[0] != "train":
+            return commands(arguments)
+        found.append(sorted(file.name for file in new.glob("rls.*")))
+        (new / "rls.safetensors").write_text("weights")
+        if len(found) < 3:
+            state.write_text("half an epoch")
+            return 130
+        state.unlink(missing_ok=True)
+        return 143  # and before it could be noted, the run is ended, too
+
+    commands = Commands()
+    for _ in range(4):
+        with pytest.raises(recipes.StageError, match="rls/train was interrupted"):
+            recipes.run(recipe, execute=train, out="out", trust=True)
+        if len(found) == 1:
+            (new / "rls.best.safetensors").write_text("the best so far")
+    left = ["rls.best.safetensors", "rls.safetensors", "rls.unfinished.safetensors"]
+    assert found == [[], left, left, []]  # the last one afresh: it says another number of epochs
+    records[0]["epochs"] = 1
+    assert recipes.run(recipe, execute=train, out="out", trust=True).code == 0
+    assert len(found) == 4
+    assert Path("out/rls/rls.safetensors").read_text() == "weights"
 
 
 def test_a_gate_that_is_not_met_ends_the_run_with_1_and_is_remembered(recipe: Path) -> None:
@@ -678,7 +712,7 @@ def test_what_is_held_out_is_attacked_too_and_scored_by_ten_draws_at_most(recipe
 def test_every_recipe_is_understood(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     loaded = recipes.load(file)
-    recipes.check_stages(loaded, Path("out"), _check)
+    recipes.check_stages(loaded, Path("out"), check)
     expected = {
         "table1": 24, "table2": 24, "table3": 56, "table4": 14, "table5": 12, "table6": 21,
         "figure1": 25, "granularity": 24, "banks": 24, "honest": 28, "mnist": 112,
@@ -771,3 +805,78 @@ def test_a_recipe_from_end_to_end(recipe: Path, capsys: pytest.CaptureFixture[st
         == 2
     )
     assert "stage rls/pgd: --loss 'dlrr' is unknown" in capsys.readouterr().err
+
+
+TAKES = {
+    "convert": {"name", "data", "seed"}, "train": {"data", "epochs", "seed"},
+    "attack": {"data", "limit", "seed"}, "eval": {"data", "limit"}, "diversity": {"data", "limit"},
+}  # fmt: skip
+
+
+def test_an_option_of_all_is_given_to_the_commands_that_take_it(recipe: Path) -> None:
+    sets = ["all.limit=3", "all.seed=7", "all.data=mnist", "all.epochs=5", "attack={}", "train={}"]
+    stages = {stage.name: stage.options for stage in recipes.load(recipe, sets, TAKES).stages}
+    assert {**stages["none/convert"], "data": 0} == {
+        "name": "tiny.py:tiny", "image-size": "8", "defense": "none", "seed": "7", "data": 0,
+    }  # fmt: skip
+    assert stages["none/train"] == {
+        "data": "mnist",
+        "seed": "7",
+        "epochs": "1",
+        "lr": "0.1",
+        "limit": "64",
+    }
+    assert stages["none/clean"] == {"data": "mnist", "limit": "64"}
+    assert (stages["none/pgd"]["limit"], stages["none/pgd"]["seed"]) == ("64", "7")
+    (every,) = {stage.options["seed"] for stage in recipes.load(recipe, sets).stages}
+    assert every == "7"  # without a word on what commands take, every one gets it
+
+
+def test_an_option_that_no_command_takes_is_refused_with_the_nearest(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RequestError, match=r"all: 'limits' is unknown; did you mean limit\?"):
+        recipes.load(recipe, ["all.limits=3"], TAKES)
+    for more in ([], ["--dry-run"]):
+        asked = ["run", str(recipe), "--trust", "--set", "all.small-images=true", *more]
+        assert command([*asked, "--set", "all.n-sample=3"]) == 2
+        assert "all: 'n-sample' is unknown; did you mean n-samples?" in capfd.readouterr().err
+
+
+def test_a_row_measures_its_own_columns_only(recipe: Path) -> None:
+    sets = ['rows.none.columns=["pgd"]', "gates.clean={at-least=0.1}"]
+    found = recipes.load(recipe, sets)
+    assert [s.name for s in found.stages if s.name.startswith("none/")] == [
+        "none/convert", "none/train", "none/pgd",
+    ]  # fmt: skip
+    assert found.cell("none", "clean") is None
+    for change, told in (
+        ('rows.none.columns=["pdg"]', r"rows.none.columns: 'pdg' is no column; did you mean pgd"),
+        ("rows.none.columns=true", "a list of names of columns"),
+        ("rows.none.columns=[[1]]", r"rows.none.columns: \[1\] is no column"),
+        ('gates.clean={at-least=0.1,rows=["none"]}', "none does not measure it"),
+    ):
+        with pytest.raises(RequestError, match=told):
+            recipes.load(recipe, [*sets, change])
+    off = ["rows.rls.columns=[]", "gates.kappa={at-most=0.5}"]
+    with pytest.raises(RequestError, match=r"gates.kappa: the row rls5 does not measure it"):
+        recipes.load(recipe, off)
+
+
+def test_the_adaptive_protocol_costs_at_most_all_its_parts_on_all_images(recipe: Path) -> None:
+    """What a part breaks spares the next in a run, not in the count."""
+    options = {"protocol": "adaptive", "eps": "2/255", "steps": "3", "queries": "20", "limit": "6"}
+    stage = replace(recipes.load(recipe).stages[-1], command="attack", options=options)
+    model = small_model(2, "rls")
+    parts = prepare_adaptive(model, eps="2/255", steps=3, queries=20).parts
+    passes = [one.attack.passes(Setting((1, 8, 8), 10, one.n_attacked)) for one in parts]
+    (square,) = (found for one, found in zip(parts, passes, strict=True) if one.name == "square")
+    assert square.forwards <= 21
+    draws = [one.n_attacked for one in parts]
+    forwards = sum(n * one.forwards for n, one in zip(draws, passes, strict=True))
+    backwards = sum(n * one.backwards for n, one in zip(draws, passes, strict=True))
+    # 50 judge the clean image and what each part made of it; ten score clean and worst
+    forwards += 50 * (1 + len(parts)) + 2 * 10
+    assert cost(stage, model) == Cost(6, 6 * forwards, 6 * backwards, at_most=True)
+    lost = replace(stage, options={**options, "surrogate": "none.safetensors"})
+    assert cost(lost, model) is None

@@ -25,10 +25,13 @@ import rlskit
 
 assert rlskit.__file__.startswith(sys.prefix), rlskit.__file__
 assert files("rlskit").joinpath("py.typed").is_file(), "py.typed is not in the wheel"
+for template in ("rlskit.toml", "github.yml", "gitlab.yml"):
+    assert files("rlskit.recipes").joinpath("templates", template).is_file(), template
 assert importlib.util.find_spec("torchattacks") is None, "torchattacks is installed"
 PYTHON
 
 rlskit convert test_resnet.r160_in1k --banks 2
+rlskit doctor | grep "^torchattacks  *not installed"
 rlskit eval --limit 64
 rlskit attack --method fgsm,pgd,deepfool,cw,ead --limit 64 --steps 10 --quiet -o run
 rlskit report run -o report

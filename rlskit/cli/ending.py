@@ -33,7 +33,7 @@ _RUN = "what was finished is kept: the same command with --out the run's folder 
 _KEPT = {
     "attack": _RUN,
     "eval": _RUN,
-    "train": "the last epoch that was finished is kept",
+    "train": "what was done is kept: the same command goes on",
     "run": "what was finished is kept: the same command goes on",
 }
 """What a command that was ended leaves; the others leave nothing."""
@@ -99,7 +99,13 @@ def check_values(given: Mapping[str, Any]) -> None:
 def ended(call: Callable[[], int | None], name: str, *, debug: bool) -> int:
     """Call what runs the command of a name; return its exit code. Errors are one sentence."""
     kept = _KEPT.get(name, "nothing is kept of it: run the same command again")
-    signal.signal(signal.SIGTERM, _terminate)
+    came: list[int] = []
+
+    def terminate(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        came.append(signum)
+        raise _TerminatedError
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         code = int(call() or 0)
         if code == 130:  # what Typer makes of Ctrl-C
@@ -116,6 +122,8 @@ def ended(call: Callable[[], int | None], name: str, *, debug: bool) -> int:
             return CLOSED_PIPE
         return fail(f"something ended the command ({error!r})", 3, debug)
     except Exception as error:
+        if came:  # a library made something else of it, as numpy does while it is loaded
+            return fail(f"terminated; {kept}", 143, debug)
         return fail(*_unexpected(error, kept), debug)
 
 
@@ -190,7 +198,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    raise _TerminatedError

@@ -44,6 +44,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "models": ("models resnet", "models 'vit_*'"),
     "inspect": ("inspect rls.safetensors", "inspect rls.safetensors --json"),
     "export": ("export rls.safetensors --bank 0", "export --plan 0,1,1,0 --out one.safetensors"),
+    "doctor": ("doctor", "doctor rls.safetensors", "doctor resnet18 --weights a.pth --data mnist"),
+    "init": (
+        "init rls.safetensors",
+        "init resnet18 --weights weights.pth --data folder:photos --github",
+    ),
     "run": (
         "run recipes/small/table3.toml --dry-run",
         "run recipes/small/table3.toml --set train.epochs=1 --only 'rls/*'",

@@ -67,11 +67,11 @@ def run(
         raise RequestError(f"--output-format is {' or '.join(FORMATS)}, not {output_format!r}")
     execute = _executor(quiet)
     if dry_run:
-        _print_plan(recipes.load(recipe, sets or ()), only, out, trust=trust)
+        _print_plan(recipes.load(recipe, sets or (), taken()), only, out, trust=trust)
         return 0
     done = recipes.run(
-        recipe, execute=execute, check=_check, sets=sets or (), only=only, out=out, trust=trust,
-        note=lambda line: note(line, quiet=quiet),
+        recipe, execute=execute, check=check, takes=taken(), sets=sets or (), only=only, out=out,
+        trust=trust, note=lambda line: note(line, quiet=quiet),
     )  # fmt: skip
     text = (done.folder / "results.json").read_text(encoding="utf-8")
     if json_to == "-":
@@ -111,7 +111,18 @@ def _executor(quiet: bool) -> Callable[[list[str]], int]:
     return execute
 
 
-def _check(arguments: list[str]) -> None:
+def taken() -> dict[str, set[str]]:
+    """Return the options that each command takes, as a recipe names them; `name` is a network."""
+    from rlskit.cli.app import alone
+    from rlskit.recipes import COMMANDS
+
+    return {
+        command: {option.removeprefix("--") for one in alone(command).params for option in one.opts}
+        for command in COMMANDS
+    }
+
+
+def check(arguments: list[str]) -> None:
     """Have the command's own parser read a command line, without running it.
 
     Raises:
@@ -138,7 +149,7 @@ def _print_plan(recipe: Recipe, only: str | None, out: Path | None, *, trust: bo
 
     recipes.require_trust(recipe, trust)
     folder = out or recipes.default_folder(recipe)
-    recipes.check_stages(recipe, folder, _check)
+    recipes.check_stages(recipe, folder, check)
     chosen = recipes.select(recipe, only)
     estimate = recipes.estimate(recipe, _executor(quiet=True), trust=trust)
     to_run = [s.name for s in chosen if not recipes.is_finished(s, folder)]
@@ -146,16 +157,17 @@ def _print_plan(recipe: Recipe, only: str | None, out: Path | None, *, trust: bo
         say(f"{stage.name}: {'to run' if stage.name in to_run else 'up to date'}")
         say(f"  {printable(recipes.command_line(stage, folder))}")
         hours = estimate.hours[stage.name]
-        say(f"  {_said(estimate.costs[stage.name], hours)}")
+        say(f"  {said(estimate.costs[stage.name], hours)}")
     total, hours = estimate.total(to_run)
     unknown = [name for name in to_run if estimate.costs[name] is None]
-    say(f"to run: {len(to_run)} of {len(chosen)} stages, {_said(total, hours)}")
+    say(f"to run: {len(to_run)} of {len(chosen)} stages, {said(total, hours)}")
     if unknown:
         say(f"not counted, because nothing tells their cost: {', '.join(unknown)}")
     say(f"times are on {estimate.device}, from one batch per row, measured now")
 
 
-def _said(cost: Cost | None, hours: float | None) -> str:
+def said(cost: Cost | None, hours: float | None) -> str:
+    """Return what something computes, and how long it takes."""
     if cost is None or hours is None:
         return "cost unknown"
     passes = f"{cost.forwards:,} forward and {cost.backwards:,} backward passes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -47,10 +48,21 @@ def train(
     out: Annotated[
         Path | None, under(OUTPUT, "Checkpoint to write; CHECKPOINT itself.", "--out", "-o")
     ] = None,
+    save_every: Annotated[
+        str,
+        under(
+            OUTPUT,
+            "Steps or minutes between two saves within an epoch: 500, 10min.",
+            "--save-every",
+        ),
+    ] = "10min",
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a model by group optimization; writes the last and the best epoch, and a log."""
+    """Train a model by group optimization; writes the last and the best epoch, and a log.
+
+    The same command goes on with a training that was interrupted.
+    """
     import rlskit
     from rlskit.training import TrainOptions
 
@@ -67,7 +79,7 @@ def train(
     with progress_bar(quiet) as progress:
         result = rlskit.train(
             model, data, options=options, out=out or network.checkpoint, force=force,
-            progress=progress,
+            save_every=save_every, progress=progress, note=partial(note, quiet=quiet),
         )  # fmt: skip
     last = result.epochs[-1]
     held = (

@@ -62,6 +62,8 @@ def batches(
     generator: torch.Generator,
     augment: str = "none",
     num_workers: int = 0,
+    *,
+    start: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one epoch of training batches, shuffled.
 
@@ -74,6 +76,8 @@ def batches(
         generator: The only source of randomness, whatever `num_workers` is.
         augment: A key of `AUGMENTATIONS`.
         num_workers: Threads that read ahead; 0 reads when asked. The batches are the same.
+        start: The first batch that is wanted. Those before it are not read, and those after it
+            are as they would be behind them.
 
     Yields:
         The images float32 `[b, C, H, W]` in [0, 1], the labels long `[b]`.
@@ -88,6 +92,9 @@ def batches(
     if batch_size > 1 and len(chosen[-1]) == 1:
         chosen.pop()
     change = AUGMENTATIONS[augment]
+    for indices in chosen[:start]:
+        change(torch.empty(len(indices), 0, *data.shape[1:]), generator)  # draws, and costs nothing
+    chosen = chosen[start:]
     for indices, images in zip(chosen, _read_ahead(data, chosen, num_workers), strict=True):
         yield change(images, generator), data.labels[indices]
 

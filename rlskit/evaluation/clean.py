@@ -158,6 +158,17 @@ def doubts_of(subject: Subject, options: EvalOptions) -> tuple[str, ...]:
     return check_knowledge(found, options, trained=subject.model.card.trained, final=True)
 
 
+def known_of(subject: Subject, options: EvalOptions) -> Knowledge:
+    """Return what a model knows of some of its images.
+
+    Raises:
+        UntrustedError: As `doubts_of`.
+    """
+    found = look(subject.model, subject.data.limited(LOOKED_AT), options)
+    check_knowledge(found, options, trained=subject.model.card.trained, final=True)
+    return found
+
+
 def check_expectable(options: EvalOptions) -> None:
     """Require that no clean accuracy is expected where the clean images are not at hand.
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rlskit import seeds
+from rlskit.errors import RequestError, reason
 from rlskit.seeds import Purpose
 
 
@@ -32,7 +33,7 @@ def sources_of(network: nn.Module | None = None) -> tuple[Source, ...]:
     of their classes, and of the files that these are in. On a GPU its generator gives other numbers
     than the CPU's.
     """
-    return (_torch(torch.default_generator), *others_of(network), *_gpus_of(network))
+    return (torch_source(torch.default_generator), *others_of(network), *_gpus_of(network))
 
 
 def others_of(network: nn.Module | None = None) -> tuple[Source, ...]:
@@ -84,16 +85,58 @@ def kept(sources: Sequence[Source]) -> Iterator[None]:
             source.put(state)
 
 
+def states_of(sources: Sequence[Source]) -> list[Any]:
+    """Return the states of sources as JSON values, for `put_states`."""
+    return [_plain(source.get()) for source in sources]
+
+
+def put_states(sources: Sequence[Source], states: Sequence[Any]) -> None:
+    """Give sources the states that `states_of` found, maybe in another process.
+
+    Raises:
+        RequestError: They are no states of these.
+    """
+    try:
+        for source, state in zip(sources, states, strict=True):
+            source.put(_like(source.get(), state))
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise RequestError(
+            f"the kept states of random numbers are not of this network ({reason(error)})"
+        ) from error
+
+
+def _plain(state: Any) -> Any:
+    """Return a state without tensors, arrays and tuples."""
+    if isinstance(state, torch.Tensor | np.ndarray):
+        return state.tolist()
+    if isinstance(state, dict):
+        return {name: _plain(one) for name, one in state.items()}
+    return [_plain(one) for one in state] if isinstance(state, tuple) else state
+
+
+def _like(known: Any, plain: Any) -> Any:
+    """Return what `_plain` was given, of the types that a known state is made of."""
+    if isinstance(known, torch.Tensor):
+        return torch.tensor(plain, dtype=known.dtype)
+    if isinstance(known, np.ndarray):
+        return np.array(plain, dtype=known.dtype)
+    if isinstance(known, dict):
+        return {name: _like(one, plain[name]) for name, one in known.items()}
+    if isinstance(known, tuple):
+        return tuple(_like(*pair) for pair in zip(known, plain, strict=True))
+    return plain
+
+
 def _gpus_of(network: nn.Module | None) -> tuple[Source, ...]:
     parameters = () if network is None else network.parameters()
     indices = sorted({p.device.index or 0 for p in parameters if p.is_cuda})
-    return tuple(_torch(torch.cuda.default_generators[index]) for index in indices)
+    return tuple(torch_source(torch.cuda.default_generators[index]) for index in indices)
 
 
 def _source(value: object) -> Source | None:
     """Return the source that an attribute is, if it is one."""
     if isinstance(value, torch.Generator):
-        return _torch(value)
+        return torch_source(value)
     if isinstance(value, random.Random):
         return _python(value)
     if isinstance(value, np.random.RandomState):
@@ -105,7 +148,8 @@ def _source(value: object) -> Source | None:
     return None
 
 
-def _torch(generator: torch.Generator) -> Source:
+def torch_source(generator: torch.Generator) -> Source:
+    """Return a generator of torch's as a source."""
     return Source(generator.get_state, generator.set_state, generator.manual_seed)
 
 

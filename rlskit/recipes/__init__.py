@@ -2,14 +2,18 @@
 
 from rlskit.recipes.baseline import export_baseline
 from rlskit.recipes.cells import grid, to_json
-from rlskit.recipes.cost import Cost, Estimate, estimate
-from rlskit.recipes.recipe import Column, Recipe, Row, load
+from rlskit.recipes.cost import Cost, Estimate, estimate, estimate_of
+from rlskit.recipes.drafting import JOBS, LIMITS, Start, affordable, draft, job
+from rlskit.recipes.recipe import COMMANDS, Column, Recipe, Row, load
 from rlskit.recipes.running import Outcome, check_stages, command_line, default_folder, run, select
 from rlskit.recipes.stages import Stage
 from rlskit.recipes.staging import StageError, is_finished
 from rlskit.recipes.trust import require_trust
 
 __all__ = [
+    "COMMANDS",
+    "JOBS",
+    "LIMITS",
     "Column",
     "Cost",
     "Estimate",
@@ -18,13 +22,18 @@ __all__ = [
     "Row",
     "Stage",
     "StageError",
+    "Start",
+    "affordable",
     "check_stages",
     "command_line",
     "default_folder",
+    "draft",
     "estimate",
+    "estimate_of",
     "export_baseline",
     "grid",
     "is_finished",
+    "job",
     "load",
     "require_trust",
     "run",

@@ -14,9 +14,10 @@ from rlskit.attacks.options import OPTIONS
 from rlskit.attacks.requests import prepare_all
 from rlskit.errors import RequestError
 from rlskit.evaluation import EvalOptions, counts_of
+from rlskit.models.banks import BankedModel
 from rlskit.recipes.stages import Stage
 from rlskit.threat.adaptive import PROTOCOL as ADAPTIVE
-from rlskit.threat.adaptive import adaptive_options
+from rlskit.threat.adaptive import Adaptive, adaptive_options, prepare_adaptive
 from rlskit.threat.single import check_risk
 from rlskit.threat.view import check_view, protocol_of
 from rlskit.training import TrainOptions
@@ -65,8 +66,7 @@ def prepared(stage: Stage) -> list[PreparedAttack]:
     """
     given = _given(stage)
     if given.get("protocol") == ADAPTIVE:
-        own = ("method", "n_attacked", "surrogate", *OPTIONS)
-        adaptive_options({name: value for name, value in given.items() if name in own})
+        _adaptive_options(given)
         return []
     return prepare_all(
         str(given.get("method", "pgd")),
@@ -74,6 +74,34 @@ def prepared(stage: Stage) -> list[PreparedAttack]:
         engine=str(given.get("engine", "rlskit")),
         **{name: value for name, value in given.items() if name in OPTIONS},
     )
+
+
+def adaptive_of(stage: Stage, model: BankedModel, samples: int) -> Adaptive | None:
+    """Return the attacks of a stage of the adaptive protocol; None with a surrogate, a file.
+
+    Args:
+        stage: The stage.
+        model: What is attacked.
+        samples: N, of the defender.
+
+    Raises:
+        RequestError: An option is wrong.
+    """
+    given = _given(stage)
+    own = _adaptive_options(given)
+    if "surrogate" in own:
+        return None
+    for name in own.keys() & OPTIONS.keys():
+        own[name] = OPTIONS[name].reader.kind(own[name])
+    if "n_attacked" in own:
+        own["n_attacked"] = int(own["n_attacked"])
+    scale = str(given.get("pixel_range", "0:1"))
+    return prepare_adaptive(model, **own, n_samples=samples, pixel_range=scale)
+
+
+def _adaptive_options(given: dict[str, Any]) -> dict[str, Any]:
+    own = ("method", "n_attacked", "surrogate", *OPTIONS)
+    return adaptive_options({name: value for name, value in given.items() if name in own})
 
 
 def train_options(stage: Stage) -> TrainOptions:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +22,14 @@ from rlskit.defenses import classifier_of, defense_of, draws
 from rlskit.errors import RlskitError
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
-from rlskit.recipes.checking import prepared, samples_of, train_options
+from rlskit.recipes.checking import adaptive_of, prepared, samples_of, train_options
 from rlskit.recipes.recipe import Recipe
 from rlskit.recipes.stages import Stage
 from rlskit.recipes.trust import require_trust
 from rlskit.results.comparison import KNOWN
 from rlskit.runtime.devices import choose_device
 from rlskit.seeds import Purpose
+from rlskit.threat.adaptive import JUDGES
 from rlskit.threat.adaptive import PROTOCOL as ADAPTIVE
 from rlskit.training.batch_norm import has_batch_norm
 from rlskit.training.epochs import HELD_OUT_DRAWS
@@ -107,15 +108,32 @@ def estimate(
     hours: dict[str, float | None] = {}
     for made in (stage for stage in recipe.stages if stage.needs is None):
         model = _read(made, device) if made.checkpoint else _built(made, device, execute)
-        defended = trained = None if model is None else rate(model)
-        if model is not None and defense_of(model).post_hoc:
-            trained = rate(model, bare=True)
-        for stage in recipe.stages:
-            if stage.converted is made:
-                costs[stage.name] = found = None if model is None else cost(stage, model)
-                speed = trained if stage.command == "train" else defended
-                hours[stage.name] = hours_of(found, speed) if found and speed else None
+        stages = [stage for stage in recipe.stages if stage.converted is made]
+        found = estimate_of(stages, model)
+        costs |= found.costs
+        hours |= found.hours
     return Estimate(costs, hours, _described(device))
+
+
+def estimate_of(stages: Iterable[Stage], model: BankedModel | None) -> Estimate:
+    """Count what stages of one model compute, and measure how fast it is here.
+
+    Args:
+        stages: The stages.
+        model: What their `convert` makes, or their checkpoint holds; None where it is not there.
+    """
+    if model is None:
+        unknown = dict.fromkeys(stage.name for stage in stages)
+        return Estimate(unknown, unknown, "")
+    defended = trained = rate(model)
+    if defense_of(model).post_hoc:
+        trained = rate(model, bare=True)
+    costs, hours = {}, {}
+    for stage in stages:
+        costs[stage.name] = found = cost(stage, model)
+        speed = trained if stage.command == "train" else defended
+        hours[stage.name] = hours_of(found, speed) if found else None
+    return Estimate(costs, hours, _described(model.device))
 
 
 def _described(device: torch.device) -> str:
@@ -125,7 +143,7 @@ def _described(device: torch.device) -> str:
 
 
 def cost(stage: Stage, model: BankedModel) -> Cost | None:
-    """Count what a stage computes; None where its data or its protocol cannot be counted.
+    """Count what a stage computes; None where its data, or a surrogate's part, cannot be counted.
 
     Args:
         stage: The stage.
@@ -142,10 +160,12 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
     samples = max(samples_of(stage) or (own,))
     repeats = int(stage.options.get("repeats", own if stage.command == "diversity" else 1))
     scored = images * samples * repeats
-    if stage.options.get("protocol") == ADAPTIVE or "abstain" in stage.options:
+    if "abstain" in stage.options:
         return None  # several attacks, whose cost depends on what each leaves
     if stage.command != "attack":
         return Cost(images, scored, 0)
+    if stage.options.get("protocol") == ADAPTIVE:
+        return _adaptive_cost(stage, model, images, samples, repeats)
     known = stage.options.get("protocol") == KNOWN
     seen = samples if known else int(stage.options.get("n-attacked", 1))
     setting = Setting(model.card.pixels.shape, model.card.classes, seen)
@@ -159,6 +179,25 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
         attacked * sum(one.backwards for one in passes),
         at_most=any(ATTACKS[one.method].at_most for one in attacks),
     )
+
+
+def _adaptive_cost(
+    stage: Stage, model: BankedModel, images: int, samples: int, repeats: int
+) -> Cost | None:
+    """Count all parts on all images: each leaves out what an earlier one surely broke."""
+    found = adaptive_of(stage, model, samples)
+    if found is None:
+        return None
+    attacked = images * repeats
+    forwards = backwards = 0
+    for part in found.parts:
+        setting = Setting(model.card.pixels.shape, model.card.classes, part.n_attacked)
+        passes = part.attack.passes(setting)
+        forwards += part.n_attacked * passes.forwards
+        backwards += part.n_attacked * passes.backwards
+    judged = (defense_of(model).distinct(model) or JUDGES) * (1 + len(found.parts))
+    scored = 2 * images * samples * repeats
+    return Cost(images, attacked * (forwards + judged) + scored, attacked * backwards, at_most=True)
 
 
 def hours_of(found: Cost, speed: tuple[float, float]) -> float:

@@ -1,20 +1,21 @@
 """A recipe: rows are models, columns are what is measured of each, and both name commands' options.
 
-[all]                      options of every command
+[all]                      options of every command that takes them
 [convert] [train] ...      options of one command, for all rows and columns
 [columns.NAME]             one attack, eval or diversity; its options win over those above
 [rows.NAME]                one model; its options win over the columns'
 [paper.ROW]                the paper's numbers, by column
 [gates] [baseline]         what must hold of the cells (rlskit.recipes.gates)
 
-In a row, `COMMAND = false` leaves the command out, and `checkpoint = FILE` names a finished model.
+In a row, `COMMAND = false` leaves the command out, `columns = [NAME, ...]` measures these only, and
+`checkpoint = FILE` names a finished model.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,20 @@ SHOWN = {
 }  # fmt: skip
 """Command -> numbers of its result that a column may show, the default first."""
 
-_COMMANDS = ("convert", "train", *MEASURING)
-_SECTIONS = ("title", "all", *_COMMANDS, "rows", "columns", "paper", "gates", "baseline")
-_ROW = ("label", "of", "checkpoint", *_COMMANDS)
+COMMANDS = ("convert", "train", *MEASURING)
+"""What stages run."""
+
+_SECTIONS = ("title", "all", *COMMANDS, "rows", "columns", "paper", "gates", "baseline")
+_ROW = ("label", "of", "checkpoint", "columns", *COMMANDS)
 _COLUMN = ("label", "show", *MEASURING)
 _OURS = ("out", "json", "force", "quiet", "checkpoint", "help", "trust")  # `run` itself decides
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")  # `"model=x" = true` would be another option than it seems
 _MOST_STAGES = 10_000
 _LARGEST_NUMBER = 1e300
+
+Takes = Mapping[str, Collection[str]]
+"""Command -> the options that it takes, which only the command line knows."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +120,14 @@ class Recipe:
         return any(gate.is_about(row, column) for gate in self.gates)
 
 
-def load(path: str | Path, sets: Sequence[str] = ()) -> Recipe:
+def load(path: str | Path, sets: Sequence[str] = (), takes: Takes | None = None) -> Recipe:
     """Read a recipe and resolve all its stages.
 
     Args:
         path: The TOML file.
         sets: `KEY=VALUE` changes, such as `rows.rls.train.epochs=1`.
+        takes: Options of `[all]` that a command does not take are left out for it; None where
+            every command takes all of them.
 
     Raises:
         RequestError: As `rlskit.recipes.toml_file.read`; or a key, row or column is unknown, or one
@@ -131,25 +139,30 @@ def load(path: str | Path, sets: Sequence[str] = ()) -> Recipe:
     if values.get("paper") is False:
         del values["paper"]
     _require_known(values, _SECTIONS, f"{path}")
-    for section in ("all", *_COMMANDS, "rows", "columns", "paper", "gates", "baseline"):
+    for section in ("all", *COMMANDS, "rows", "columns", "paper", "gates", "baseline"):
         _require_table(values.get(section, {}), f"{path}: {section}")
+    values["all"] = _dealt(values.get("all", {}), takes, f"{path}: all")
     rows, columns = _present(values, "rows", path), _present(values, "columns", path)
     for name, row in rows.items():
         _check_row(name, row, rows, f"{path}: rows.{name}")
+        _check_choice(row.get("columns", []), values["columns"], f"{path}: rows.{name}.columns")
     for name, column in columns.items():
         _check_column(name, column, f"{path}: columns.{name}")
     _check_paper(values.get("paper", {}), values, path)
     if len(rows) * len(columns) > _MOST_STAGES:
         raise RequestError(f"{path} has {len(rows) * len(columns):,} cells, beyond reason")
+    stages = _stages(values, rows, columns)
+    gates = read_gates(values.get("gates", {}), list(rows), list(columns), str(path))
+    _check_measured(gates, list(rows), [stage.name for stage in stages], str(path))
     return Recipe(
         path=path,
         title=str(values.get("title", path.stem)),
         rows=tuple(Row(n, str(row.get("label", n)), row.get("of")) for n, row in rows.items()),
         columns=tuple(_column(name, column, values) for name, column in columns.items()),
-        stages=tuple(_stages(values, rows, columns)),
+        stages=tuple(stages),
         paper=values.get("paper", {}),
         said=texts(sets),
-        gates=read_gates(values.get("gates", {}), list(rows), list(columns), str(path)),
+        gates=gates,
         baseline=_baseline(values, columns, path),
     )
 
@@ -201,7 +214,7 @@ def _stages(
         for column, asked in columns.items():
             command = _command(asked)
             own = row.get(command, {})
-            if own is False:
+            if own is False or column not in row.get("columns", columns):
                 continue
             options = _options(values, command, asked[command], own)
             if options.get("protocol") == KNOWN and "n-attacked" not in asked[command]:
@@ -229,8 +242,8 @@ def _options(
     values: Mapping[str, Any], command: str, *more: Mapping[str, Any]
 ) -> dict[str, str | bool]:
     """Return a stage's options: those of all commands, of the command, then the nearer ones."""
-    options: dict[str, Any] = {}
-    for table in (values.get("all", {}), values.get(command, {}), *more):
+    options: dict[str, Any] = values["all"][command]
+    for table in (values.get(command, {}), *more):
         options = merged(options, table)
     for name in options:
         if not _OPTION.fullmatch(name):
@@ -238,6 +251,23 @@ def _options(
                 f"{command}: {name!r} is no option; options are small letters and dashes"
             )
     return {name: option_text(command, name, value) for name, value in options.items()}
+
+
+def _dealt(
+    options: Mapping[str, Any], takes: Takes | None, where: str
+) -> dict[str, dict[str, Any]]:
+    """Return what each command gets of `[all]`: the options that it takes.
+
+    Raises:
+        RequestError: No command takes one of them.
+    """
+    if takes is None:
+        return {command: dict(options) for command in COMMANDS}
+    _require_known(options, sorted(set().union(*(takes[one] for one in COMMANDS))), where)
+    return {
+        command: {name: value for name, value in options.items() if name in takes[command]}
+        for command in COMMANDS
+    }
 
 
 def _column(name: str, column: Mapping[str, Any], values: Mapping[str, Any]) -> Column:
@@ -271,7 +301,7 @@ def _check_row(
 ) -> None:
     _check_name(name, where, ("stages",))
     _require_known(row, _ROW, where)
-    for command in _COMMANDS:
+    for command in COMMANDS:
         if row.get(command) is not False or command == "convert":
             _require_table(row.get(command, {}), f"{where}.{command}")
     if "checkpoint" in row:
@@ -297,6 +327,28 @@ def _check_checkpoint(row: Mapping[str, Any], where: str) -> None:
         raise RequestError(f"{where}: a row with a checkpoint has no {' and no '.join(others)}")
     if not Path(row["checkpoint"]).is_file():
         raise RequestError(f"{where}: there is no checkpoint {row['checkpoint']}")
+
+
+def _check_choice(chosen: Any, columns: Mapping[str, Any], where: str) -> None:
+    """Require a list of columns that there are, if only switched off."""
+    if not isinstance(chosen, list):
+        raise RequestError(f"{where} is a list of names of columns, not {chosen!r}")
+    for name in chosen:
+        if not isinstance(name, str) or name not in columns:
+            raise RequestError(f"{where}: {name!r} is no column; {nearest(str(name), columns)}")
+
+
+def _check_measured(
+    gates: Sequence[Gate], rows: Sequence[str], stages: Collection[str], where: str
+) -> None:
+    """Require that every gate has something to decide on: one that has not would look met."""
+    for gate in gates:
+        missing = [row for row in gate.rows or rows if f"{row}/{gate.column}" not in stages]
+        if missing and (gate.rows or len(missing) == len(rows)):
+            raise RequestError(
+                f"{where}: gates.{gate.column}: the row {missing[0]} does not measure it, so there "
+                "is nothing to decide on"
+            )
 
 
 def _check_column(name: str, column: Mapping[str, Any], where: str) -> None:

@@ -25,7 +25,7 @@ from rlskit.errors import RequestError, UntrustedError
 from rlskit.recipes.cells import cells, grid, to_json
 from rlskit.recipes.checking import check_options
 from rlskit.recipes.judging import verdicts
-from rlskit.recipes.recipe import Recipe, load, nearest
+from rlskit.recipes.recipe import Recipe, Takes, load, nearest
 from rlskit.recipes.stages import Stage
 from rlskit.recipes.staging import Execute, StageError, is_finished, run_stage, state_of, tidy
 from rlskit.recipes.trust import require_trust
@@ -68,6 +68,7 @@ def run(
     *,
     execute: Execute,
     check: Check | None = None,
+    takes: Takes | None = None,
     sets: Sequence[str] = (),
     only: str | None = None,
     out: str | Path | None = None,
@@ -83,6 +84,7 @@ def run(
         path: The TOML file.
         execute: Runs one command line.
         check: Looks at every command line before the first one runs.
+        takes: What each command takes, as of `load`.
         sets: `KEY=VALUE` changes.
         only: A stage, or a glob over their names: `rls/pgd`, `rls/*`.
         out: Folder of the run; by default `default_folder`.
@@ -94,7 +96,7 @@ def run(
             and is not trusted.
         StageError: A command failed or was interrupted; what is finished is kept.
     """
-    recipe = load(path, sets)
+    recipe = load(path, sets, takes)
     require_trust(recipe, trust)
     folder = default_folder(recipe) if out is None else Path(out)
     check_stages(recipe, folder, check)

@@ -16,10 +16,14 @@ import torch
 
 from rlskit.errors import RequestError, RunError
 from rlskit.evaluation.subject import library_versions
+from rlskit.models import checkpoint
+from rlskit.recipes.checking import train_options
 from rlskit.recipes.stages import Stage, sha256
 from rlskit.results import clear
 from rlskit.runtime.devices import choose_device
 from rlskit.storage.files import parse_json, write_text
+from rlskit.training import unfinished_of
+from rlskit.training.unfinished import versions
 
 Execute = Callable[[list[str]], int]
 """Runs one command line of rlskit, without the word `rlskit`; returns its exit code."""
@@ -58,7 +62,7 @@ def state_of(stage: Stage, folder: Path) -> dict[str, Any]:
 def run_stage(stage: Stage, folder: Path, execute: Execute) -> None:
     """Run a stage, then put what it made in the place of what was there.
 
-    What an interrupted `attack` or `eval` of the same request left is continued.
+    What an interrupted `attack`, `eval` or `train` of the same request left is continued.
 
     Raises:
         RequestError: What it would replace is not the recipe's.
@@ -89,25 +93,36 @@ def _make(stage: Stage, folder: Path, mark: dict[str, Any], execute: Execute) ->
         StageError: It failed, or its model changed meanwhile.
     """
     new = folder / NEW
-    if stage.cell is None:
-        _discard(stage, new)  # nothing continues a convert or a training
-    (new / stage.output).unlink(missing_ok=True)
-    (new / stage.output).parent.mkdir(parents=True, exist_ok=True)
+    output, trained = new / stage.output, _is_trained(stage, new)
+    if stage.cell is not None:
+        output.unlink(missing_ok=True)
+    elif not (trained or unfinished_of(output).exists()):
+        _discard(stage, new)  # nothing continues it
+    output.parent.mkdir(parents=True, exist_ok=True)
     _note(stage, new, **mark, finished=False)
     start = time.perf_counter()
-    code = execute(stage.arguments(folder, new))
+    code = 0 if trained else execute(stage.arguments(folder, new))
     seconds = round(time.perf_counter() - start, 1)
     if code == RequestError.exit_code:
         _discard(stage, new)
     if code not in (0, GATE):
         what = "was interrupted" if code >= 128 else f"failed with exit code {code}"
         raise _failure(stage, folder, what, code)
-    if not (new / stage.output).is_file():
+    if not output.is_file():
         raise _failure(stage, folder, f"wrote no {stage.output.name}", RunError.exit_code)
     if _mark(stage, folder)["input"] != mark["input"]:
         what = "measured a model that has changed meanwhile"
         raise _failure(stage, folder, what, RunError.exit_code)
     _note(stage, new, **mark, finished=True, code=code, seconds=seconds)
+
+
+def _is_trained(stage: Stage, new: Path) -> bool:
+    """Whether a training was killed just when it was finished."""
+    output = new / stage.output
+    if stage.command != "train" or not output.is_file() or unfinished_of(output).exists():
+        return False
+    records = checkpoint.inspect(output)["training"]
+    return bool(records) and records[-1].get("epochs") == train_options(stage).epochs
 
 
 def _failure(stage: Stage, folder: Path, what: str, code: int) -> StageError:
@@ -191,9 +206,10 @@ def _mark(stage: Stage, folder: Path) -> dict[str, str | None]:
 
 
 def _surroundings(stage: Stage) -> dict[str, str]:
-    """Return what must be the same for an interrupted attack to go on: results depend on it."""
+    """Return what must be the same for an interrupted stage to go on: results depend on it."""
     device = choose_device(str(stage.options.get("device", "auto"))).type
-    return {**library_versions(), "threads": str(torch.get_num_threads()), "device": device}
+    libraries = versions() if stage.command == "train" else library_versions()
+    return {**libraries, "threads": str(torch.get_num_threads()), "device": device}
 
 
 def _state_file(stage: Stage, folder: Path) -> Path:

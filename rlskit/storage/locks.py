@@ -1,7 +1,7 @@
-"""One writer per folder: a lock of the system's, which ends with the process that holds it.
+"""One writer per folder, or file: a lock of the system's, which ends with its process.
 
-The file `.rlskit.lock` says whose it is, for people. It goes when its writer is done; what a killed
-writer left of it holds nobody up.
+The file `.rlskit.lock`, or `.NAME.lock`, says whose it is, for people. It goes when its writer is
+done; what a killed writer left of it holds nobody up.
 """
 
 from __future__ import annotations
@@ -52,15 +52,38 @@ def _only_writer(folder: Path) -> Iterator[None]:
         raise RequestError(
             f"{folder} is not a folder, nor can it become one; name another"
         ) from error
-    lock = _acquired(folder)
     try:
-        yield
+        with _holding(folder / LOCK, folder):
+            yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)  # before it is given up: see `_acquired`
-        os.close(lock)
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # which leaves a folder that holds anything
+
+
+@contextlib.contextmanager
+def only_writer_of(file: Path | None) -> Iterator[None]:
+    """Be the only one that writes a file, and what belongs to it; None is no file.
+
+    Raises:
+        RunError: Another process, or another thread of this one, does.
+    """
+    if file is None:
+        yield
+        return
+    target = Path(os.path.realpath(file))
+    with _holding(target.with_name(f".{target.name}.lock"), file):
+        yield
+
+
+@contextlib.contextmanager
+def _holding(lock: Path, what: Path) -> Iterator[None]:
+    handle = _acquired(lock, what)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # before it is given up: see `_acquired`
+        os.close(handle)
 
 
 def refuse_busy(folder: Path) -> None:
@@ -80,7 +103,7 @@ def refuse_busy(folder: Path) -> None:
     finally:
         os.close(handle)
     if not free:
-        raise _busy(folder)
+        raise _busy(folder / LOCK, folder)
 
 
 def locked(handle: int, kind: int = fcntl.LOCK_EX) -> bool:
@@ -96,38 +119,40 @@ def locked(handle: int, kind: int = fcntl.LOCK_EX) -> bool:
     return True
 
 
-def _acquired(folder: Path) -> int:
-    """Return the open lock of a folder, which is ours."""
+def _acquired(lock: Path, what: Path) -> int:
+    """Return the open lock of a folder or file, which is ours."""
     for _ in range(_TRIES):
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        if _ours(handle, folder):
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if _ours(handle, lock):
             facts = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
             os.truncate(handle, 0)
             os.pwrite(handle, json.dumps(facts).encode(), 0)
             return handle
         os.close(handle)  # somebody's, or removed by its last holder just as it was opened
         time.sleep(_PAUSE)
-    raise _busy(folder)
+    raise _busy(lock, what)
 
 
-def _ours(handle: int, folder: Path) -> bool:
+def _ours(handle: int, lock: Path) -> bool:
     """Lock an open file, if it is free and still the one that all others lock."""
     try:
-        return locked(handle) and os.path.samestat(os.fstat(handle), (folder / LOCK).stat())
+        return locked(handle) and os.path.samestat(os.fstat(handle), lock.stat())
     except FileNotFoundError:
         return False
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        _LOG.warning("%s cannot be locked on its file system: let nobody else write there", folder)
+        _LOG.warning(
+            "%s cannot be locked on its file system: let nobody else write there", lock.parent
+        )
         return True
 
 
-def _busy(folder: Path) -> RunError:
+def _busy(lock: Path, what: Path) -> RunError:
     try:
-        facts = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+        facts = json.loads(lock.read_text(encoding="utf-8"))
         minutes = max(time.time() - float(facts["since"]), 0) / 60
         who = f"process {int(facts['pid'])} on {facts['host']}, for {minutes:.1f} minutes now"
     except (OSError, ValueError, TypeError, KeyError):
         who = "another process"
-    return RunError(f"{folder} is being written by {who}; wait for its end, or name another `out`")
+    return RunError(f"{what} is being written by {who}; wait for its end, or name another `out`")

@@ -63,6 +63,8 @@ def transfers(
         together = _mean_view(banks)
         parts.append(Part("mean of the banks", attack, together, len(banks)))
         parts.append(Part("mora", prepare("mora", **common), together, len(banks)))
+    elif not defense_of(model).distinct(model):  # the mean of many may be harder to climb
+        parts.append(Part("one draw", attack, _view(model, "transfer", 1), 1))
     for number, surrogate in enumerate(surrogates):
         count = _fitting(surrogate, model).num_banks
         view = _mean_view([_bank_view(surrogate, bank) for bank in range(count)])

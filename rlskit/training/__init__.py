@@ -2,7 +2,7 @@
 
 from rlskit.training.batch_norm import reestimate_batch_norm
 from rlskit.training.group_optimization import train
-from rlskit.training.kept import EpochRecord, TrainingResult
+from rlskit.training.kept import EpochRecord, TrainingResult, unfinished_of
 from rlskit.training.objectives import LOSSES, group_loss, separate_loss
 from rlskit.training.train_options import SCHEDULES, TrainOptions
 
@@ -16,4 +16,5 @@ __all__ = [
     "reestimate_batch_norm",
     "separate_loss",
     "train",
+    "unfinished_of",
 ]

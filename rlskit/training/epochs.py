@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -22,14 +22,24 @@ from rlskit.defenses.answers import mean_log_probabilities
 from rlskit.errors import RequestError, RunError, reason
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import layout_of, to_layout
-from rlskit.models.streams import kept, sources_of, start_all
+from rlskit.models.streams import (
+    Source,
+    kept,
+    put_states,
+    sources_of,
+    start_all,
+    states_of,
+    torch_source,
+)
 from rlskit.progress import Progress
+from rlskit.runtime.interruptions import Interruptions
 from rlskit.seeds import Purpose
 from rlskit.training.adversarial_training import pgd_images
 from rlskit.training.batch_norm import has_batch_norm, reestimate_batch_norm
 from rlskit.training.kept import EpochRecord, Files, TrainingResult
 from rlskit.training.objectives import group_loss, separate_loss
 from rlskit.training.train_options import TrainOptions
+from rlskit.training.unfinished import SaveEvery, State, Tally, Unfinished
 
 HELD_OUT_DRAWS = 10
 """At most so many answer together when an epoch is scored."""
@@ -43,13 +53,19 @@ class Run:
         options: How.
         whole: All training images.
         files: Where the epochs are kept.
+        every: How often what it goes on from is kept within an epoch.
 
     Raises:
-        RequestError: There are too few images for a step.
+        RequestError: There are too few images for a step, or an interrupted training is in the way.
     """
 
     def __init__(
-        self, model: BankedModel, options: TrainOptions, whole: Data, files: Files
+        self,
+        model: BankedModel,
+        options: TrainOptions,
+        whole: Data,
+        files: Files,
+        every: SaveEvery | None = None,
     ) -> None:
         self.model, self.options, self.whole, self.files = model, options, whole, files
         self.data, self.held_out = split(whole, options)
@@ -71,19 +87,28 @@ class Run:
         )
         self.scheduler = scheduler(self.optimizer, options, self.steps_per_epoch)
         self.records: list[EpochRecord] = []
+        self.unfinished = Unfinished(model, options, whole, files, every or SaveEvery())
         self.before = list(model.card.training)
 
-    def go(self, progress: Progress) -> TrainingResult:
-        """Train all epochs; the model is left in eval mode, the global random state as it was."""
+    def go(
+        self, progress: Progress, note: Callable[[str], None] = lambda _: None
+    ) -> TrainingResult:
+        """Train all epochs that are left.
+
+        The model is left in eval mode, the global random state as it was.
+        """
         # Convolutions train faster so: ResNets by a quarter on a CPU, by half together with --amp.
         to_layout(self.model, layout_of(self.model, training=True))
         try:
             with kept(sources_of(self.model)):
-                for epoch in range(self.options.epochs):
-                    self._epoch(epoch, progress)
+                tally = self._begin(note)
+                while tally.epoch < self.options.epochs:
+                    self._epoch(tally, progress)
+                    tally = Tally(tally.epoch + 1, self._lr)
         finally:
             to_layout(self.model, torch.contiguous_format)
             self.model.eval()
+        self.unfinished.finish()
         return TrainingResult(
             epochs=tuple(self.records),
             steps=self.steps_per_epoch * len(self.records),
@@ -93,52 +118,97 @@ class Run:
             log=self.files.log,
         )
 
-    def _epoch(self, epoch: int, progress: Progress) -> None:
-        lr, start = self.optimizer.param_groups[0]["lr"], time.perf_counter()
-        loss, accuracy, seen = self._steps(epoch, progress)
-        seconds = time.perf_counter() - start
+    @property
+    def _lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _begin(self, note: Callable[[str], None]) -> Tally:
+        """Return where the training goes on: at its beginning, or where it was interrupted."""
+        state, options = self.unfinished.state, self.options
+        if state is None:
+            if self.unfinished.replaced:
+                note(f"{self.unfinished.replaced}; starting afresh")
+            if self.before:
+                epochs = " and ".join(str(one.get("epochs")) for one in self.before)
+                note(f"the model was trained for {epochs} epochs already; this trains it further")
+            return Tally(0, self._lr)
+        tally = state.tally
+        self.unfinished.restore(self.model, self.optimizer)
+        steps = tally.epoch * self.steps_per_epoch + tally.step
+        self.scheduler.load_state_dict({"last_epoch": steps, "_step_count": steps + 1})
+        self.records, self.before = list(state.records), state.before
+        note(
+            f"going on in epoch {tally.epoch + 1} of {options.epochs}, after step {tally.step} of "
+            f"{self.steps_per_epoch}; to start afresh, remove {self.files.unfinished}"
+        )
+        return tally
+
+    def _epoch(self, tally: Tally, progress: Progress) -> None:
+        epoch, tally = tally.epoch, self._steps(tally, progress)
         reestimate_batch_norm(self.model, self.data, self.options, progress)
         self._require_finite_weights(epoch)
         record = EpochRecord(
             epoch=epoch + 1,
             steps=self.steps_per_epoch,
-            loss=loss,
-            accuracy=accuracy,
+            loss=tally.loss / tally.seen,
+            accuracy=tally.correct / tally.seen,
             holdout_accuracy=self._held_out_accuracy(epoch),
-            lr=lr,
-            seconds=seconds,
-            images_per_second=seen / seconds,
+            lr=tally.lr,
+            seconds=tally.seconds,
+            images_per_second=tally.seen / tally.seconds,
         )
         self.records.append(record)
         self._note_in_card(record)
-        self.files.keep(self.model, record, best=self._best() is record)
+        self.files.keep(self.model, self.records, best=self._best() is record)
 
-    def _steps(self, epoch: int, progress: Progress) -> tuple[float, float, int]:
-        """Take an epoch's steps; return mean loss, accuracy of the group, and images seen."""
-        model, options = self.model, self.options
-        # Of dropout, drop path, the defense, and whatever else a network draws.
-        start_all(sources_of(model), seeds.derive(options.seed, Purpose.TRAIN_NOISE, epoch))
+    def _steps(self, tally: Tally, progress: Progress) -> Tally:
+        """Take the steps that are left of an epoch."""
+        model, options, epoch = self.model, self.options, tally.epoch
         plans = seeds.generator(options.seed, Purpose.TRAIN_PLANS, epoch)
-        order = seeds.generator(options.seed, Purpose.TRAIN_ORDER, epoch)
-        stream = batches(self.data, options.batch_size, order, options.augment, options.num_workers)
-        loss_sum, correct, seen, start = 0.0, 0, 0, time.perf_counter()
+        sources = sources_of(model)  # of dropout, drop path, the defense, and what else is drawn
+        streams = (*sources, torch_source(plans))
+        if tally.step and self.unfinished.state is not None:
+            put_states(streams, self.unfinished.state.streams)
+        else:
+            start_all(sources, seeds.derive(options.seed, Purpose.TRAIN_NOISE, epoch))
+        stream = batches(
+            self.data, options.batch_size,
+            seeds.generator(options.seed, Purpose.TRAIN_ORDER, epoch),
+            options.augment, options.num_workers, start=tally.step,
+        )  # fmt: skip
+        began = time.perf_counter() - tally.seconds
         model.train()
-        for step, (images, labels) in enumerate(stream):
-            images, labels = images.to(model.device), labels.to(model.device)
-            logits, loss = self._step(images, labels, plans)
-            if not math.isfinite(loss):
-                raise self._failure(
-                    f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}", epoch
-                )
-            seen += len(labels)
-            loss_sum += loss * len(labels)
-            correct += int((mean_log_probabilities(logits).argmax(-1) == labels).sum())
-            progress(
-                f"epoch {epoch + 1}/{options.epochs}", step + 1, self.steps_per_epoch,
-                loss=loss_sum / seen, accuracy=correct / seen,
-                images_per_second=seen / (time.perf_counter() - start),
-            )  # fmt: skip
-        return loss_sum / seen, correct / seen, seen
+        with Interruptions() as interruptions:
+            for images, labels in stream:
+                images, labels = images.to(model.device), labels.to(model.device)
+                logits, loss = self._step(images, labels, plans)
+                step, seen = tally.step + 1, tally.seen + len(labels)
+                if not math.isfinite(loss):
+                    raise self._failure(
+                        f"the loss is {loss} in epoch {epoch + 1}, step {step}", epoch
+                    )
+                right = mean_log_probabilities(logits).argmax(-1) == labels
+                tally = Tally(
+                    epoch, tally.lr, step, tally.loss + loss * len(labels),
+                    tally.correct + int(right.sum()), seen, time.perf_counter() - began,
+                )  # fmt: skip
+                progress(
+                    f"epoch {epoch + 1}/{options.epochs}", step, self.steps_per_epoch,
+                    loss=tally.loss / seen, accuracy=tally.correct / seen,
+                    images_per_second=seen / tally.seconds,
+                )  # fmt: skip
+                stop = interruptions.came is not None  # what comes later waits for the next step
+                # Also after the last step: what follows may take minutes, and is done again.
+                if self.unfinished.due() or stop or step == self.steps_per_epoch:
+                    self._save(tally, streams)
+                if stop:
+                    interruptions.act()
+        return tally
+
+    def _save(self, tally: Tally, streams: Sequence[Source]) -> None:
+        """Keep all that the training goes on from after a step."""
+        state = State(tally, self._lr, states_of(streams), tuple(self.records), self.before)
+        self.unfinished.save(state, self.model, self.optimizer)
 
     def _step(self, images: Tensor, labels: Tensor, plans: torch.Generator) -> tuple[Tensor, float]:
         """Take one step, unless the loss is not finite.
@@ -236,6 +306,7 @@ class Run:
             "accuracy": last.accuracy,
             "holdout_accuracy": last.holdout_accuracy,
             "options": asdict(self.options),
+            "from_sha256": self.unfinished.start,
         }
         model.card.data = whole.name
         if whole.name != MEMORY:  # whose classes have numbers only
