@@ -49,13 +49,14 @@ def compare(a: str | Path, b: str | Path, *, seed: int = 0) -> Comparison:
     _check_same_question(first.parts[0].result, second.parts[0].result)
     partners = {_question(part.result.attack): part for part in second.parts}
     left_out = [f"A: {why}" for why in first.left_out] + [f"B: {why}" for why in second.left_out]
-    pairs = []
+    pairs, unanswered = [], []
     for part in first.parts:
         partner = partners.pop(_question(part.result.attack), None)
         if partner is None:
-            left_out.append(f"A: {_label(part.result)}, which B was not attacked with")
+            unanswered.append(_label(part.result))
         else:
             pairs.append(_pair(part, partner, seed))
+    left_out += [f"A: {label}, which B was not attacked with" for label in unanswered]
     left_out += [
         f"B: {_label(part.result)}, which A was not attacked with" for part in partners.values()
     ]
@@ -64,7 +65,7 @@ def compare(a: str | Path, b: str | Path, *, seed: int = 0) -> Comparison:
             _nothing_in_common(*([one.result for one in run.parts] for run in (first, second)))
         )
     paths = str(first.folder), str(second.folder)
-    return Comparison(paths, tuple(pairs), tuple(left_out), seed, RESAMPLES)
+    return Comparison(paths, tuple(pairs), tuple(left_out), seed, RESAMPLES, tuple(unanswered))
 
 
 def hidden_among(results: Sequence[Result]) -> list[str]:

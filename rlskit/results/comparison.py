@@ -96,6 +96,7 @@ class Comparison:
         left_out: The results without a partner, and why, for people.
         seed: The bootstrap's.
         resamples: Of the bootstrap.
+        unanswered: The first run's attacks that the second was not attacked with.
     """
 
     paths: tuple[str, str]
@@ -103,6 +104,7 @@ class Comparison:
     left_out: tuple[str, ...]
     seed: int
     resamples: int
+    unanswered: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rlskit.documents import Count, Number, Whole
 from rlskit.errors import RequestError
-from rlskit.results.comparison import Comparison, Difference
+from rlskit.results.comparison import Comparison, Difference, Pair
 from rlskit.results.result import Measure
 from rlskit.results.words import attack_label
 from rlskit.stats import Accuracy
@@ -16,6 +16,9 @@ PASS, FAIL, UNDECIDED, UNTRUSTED = "pass", "fail", "undecided", "untrusted"
 
 ASKS = ("at-least", "at-most", "max-drop")
 """What a gate may ask: of the number itself, or of its change against a baseline's."""
+
+SIGNED = ("kappa", "q_statistic")
+"""Numbers in [-1, 1], which are no shares."""
 
 BOUND, POINT = "bound", "point"
 """What decides: the one-sided 95 % bound, or the value as it was measured."""
@@ -42,7 +45,7 @@ class Verdict:
         verdict: `pass`, `fail`, `undecided` (so many images do not tell; a gate is not met then,
             either) or `untrusted` (the number means nothing).
         more_images: About how many more would tell, if they are like these.
-        reason: Why it is untrusted.
+        reason: Why it is untrusted, or was not measured.
     """
 
     row: str
@@ -86,10 +89,7 @@ class Verdict:
         )
 
     def _said(self, value: float) -> str:
-        return f"{value:.3f}" if self.show in _PLAIN else f"{100 * value:.1f} %"
-
-
-_PLAIN = ("kappa", "q_statistic")
+        return f"{value:.3f}" if self.show in SIGNED else f"{100 * value:.1f} %"
 
 
 def judged(
@@ -127,21 +127,44 @@ def judged(
     return Verdict(**common, verdict=verdict, measured=mean, bounds=bounds, more_images=more)  # type: ignore[arg-type]
 
 
+def dropped(pair: Pair, show: str, *, most: float, by: str, row: str, column: str) -> Verdict:
+    """Say whether an accuracy of a pair's second result surely lost no more than `most`.
+
+    Raises:
+        RequestError: The two were measured under different protocols, one of them `known`.
+    """
+    if pair.a.protocol != pair.b.protocol:
+        raise RequestError(
+            f"{row}/{column} was measured under {pair.b.protocol}, and what it is held against "
+            f"under {pair.a.protocol}: that difference is the protocols', no drop; run the same one"
+        )
+    return judged(
+        pair.differences[show], images=int(pair.b.data.n), asked="max-drop", threshold=most, by=by,
+        row=row, column=column, show=show,
+    )  # fmt: skip
+
+
 def drops(found: Comparison, most: float) -> tuple[Verdict, ...]:
     """Say of every accuracy of a comparison whether the second run surely lost no more than `most`.
 
     Raises:
-        RequestError: `most` is no share.
+        RequestError: `most` is no share below 1; or the second run lacks an attack of the first, or
+            was measured under another protocol.
     """
-    if not 0 <= most <= 1:
-        raise RequestError(f"`max_drop` is a share in [0, 1], such as 0.02, not {most:g}")
+    if not 0 <= most < 1:
+        raise RequestError(f"`max_drop` is a share in [0, 1), such as 0.02, not {most:g}")
+    if found.unanswered:
+        raise RequestError(
+            f"B was not attacked with {', '.join(found.unanswered)}, so nothing tells what it lost "
+            "there; run it with the attacks of A"
+        )
     return tuple(
-        judged(
-            difference, images=int(pair.b.data.n), asked="max-drop", threshold=most, by=BOUND,
-            row="B", column=attack_label(pair.b) if pair.b.attack else "clean", show=show,
+        dropped(
+            pair, show, most=most, by=BOUND, row="B",
+            column=attack_label(pair.b) if pair.b.attack else "clean",
         )
         for pair in found.pairs
-        for show, difference in pair.differences.items()
+        for show in pair.differences
     )  # fmt: skip
 
 
