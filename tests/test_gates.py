@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import made_results
 from rlskit import recipes
 from rlskit.cli import run as command
 from rlskit.errors import RequestError
-from rlskit.results import compare, comparing
-from rlskit.results.result import Measure
+from rlskit.results import compare, comparing, dump, read_results
+from rlskit.results.result import AttackFacts, Measure
 from rlskit.results.verdict import drops, judged
 from rlskit.stats import accuracy
 from test_comparison import write
@@ -197,6 +199,10 @@ def test_a_baseline_is_a_folder_or_one_small_file(
         ("gates.linf.at-least=40", "at-least is a share such as 0.4"),
         ("gates.linf.at-lest=0.3", "'at-lest' is unknown"),
         ("gates.linf.by=mean", "by is bound or point"),
+        ("gates.linf.at-least=nan", "at-least is a share such as 0.4"),
+        ("gates.linf.at-least=-0.3", "at-least is a share such as 0.4"),
+        ("gates.linf.at-most=1", "at-most = 1 is 100 %, and always holds"),
+        ('gates.linf.rows=[["release"]]', "rows is a list of some of release"),
         ("gates.linf.max-drop=0.1", "needs .baseline. with results"),
         ("rows.release.checkpoint=none.safetensors", "there is no checkpoint none"),
         ("rows.release.train.epochs=3", "a row with a checkpoint has no train"),
@@ -217,3 +223,114 @@ def test_results_of_one_release_and_a_model_that_is_worse(
     assert command(["compare", *paths, "--max-drop", "0.05"]) == 0
     assert command(["compare", *paths, "--max-drop", "0.01"]) == 1
     assert "asked max drop 1.0 %, 1,000 images: fail" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_gate_is_never_met_unseen(recipe: Path) -> None:
+    """A cell that is not measured is undecided; where `only` left it out, it does not decide."""
+    sets = ["columns.clean.eval.limit=4", "gates.clean.at-least=0.3"]
+
+    def execute(arguments: list[str]) -> int:
+        write(Path(arguments[arguments.index("--out") + 1]), [[1] * 4])
+        return 0
+
+    part = recipes.run(recipe, execute=execute, sets=sets, only="release/clean")
+    assert {one.column: one.verdict for one in part.verdicts} == {
+        "clean": "pass", "linf": "undecided",
+    }  # fmt: skip
+    assert part.code == 0
+    assert [one.sentence for one in part.verdicts if one.column == "linf"] == [
+        "release/linf at-least 30.0 %: undecided: not measured"
+    ]
+
+    def undermine(arguments: list[str]) -> int:
+        """The images become others while the model is attacked."""
+        Path("images.npz").write_bytes(b"other")
+        return execute(arguments)
+
+    Path("images.npz").write_bytes(b"any")
+    both = recipes.run(
+        recipe, execute=undermine, sets=[*sets, "columns.linf.attack.data=npz:images.npz"],
+        out="other",
+    )  # fmt: skip
+    assert {one.column: one.verdict for one in both.verdicts}["linf"] == "undecided"
+    assert both.code == 1
+
+
+def test_a_number_that_the_run_lacks_is_untrusted(recipe: Path) -> None:
+    done = go(recipe, [1] * 4, 0, "columns.linf.show=robust_8bit")
+    assert (done.code, done.verdicts[0].verdict) == (4, "untrusted")
+    assert "no number called robust_8bit" in done.verdicts[0].sentence
+
+
+def test_the_run_is_no_baseline_of_itself_and_a_refused_one_leaves_no_verdict(
+    recipe: Path,
+) -> None:
+    folder = go(recipe, [1] * 4).folder
+    for place in (folder, folder / "results.json"):
+        with pytest.raises(RequestError, match="against itself"):
+            go(recipe, [1] * 4, 0, "gates.linf.max-drop=0.1", f"baseline.results={place}")
+    assert (folder / "results.json").is_file()
+    Path("empty").mkdir()
+    with pytest.raises(RequestError, match="has no release/linf"):
+        go(recipe, [1] * 4, 0, "gates.linf.max-drop=0.1", "baseline.results=empty")
+    assert not (folder / "results.json").exists()
+
+
+def test_only_a_baseline_of_one_row_may_call_it_otherwise(recipe: Path) -> None:
+    sets = ["gates.linf.max-drop=0.9", "baseline.results=before"]
+    write(Path("before/old/linf"), [[1] * 60])
+    assert go(recipe, [1] * 60, 0, *sets).code == 0
+    write(Path("before/other/clean"), [[1] * 60])  # so that which row it was cannot be told
+    with pytest.raises(RequestError, match="has no release/linf"):
+        go(recipe, [1] * 60, 0, *sets)
+
+
+FGSM = dataclasses.replace(made_results.PGD, method="fgsm")
+
+
+def several(folder: Path, *attacks: AttackFacts) -> Path:
+    """A run of several attacks, right on all images under each and all of them."""
+    for attack in attacks:
+        write(folder / attack.method, [[1] * 60], attack=attack)
+    found = [read_results(folder / one.method / "results.json")[0] for one in attacks]
+    worst = dataclasses.replace(FGSM, method="worst-case", params={"of": attacks})
+    found.append(dataclasses.replace(found[0], attack=worst))
+    (folder / "results.json").write_text(dump(found))
+    return folder
+
+
+def test_a_drop_is_of_the_same_attacks(recipe: Path) -> None:
+    """What two releases were both attacked with may be the least of it."""
+    stronger = dataclasses.replace(made_results.PGD, params={"eps": 0.02, "steps": 99})
+    several(Path("before/release/linf"), stronger, FGSM)
+    sets = ["gates.linf.max-drop=0.9", "baseline.results=before"]
+
+    def execute(arguments: list[str]) -> int:
+        several(Path(arguments[arguments.index("--out") + 1]), made_results.PGD, FGSM)
+        return 0
+
+    with pytest.raises(RequestError, match="no result of the same attacks"):
+        recipes.run(recipe, execute=execute, sets=sets)
+    drop = ["--max-drop", "0.9"]
+    here = str(next(Path("runs").glob("*/release/linf")))
+    assert command(["compare", "before/release/linf", here, *drop]) == 2
+    assert command(["compare", here, here, *drop]) == 0
+
+
+def test_a_drop_is_of_the_same_protocol(tmp_path: Path) -> None:
+    """Less is left under `known` than under another protocol, so that nothing seems lost."""
+    for name, protocol in (("known", "known"), ("eot", "eot")):
+        write(tmp_path / name, [[1] * 60], protocol=protocol)
+    found = compare(tmp_path / "known", tmp_path / "eot")
+    with pytest.raises(RequestError, match="the protocols', no drop"):
+        drops(found, 0.9)
+
+
+def test_a_drop_is_of_as_many_draws(recipe: Path) -> None:
+    """More draws of a defense make up for a model that is worse."""
+    sets = ["gates.linf.max-drop=0.9", "baseline.results=before"]
+    write(Path("before/release/linf"), [[1] * 60], n_samples=1)
+    with pytest.raises(RequestError, match="10 draws answered together, in the baseline's 1:"):
+        go(recipe, [1] * 60, 0, *sets)
+    write(Path("before/release/linf"), [[1] * 60], n_samples=1, defense="none")
+    assert go(recipe, [1] * 60, 0, *sets).code == 0

@@ -74,7 +74,7 @@ def baseline_folder(path: Path | None) -> Iterator[Path | None]:
 
 
 def cell_of(folder: Path, row: str, column: str) -> Path:
-    """Return the folder of a cell in a baseline, which may have one row of another name.
+    """Return the folder of a cell in a baseline, whose only row may have another name.
 
     Raises:
         RequestError: There is none.
@@ -82,9 +82,10 @@ def cell_of(folder: Path, row: str, column: str) -> Path:
     own = folder / row / column
     if (own / RESULTS).is_file():
         return own
-    others = list(folder.glob(f"*/{column}/{RESULTS}"))
-    if len(others) == 1:
-        return others[0].parent
+    rows = {file.parent.parent for file in folder.glob(f"*/*/{RESULTS}")}
+    others = [row / column for row in rows if (row / column / RESULTS).is_file()]
+    if len(rows) == len(others) == 1:
+        return others[0]
     raise RequestError(
         f"the baseline has no {row}/{column}; run the same columns for it, or name the row as it "
         "was called there"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlskit.errors import RequestError
-from rlskit.results.verdict import ASKS, BOUND, POINT
+from rlskit.results.verdict import ASKS, BOUND, POINT, SIGNED
 
 MAX_DROP = "max-drop"
 
@@ -40,9 +40,15 @@ class Gate:
 
 
 def read_gates(
-    table: Mapping[str, Any], rows: Sequence[str], columns: Sequence[str], where: str
+    table: Mapping[str, Any], rows: Sequence[str], columns: Mapping[str, str], where: str
 ) -> tuple[Gate, ...]:
     """Return the gates of `[gates]`.
+
+    Args:
+        table: Column -> what is asked of it.
+        rows: The names of all rows.
+        columns: Column -> the number that it shows.
+        where: What the table is called in messages.
 
     Raises:
         RequestError: One is about no column or row, or asks for what cannot be.
@@ -55,17 +61,19 @@ def read_gates(
         if not isinstance(asked, Mapping):
             raise RequestError(f"{place} is a table, such as {{ at-least = 0.4 }}, not {asked!r}")
         about = asked.get("rows", [])
-        if not isinstance(about, list) or not set(about) <= set(rows):
+        if not isinstance(about, list) or not all(one in rows for one in about):
             raise RequestError(f"{place}: rows is a list of some of {', '.join(rows)}")
         by = asked.get("by", BOUND)
         if by not in (BOUND, POINT):
             raise RequestError(f"{place}: by is {BOUND} or {POINT}, not {by!r}")
         asks = {name: one for name, one in asked.items() if name not in ("rows", "by")}
-        found.append(Gate(column, _checked(asks, place), by, tuple(about)))
+        found.append(
+            Gate(column, _checked(asks, place, columns[column] in SIGNED), by, tuple(about))
+        )
     return tuple(found)
 
 
-def _checked(asks: Mapping[str, Any], place: str) -> dict[str, float]:
+def _checked(asks: Mapping[str, Any], place: str, signed: bool) -> dict[str, float]:
     """Require that what a gate asks for can be.
 
     Raises:
@@ -76,7 +84,11 @@ def _checked(asks: Mapping[str, Any], place: str) -> dict[str, float]:
     for name, one in asks.items():
         if name not in ASKS:
             raise RequestError(f"{place}: {name!r} is unknown; it is one of {', '.join(ASKS)}")
-        lowest = 0 if name == MAX_DROP else -1  # kappa may be negative
+        lowest = -1 if signed and name != MAX_DROP else 0
         if isinstance(one, bool) or not isinstance(one, int | float) or not lowest <= one <= 1:
             raise RequestError(f"{place}: {name} is a share such as 0.4 (of 1, not of 100)")
+        if name != "at-least" and one == 1:
+            raise RequestError(
+                f"{place}: {name} = 1 is 100 %, and always holds; one point of 100 is 0.01"
+            )
     return {name: float(one) for name, one in asks.items()}

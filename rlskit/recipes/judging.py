@@ -2,65 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlskit.errors import RequestError
 from rlskit.recipes.baseline import baseline_folder, cell_of
 from rlskit.recipes.cells import Cell
 from rlskit.recipes.gates import MAX_DROP, Gate
-from rlskit.results import compare
-from rlskit.results.verdict import UNTRUSTED, Verdict, judged
+from rlskit.results import Result, compare
+from rlskit.results.comparison import Pair
+from rlskit.results.verdict import UNDECIDED, UNTRUSTED, Verdict, dropped, judged
+from rlskit.stats import Accuracy
+
+NOT_MEASURED = "not measured"
+"""The reason of a verdict on a cell that has no number yet."""
 
 
 def verdicts(
     gates: Sequence[Gate],
     lines: Sequence[Sequence[Cell]],
     *,
+    stages: Collection[str],
     folder: Path,
     baseline: Path | None,
     untrusted: Mapping[str, str],
 ) -> tuple[Verdict, ...]:
-    """Return what became of all that is asked of cells that were measured.
+    """Return what became of all that is asked of the cells that a recipe measures.
+
+    A cell that is not measured is undecided: no gate may pass unseen.
 
     Args:
         gates: Of the recipe.
         lines: Its cells, a list per row.
+        stages: The names of its stages; a cell without one is none that its row measures.
         folder: Of the run.
         baseline: What `max-drop` is held against.
         untrusted: `ROW/COLUMN` -> why its number means nothing.
 
     Raises:
-        RequestError: The baseline lacks a cell, or was measured on other images.
+        RequestError: The baseline lacks a cell, or was measured on other images, under another
+            attack or under another protocol.
     """
     found: list[Verdict] = []
     with baseline_folder(baseline) as before:
         for cell in (cell for line in lines for cell in line):
+            name = f"{cell.row.name}/{cell.column.name}"
             for gate in gates:
-                if gate.is_about(cell.row.name, cell.column.name):
-                    found += _of_cell(gate, cell, folder, before, untrusted)
+                if name in stages and gate.is_about(cell.row.name, cell.column.name):
+                    found += _of_cell(gate, cell, folder, before, untrusted.get(name))
     return tuple(found)
 
 
 def _of_cell(
-    gate: Gate, cell: Cell, folder: Path, before: Path | None, untrusted: Mapping[str, str]
+    gate: Gate, cell: Cell, folder: Path, before: Path | None, why: str | None
 ) -> Iterator[Verdict]:
-    """Yield what became of all that a gate asks of a cell, if it was measured."""
-    row, column = cell.row.name, cell.column.name
-    place: dict[str, Any] = {"row": row, "column": column, "show": cell.column.show}
-    why = untrusted.get(f"{row}/{column}")
+    """Yield what became of all that a gate asks of a cell."""
+    place = {"row": cell.row.name, "column": cell.column.name}
+    show, value, result = cell.column.show, cell.value, cell.result
+    if result is not None and value is None:
+        why = why or f"the run has no number called {show}"
     for asked, threshold in gate.asks.items():
+        about: dict[str, Any] = {"asked": asked, "threshold": threshold, "by": gate.by, **place}
         if why is not None:
-            yield Verdict(
-                **place, asked=asked, threshold=threshold, by=gate.by, verdict=UNTRUSTED, reason=why
+            yield Verdict(**about, show=show, verdict=UNTRUSTED, reason=why)
+        elif result is None or value is None:
+            yield Verdict(**about, show=show, verdict=UNDECIDED, reason=NOT_MEASURED)
+        elif asked == MAX_DROP:
+            assert before is not None
+            pair = _pair(before, folder, result, **place)
+            yield dropped(pair, show, most=threshold, by=gate.by, **place)
+        else:
+            images = value.n if isinstance(value, Accuracy) else int(result.data.n)
+            yield judged(value, **about, images=images, show=show)
+
+
+def _pair(before: Path, folder: Path, result: Result, row: str, column: str) -> Pair:
+    """Return a cell's own result beside the baseline's of the same attack or attacks.
+
+    Raises:
+        RequestError: The baseline has none; or more or fewer draws of the same defense answered.
+    """
+    found = compare(cell_of(before, row, column), folder / row / column)
+    for pair in found.pairs:
+        if pair.b != result:  # of some of its attacks, which say less
+            continue
+        if pair.a.defense == pair.b.defense and pair.a.n_samples != pair.b.n_samples:
+            raise RequestError(
+                f"in {row}/{column} {pair.b.n_samples} draws answered together, in the baseline's "
+                f"{pair.a.n_samples}: what they differ in is not the model; run the same for it"
             )
-        elif cell.result is not None:
-            value: Any = cell.value
-            if asked == MAX_DROP:
-                assert before is not None
-                pair = compare(cell_of(before, row, column), folder / row / column).pairs[-1]
-                value = pair.differences[cell.column.show]
-            yield judged(
-                value, images=int(cell.result.data.n), asked=asked, threshold=threshold, by=gate.by,
-                **place,
-            )  # fmt: skip
+        return pair
+    raise RequestError(
+        f"the baseline's {row}/{column} has no result of the same attacks "
+        f"({'; '.join(found.left_out)}); run the same columns for it"
+    )

@@ -152,13 +152,15 @@ def load(path: str | Path, sets: Sequence[str] = (), takes: Takes | None = None)
     if len(rows) * len(columns) > _MOST_STAGES:
         raise RequestError(f"{path} has {len(rows) * len(columns):,} cells, beyond reason")
     stages = _stages(values, rows, columns)
-    gates = read_gates(values.get("gates", {}), list(rows), list(columns), str(path))
+    shown = tuple(_column(name, column, values) for name, column in columns.items())
+    shows = {column.name: column.show for column in shown}
+    gates = read_gates(values.get("gates", {}), list(rows), shows, str(path))
     _check_measured(gates, list(rows), [stage.name for stage in stages], str(path))
     return Recipe(
         path=path,
         title=str(values.get("title", path.stem)),
         rows=tuple(Row(n, str(row.get("label", n)), row.get("of")) for n, row in rows.items()),
-        columns=tuple(_column(name, column, values) for name, column in columns.items()),
+        columns=shown,
         stages=tuple(stages),
         paper=values.get("paper", {}),
         said=texts(sets),

@@ -24,7 +24,7 @@ from pathlib import Path
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.recipes.cells import cells, grid, to_json
 from rlskit.recipes.checking import check_options
-from rlskit.recipes.judging import verdicts
+from rlskit.recipes.judging import NOT_MEASURED, verdicts
 from rlskit.recipes.recipe import Recipe, Takes, load, nearest
 from rlskit.recipes.stages import Stage
 from rlskit.recipes.staging import Execute, StageError, is_finished, run_stage, state_of, tidy
@@ -52,7 +52,8 @@ class Outcome:
         code: 0; 1 where a gate was not met, or is undecided; 4 where its number is untrusted.
         met: A sentence for each stage's own gate (`fail_under`) that was met, led by its name.
         not_met: Likewise for each that was not.
-        verdicts: What became of the recipe's gates, as far as their cells were measured.
+        verdicts: What became of the recipe's gates; those of cells that are not measured are
+            undecided, and do not make `code` 1 where `only` left them out.
     """
 
     recipe: Recipe
@@ -102,9 +103,10 @@ def run(
     check_stages(recipe, folder, check)
     chosen = select(recipe, only)
     _refuse_foreign(folder)
+    _refuse_itself(recipe, folder)
     with only_writer(folder):
         _claim(folder, recipe)
-        for name in REPORTS:  # a run that fails leaves none that speaks of an earlier one
+        for name in (RESULTS, *REPORTS):  # a run that fails leaves none of an earlier one
             (folder / name).unlink(missing_ok=True)
         untrusted = {}
         for number, stage in enumerate(chosen, 1):
@@ -202,9 +204,15 @@ def _outcome(
             gates[False].append(f"{stage.name}: gate not met")
     found = verdicts(
         recipe.gates, cells(recipe, folder, is_finished), folder=folder, baseline=recipe.baseline,
-        untrusted=untrusted,
+        untrusted=untrusted, stages=[stage.name for stage in recipe.stages],
     )  # fmt: skip
-    code = int(bool(gates[False]) or any(one.verdict != PASS for one in found))
+    chosen = {stage.name for stage in stages}
+    deciding = [
+        one
+        for one in found
+        if one.reason != NOT_MEASURED or f"{one.row}/{one.column}" in chosen  # else `only` knows
+    ]
+    code = int(bool(gates[False]) or any(one.verdict != PASS for one in deciding))
     if any(one.verdict == UNTRUSTED for one in found):
         code = UntrustedError.exit_code
     return Outcome(recipe, folder, code, tuple(gates[True]), tuple(gates[False]), found)
@@ -229,6 +237,22 @@ def _refuse_foreign(folder: Path) -> None:
     notes = [folder / MARKER, *(folder / "stages").glob("*.json")]  # older runs have no marker
     if not any(map(_is_ours, notes)):
         raise RequestError(f"{folder} holds something else than a recipe's run; name another `out`")
+
+
+def _refuse_itself(recipe: Recipe, folder: Path) -> None:
+    """Require a baseline that is not the run: a model loses nothing against itself.
+
+    Raises:
+        RequestError: It is.
+    """
+    baseline = recipe.baseline
+    if baseline is not None and baseline.name == RESULTS:
+        baseline = baseline.parent
+    if baseline is not None and baseline.resolve() == folder.resolve():
+        raise RequestError(
+            f"[baseline] results is in {folder}, which this run writes: it would be held against "
+            "itself; keep a baseline elsewhere, as `rlskit baseline` writes it"
+        )
 
 
 def _is_ours(file: Path) -> bool:
