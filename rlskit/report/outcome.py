@@ -85,7 +85,7 @@ def _outcome(found: Sequence[Judgement]) -> str:
     said = {
         UNTRUSTED: "The numbers cannot be trusted",
         FAIL: "It did not pass",
-        UNDECIDED: "It did not pass: these images cannot tell",
+        UNDECIDED: "It did not pass: it cannot be told yet",
         PASS: "It passed",
     }[worst]
     counts = [(sum(one.verdict == verdict for one in found), verdict) for verdict in WORST_FIRST]
