@@ -15,7 +15,7 @@ from rlskit import recipes
 from rlskit.cli import run as command
 from rlskit.errors import RequestError
 from rlskit.results import compare, comparing, dump, read_results
-from rlskit.results.result import AttackFacts, Measure
+from rlskit.results.result import AttackFacts, CheckpointFacts, Measure
 from rlskit.results.verdict import drops, judged
 from rlskit.stats import accuracy
 from test_comparison import write
@@ -334,3 +334,13 @@ def test_a_drop_is_of_as_many_draws(recipe: Path) -> None:
         go(recipe, [1] * 60, 0, *sets)
     write(Path("before/release/linf"), [[1] * 60], n_samples=1, defense="none")
     assert go(recipe, [1] * 60, 0, *sets).code == 0
+
+
+def test_a_baseline_is_of_one_model_a_row(recipe: Path) -> None:
+    """What a run of an earlier model left stands beside what the later one measured."""
+    folder = go(recipe, [1] * 4).folder
+    write(folder / ".rlskit-new/release/linf", [[1] * 4])  # a stage that was interrupted
+    assert recipes.export_baseline(folder, "one.zip") == 1
+    write(folder / "release/clean", [[1] * 4], checkpoint=CheckpointFacts(path=None, sha256="z"))
+    with pytest.raises(RequestError, match="measured on different models"):
+        recipes.export_baseline(folder, "two.zip")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rlskit.errors import RequestError, reason
-from rlskit.results import RESULTS
+from rlskit.results import RESULTS, read_results
 from rlskit.results.journal import PER_IMAGE
 from rlskit.storage.files import replacing
 
@@ -32,11 +32,13 @@ def export_baseline(run: str | Path, out: str | Path, *, force: bool = False) ->
         force: Replace it if it is there.
 
     Raises:
-        RequestError: The folder holds no cell that was measured image by image; or the file is
-            there, and `force` is not given.
+        RequestError: The folder holds no cell that was measured image by image, or cells of one
+            row that were measured on different models; or the file is there, and `force` is not
+            given.
     """
     folder = Path(run)
-    tables = sorted(folder.glob(f"*/*/{PER_IMAGE}")) + sorted(folder.glob(f"*/*/*/{PER_IMAGE}"))
+    found = [*folder.glob(f"*/*/{PER_IMAGE}"), *folder.glob(f"*/*/*/{PER_IMAGE}")]
+    tables = [table for table in found if not table.relative_to(folder).parts[0].startswith(".")]
     files = {file for table in tables for file in (table, table.with_name(RESULTS))}
     files |= {table.parent.parent / RESULTS for table in tables}  # of several attacks
     files = {file for file in files if file.is_file() and file.parent != folder}
@@ -46,6 +48,7 @@ def export_baseline(run: str | Path, out: str | Path, *, force: bool = False) ->
             f"{folder} holds no run of a recipe with cells of attack or eval; name the folder that "
             "`rlskit run` wrote"
         )
+    _require_one_model(folder, cells)
     with replacing(Path(out), force=force) as temporary, zipfile.ZipFile(temporary, "w") as packed:
         for file in sorted(files):
             entry = zipfile.ZipInfo(file.relative_to(folder).as_posix(), _EPOCH)
@@ -90,6 +93,24 @@ def cell_of(folder: Path, row: str, column: str) -> Path:
         f"the baseline has no {row}/{column}; run the same columns for it, or name the row as it "
         "was called there"
     )
+
+
+def _require_one_model(folder: Path, cells: Iterable[tuple[str, ...]]) -> None:
+    """Require that what is left of an earlier run does not stand beside a later one's.
+
+    Raises:
+        RequestError: The cells of a row are of different models, or one cannot be read.
+    """
+    models: dict[str, set[str | None]] = {}
+    for row, column in cells:
+        found = read_results(folder / row / column / RESULTS)
+        models.setdefault(row, set()).add(found[0].checkpoint.sha256)
+    for row, digests in models.items():
+        if len(digests) > 1:
+            raise RequestError(
+                f"the cells of {folder / row} were measured on different models, as where a run "
+                "did not end; run the recipe again, or remove what is old"
+            )
 
 
 def _unpack(path: Path, place: Path) -> None:
