@@ -60,6 +60,7 @@ def run(
     """Run the stages of a recipe that are not finished yet; print its table beside the paper's."""
     from rlskit import recipes
     from rlskit.report import REPORTS, github_annotations, rich_grid
+    from rlskit.results.verdict import PASS
     from rlskit.storage.files import write_text
 
     check_json(json_to, force)
@@ -90,6 +91,8 @@ def run(
         note(sentence, loud=True)
     for verdict in done.verdicts:
         note(verdict.sentence, loud=True)
+    if done.code == 0 and any(verdict.verdict != PASS for verdict in done.verdicts):
+        note("what --only left out decides nothing: this is no run that passed", loud=True)
     if output_format == "github":
         for line in github_annotations(done.verdicts):
             typer.echo(line, err=json_to == "-")
