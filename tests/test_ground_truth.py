@@ -24,7 +24,8 @@ WEIGHTS = SHARED / "checkpoints" / "mnist-wk17a.safetensors"
 
 FRAGILE = [211, 479, 3511, 3681, 4165, 4551, 4929, 5842, 6035, 6101, 8062, 9792]
 """Of the images that WK17a gets right and that 100 steps of PGD, APGD and APGD-T leave at 0.1,
-those that any search of ours ever broke. With 189 errors and the 236 of those three: 437 of 438."""
+those that `inward` breaks. With 189 errors, the 236 of those three, and 4205, which another part of
+`adaptive` breaks, they are the 438 that are proven (docs/audit.md)."""
 
 ROBUST = [6791, 6370, 7473, 6009]
 """The nearest to an error of those that PGD leaves far from one even at 0.12."""
