@@ -89,7 +89,9 @@ class Verdict:
         )
 
     def _said(self, value: float) -> str:
-        return f"{value:.3f}" if self.show in SIGNED else f"{100 * value:.1f} %"
+        if self.show in SIGNED:
+            return f"{value:.3f}"
+        return f"{100 * value:.1f} {'points' if self.asked == 'max-drop' else '%'}"
 
 
 def judged(
