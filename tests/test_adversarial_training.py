@@ -86,7 +86,7 @@ def test_the_inner_attacker_sees_fresh_draws_at_every_step() -> None:
     real = run.defense.group
 
     class Spy:
-        separate = False
+        separate, penalty = False, None
 
         def group(self, *arguments: Any) -> Tensor:
             found = real(*arguments)

@@ -222,7 +222,9 @@ def test_results_of_one_release_and_a_model_that_is_worse(
     paths = [str(tmp_path / "before"), str(tmp_path / "after")]
     assert command(["compare", *paths, "--max-drop", "0.05"]) == 0
     assert command(["compare", *paths, "--max-drop", "0.01"]) == 1
-    assert "asked max drop 1.0 points, 1,000 images: fail" in " ".join(capsys.readouterr().err.split())
+    assert "asked max drop 1.0 points, 1,000 images: fail" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_a_gate_is_never_met_unseen(recipe: Path) -> None:

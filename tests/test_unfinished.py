@@ -329,6 +329,7 @@ def test_states_of_random_numbers_survive_json() -> None:
 def test_interruptions_wait_for_the_save_and_act_once() -> None:
     acted: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: acted.append(number))
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in the background
     try:
         with Interruptions() as held:
             signal.raise_signal(signal.SIGTERM)
@@ -346,6 +347,7 @@ def test_interruptions_wait_for_the_save_and_act_once() -> None:
         assert len(acted) == 4
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, ignored)
 
 
 NET = """
@@ -363,6 +365,7 @@ import os, shutil, signal, sys, time
 from pathlib import Path
 from rlskit.cli import run
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background
 train = ["train", "--epochs", "3", "--limit", "240", "--augment", "crop-flip", "-q"]
 train += ["--batch-size", "30", "--save-every", "1"]
 assert run(["convert", "net.py:net", "--image-size", "8", "--data", "digits", "-q"]) == 0
