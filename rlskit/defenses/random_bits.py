@@ -35,7 +35,8 @@ def perturb(model: BankedModel) -> Perturb:
     @contextmanager
     def rounding(network: nn.Module, variates: Variates) -> Iterator[None]:
         like = next(network.parameters())
-        bits = least + int(float(variates.uniform((1, 1), like)) * (most - least + 1))
+        share = float(variates.uniform((1, 1), like))  # 1 in half precision, at times
+        bits = min(least + int(share * (most - least + 1)), most)
 
         def rounded(
             function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
