@@ -91,15 +91,6 @@ def reading_of(network: nn.Module, key: str = "", outputs: str = "") -> Reading:
     return Reading(key, outputs, next(floating, torch.float32))
 
 
-def logits_of(output: object) -> Tensor:
-    """Return the logits in an answer that nothing is known of, float32.
-
-    Raises:
-        HeadlessError: There are none.
-    """
-    return _numbers(tensor_at(output, "")).float()
-
-
 def key_of(output: object, images: int | None = None, classes: int | None = None) -> str:
     """Return the key of the tensor that holds the classes.
 
