@@ -23,13 +23,20 @@ if TYPE_CHECKING:
     from rlskit.defenses import draws
     from rlskit.diversity import measure_diversity
     from rlskit.diversity.transfer import measure_transfer
-    from rlskit.errors import RequestError, RlskitError, RunError, UntrustedError
+    from rlskit.errors import (
+        RequestError,
+        RlskitError,
+        RunError,
+        UnmergedError,
+        UntrustedError,
+    )
     from rlskit.evaluation import (
         attack,
         attack_adaptively,
         attack_all,
         evaluate,
         measure_abstention,
+        merge,
     )
     from rlskit.models import BankedModel, list_models
     from rlskit.models.checkpoint import export, inspect, load, save
@@ -42,6 +49,7 @@ _HOMES = {
     "RequestError": "rlskit.errors",
     "RlskitError": "rlskit.errors",
     "RunError": "rlskit.errors",
+    "UnmergedError": "rlskit.errors",
     "UntrustedError": "rlskit.errors",
     "attack": "rlskit.evaluation",
     "attack_adaptively": "rlskit.evaluation",
@@ -58,6 +66,7 @@ _HOMES = {
     "measure_abstention": "rlskit.evaluation",
     "measure_diversity": "rlskit.diversity.between_draws",
     "measure_transfer": "rlskit.diversity.transfer",
+    "merge": "rlskit.evaluation",
     "load_data": "rlskit.data:load",
     "save": "rlskit.models.checkpoint",
     "train": "rlskit.training",
@@ -69,6 +78,7 @@ __all__ = [
     "RequestError",
     "RlskitError",
     "RunError",
+    "UnmergedError",
     "UntrustedError",
     "attack",
     "attack_adaptively",
@@ -86,6 +96,7 @@ __all__ = [
     "measure_abstention",
     "measure_diversity",
     "measure_transfer",
+    "merge",
     "save",
     "train",
     "wrap",

@@ -83,6 +83,15 @@ JsonOption = Annotated[
     str | None, under(OUTPUT, "Also write the result as JSON to FILE, or - (stdout).", "--json")
 ]
 QuietOption = Annotated[bool, under(OUTPUT, "No progress, no notes.", "--quiet", "-q")]
+ShardOption = Annotated[
+    str | None,
+    under(
+        MACHINE,
+        "Do this part of the blocks, as 0/3, 1/3, 2/3 beside each other in one --out or several; "
+        "`rlskit merge` makes the result. auto: what torchrun or a Slurm array says.",
+        "--shard",
+    ),
+]
 FailUnderOption = Annotated[
     float | None,
     under(

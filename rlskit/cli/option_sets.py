@@ -32,6 +32,7 @@ from rlskit.cli.flags import (
     QuietOption,
     RepeatsOption,
     SeedOption,
+    ShardOption,
     SkipBadOption,
     WorkersOption,
     flag,
@@ -102,6 +103,7 @@ class Scoring:
     batch_size: BatchSizeOption = 128
     num_workers: WorkersOption = 0
     seed: SeedOption = 0
+    shard: ShardOption = None
 
     def options(self, n_samples: int | tuple[int, ...] | None) -> EvalOptions:
         """Return the library's options.
@@ -115,6 +117,7 @@ class Scoring:
             n_samples=n_samples, repeats=self.repeats, batch_size=self.batch_size,
             num_workers=self.num_workers, seed=self.seed, per_example=self.per_example,
             expect_clean=self.expect_clean, gated=self.fail_under is not None,
+            shard=self.shard,
         )  # fmt: skip
 
 

@@ -75,8 +75,27 @@ def check_run(scoring: Scoring, output: RunOutput) -> None:
         RunError: Another process writes in the folder.
     """
     check_gate(scoring.fail_under)
+    check_shard(scoring, output)
     check_json(output.json_to, output.force)
     check_out(output.out, output.force)
+
+
+def check_shard(scoring: Scoring, output: RunOutput) -> None:
+    """Require that nothing is asked of a shard that only all of them together have.
+
+    Raises:
+        RequestError: Something is.
+    """
+    if scoring.shard is None:
+        return
+    from rlskit.runtime.sharding import Shard
+
+    Shard.read(scoring.shard)
+    asked = {"--fail-under": scoring.fail_under, "--json": output.json_to}
+    for flag in (flag for flag, value in asked.items() if value is not None):
+        raise RequestError(f"a shard has no result; give {flag} to `rlskit merge` and not here")
+    if output.out is None:
+        raise RequestError("--shard needs --out, the folder that its blocks are kept in")
 
 
 def show_run(

@@ -1,0 +1,42 @@
+"""`rlskit merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlskit.cli.flags import OUTPUT, FailUnderOption, ForceOption, JsonOption, QuietOption, under
+from rlskit.cli.option_sets import RunOutput, Scoring
+from rlskit.cli.show import check_gate, check_json, check_out, show_run
+
+
+def merge(
+    runs: Annotated[
+        list[Path], typer.Argument(help="The folders that --shard wrote in; one if it was shared.")
+    ],
+    fail_under: FailUnderOption = None,
+    out: Annotated[
+        Path | None, under(OUTPUT, "Folder of the whole run; by default RUN.", "--out", "-o")
+    ] = None,
+    force: ForceOption = False,
+    json_to: JsonOption = None,
+    quiet: QuietOption = False,
+) -> int:
+    """Make the result of a run of which --shard did the parts: the one of a single process."""
+    check_gate(fail_under)
+    check_json(json_to, force)
+    check_out(out, force)
+    import rlskit
+    from rlskit.report import abstention_table, broken_by
+
+    results = rlskit.merge(runs, out=out, force=force, gated=fail_under is not None)
+    (first, *_) = results
+    adaptive = first.attack is not None and first.attack.broken is not None
+    return show_run(
+        results, out or runs[0], Scoring(fail_under=fail_under),
+        RunOutput(out, force, json_to, quiet),
+        table=abstention_table(first) if first.abstention else None,
+        more=broken_by(first) if adaptive else "",
+    )  # fmt: skip
