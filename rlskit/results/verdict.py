@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlskit.documents import Count, Number, Whole
 from rlskit.errors import RequestError
-from rlskit.results.comparison import Comparison, Difference, Pair
+from rlskit.results.comparison import Comparison, Difference, Fallen, Pair
 from rlskit.results.result import Measure
 from rlskit.results.words import attack_label
 from rlskit.stats import Accuracy
@@ -46,6 +46,7 @@ class Verdict:
             either) or `untrusted` (the number means nothing).
         more_images: About how many more would tell, if they are like these.
         reason: Why it is untrusted, or was not measured.
+        fallen: Under `max-drop` the images that newly fall against the baseline.
     """
 
     row: str
@@ -60,6 +61,7 @@ class Verdict:
     images: Count | None = None
     more_images: Whole | None = None
     reason: str = ""
+    fallen: tuple[Fallen, ...] = ()
 
     @property
     def name(self) -> str:
@@ -140,10 +142,11 @@ def dropped(pair: Pair, show: str, *, most: float, by: str, row: str, column: st
             f"{row}/{column} was measured under {pair.b.protocol}, and what it is held against "
             f"under {pair.a.protocol}: that difference is the protocols', no drop; run the same one"
         )
-    return judged(
+    found = judged(
         pair.differences[show], images=int(pair.b.data.n), asked="max-drop", threshold=most, by=by,
         row=row, column=column, show=show,
     )  # fmt: skip
+    return replace(found, fallen=pair.differences[show].fallen)
 
 
 def drops(found: Comparison, most: float) -> tuple[Verdict, ...]:
