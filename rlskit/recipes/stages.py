@@ -17,13 +17,16 @@ from rlskit.errors import RequestError
 MEASURING = ("attack", "eval", "diversity")
 """The commands that fill cells of the table."""
 
+AUDIT = "audit"
+"""The command of a stage that looks at a cell's attack, and its place below the cell."""
+
 
 @dataclass(frozen=True)
 class Stage:
     """One command of a recipe; all paths are relative to the folder of the run.
 
     Attributes:
-        name: `ROW/convert`, `ROW/train` or `ROW/COLUMN`.
+        name: `ROW/convert`, `ROW/train`, `ROW/COLUMN` or `ROW/COLUMN/audit`.
         command: The subcommand of rlskit.
         options: Its long options without `--`; texts, or True for a flag; `name` is the network of
             `convert`.
@@ -41,8 +44,12 @@ class Stage:
     @property
     def output(self) -> Path:
         """The file that is there once the stage is finished."""
-        row = Path(self.name).parent
-        files = {"convert": row / "converted.safetensors", "train": row / "rls.safetensors"}
+        place = Path(self.name).parent
+        files = {
+            "convert": place / "converted.safetensors",
+            "train": place / "rls.safetensors",
+            AUDIT: place / "audit.json",
+        }
         return files.get(self.command, Path(self.name) / "results.json")
 
     @property
@@ -52,8 +59,13 @@ class Stage:
 
     @property
     def cell(self) -> Path | None:
-        """The folder that it writes; None where it makes a model."""
+        """The folder that it writes; None where it makes a model, or a file beside a cell."""
         return self.output.parent if self.command in MEASURING else None
+
+    @property
+    def about(self) -> str:
+        """The cell that it measures or audits; of a stage that makes a model, its own name."""
+        return self.name.removesuffix(f"/{AUDIT}") if self.command == AUDIT else self.name
 
     def arguments(self, folder: Path, into: Path | None = None) -> list[str]:
         """Return the command line, without `rlskit`.
@@ -70,7 +82,7 @@ class Stage:
         for name, value in self.options.items():
             if not (taken is None and name == "name"):
                 line += _option(name, value)
-        if self.command == "diversity":
+        if self.command in ("diversity", AUDIT):
             return [*line, "--json", str(into / self.output)]
         return [*line, "--out", str(into / (self.cell or self.output))]
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from rlskit.errors import RequestError, RunError
+from rlskit.errors import RequestError, RunError, UntrustedError
 from rlskit.evaluation.subject import library_versions
 from rlskit.models import checkpoint
 from rlskit.recipes.checking import train_options
-from rlskit.recipes.stages import Stage, sha256
+from rlskit.recipes.stages import AUDIT, Stage, sha256
 from rlskit.results import clear
 from rlskit.runtime.devices import choose_device
 from rlskit.storage.files import parse_json, write_text
@@ -55,7 +55,7 @@ def state_of(stage: Stage, folder: Path) -> dict[str, Any]:
         state = parse_json(_state_file(stage, folder).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    whole = isinstance(state, dict) and state.get("code", 0) in (0, GATE)
+    whole = isinstance(state, dict) and state.get("code", 0) in _ends(stage)
     return state if whole else {}
 
 
@@ -77,6 +77,11 @@ def run_stage(stage: Stage, folder: Path, execute: Execute) -> None:
     if not (state.get("finished") and (new / stage.output).is_file()):  # else it was not moved yet
         _make(stage, folder, mark, execute)
     _move(stage, folder)
+
+
+def _ends(stage: Stage) -> tuple[int, ...]:
+    """Return the exit codes of a command that is finished; an audit says 4 where a check fails."""
+    return (0, UntrustedError.exit_code if stage.command == AUDIT else GATE)
 
 
 def tidy(folder: Path) -> None:
@@ -105,7 +110,7 @@ def _make(stage: Stage, folder: Path, mark: dict[str, Any], execute: Execute) ->
     seconds = round(time.perf_counter() - start, 1)
     if code == RequestError.exit_code:
         _discard(stage, new)
-    if code not in (0, GATE):
+    if code not in _ends(stage) or (code == UntrustedError.exit_code and not output.is_file()):
         what = "was interrupted" if code >= 128 else f"failed with exit code {code}"
         raise _failure(stage, folder, what, code)
     if not output.is_file():

@@ -117,17 +117,17 @@ def read_answers(finished: Finished) -> Answers:
     first, *others = [_read_table(table, result) for table in tables]
     given = dict(first.given)
     for other in others:
-        for kind, matrix in given.items():
-            given[kind] = np.where(matrix == first.label, other.given[kind], matrix)
-    answers = replace(first, given=given)
-    for kind, matrix in answers.right.items():
+        for kind, answers in given.items():
+            given[kind] = np.where(answers == first.label, other.given[kind], answers)
+    whole = replace(first, given=given)
+    for kind, matrix in whole.right.items():
         mean = result.accuracy[kind].mean
         if not math.isclose(matrix.mean(), mean, abs_tol=1e-9):
             raise RequestError(
                 f"{tables[0]} says {kind} accuracy {matrix.mean():.6g}, but {RESULTS} {mean:.6g}: "
                 "they are not of the same run; run it again"
             )
-    return answers
+    return whole
 
 
 def _several_attacks(folder: Path, results: Sequence[Result]) -> tuple[Finished, ...]:
