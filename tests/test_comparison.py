@@ -49,7 +49,7 @@ def write(
     images = {"index": range(n)} | ({} if paths is None else {"path": paths})
     found.write_per_image(summary.per_image(found, repeats, images))
     about = {"data": made_results.images(n), "repeats": repeats, "accuracy": accuracy}
-    found.write_results(dump([made_results.result(**about, **fields)]))
+    found.write_results(dump([made_results.result(**{**about, **fields})]))
     return folder
 
 

@@ -20,7 +20,10 @@ from rlskit.audit.audit_result import AuditedAttack
 from rlskit.cli.app import alone
 from rlskit.cli.recipe import check
 from rlskit.errors import RequestError
+from rlskit.recipes import running
 from rlskit.recipes.audited import OWN, TAKEN
+from rlskit.recipes.cost import cost
+from small_models import model as small_model
 from test_comparison import write
 
 RECIPE = """
@@ -41,6 +44,13 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("model.safetensors").write_bytes(b"any")
     Path("rlskit.toml").write_text(RECIPE)
     return Path("rlskit.toml")
+
+
+@pytest.fixture
+def unreported(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, without the reports, which take most of the time."""
+    monkeypatch.setattr(running, "write_reports", lambda *_: None)
+    return recipe
 
 
 def audit(*failed: str) -> AuditResult:
@@ -93,6 +103,16 @@ def test_the_audit_is_of_the_very_attack_on_the_images_that_it_takes(recipe: Pat
     ]  # fmt: skip
 
 
+def test_an_audit_has_a_cost_and_of_a_random_model_a_larger_one(recipe: Path) -> None:
+    stage = recipes.load(recipe, ["columns.linf.attack.data=digits"]).stages[1]
+    plain, random = (cost(stage, small_model(2, defense)) for defense in ("none", "rls"))
+    assert plain is not None
+    assert random is not None
+    assert plain.at_most
+    assert plain.images == random.images == 100
+    assert random.backwards - plain.backwards == 20 * 20 * 100  # M7: 20 steps on 20 draws each
+
+
 def test_what_is_taken_are_options_of_both_commands() -> None:
     takes = {
         name: {flag.removeprefix("--") for one in alone(name).params for flag in one.opts}
@@ -127,40 +147,40 @@ def test_a_failed_audit_makes_the_verdict_untrusted_everywhere(recipe: Path) -> 
     assert (again.code, again.verdicts) == (4, done.verdicts)
 
 
-def test_an_audit_that_passes_lets_the_bound_decide(recipe: Path) -> None:
-    done = recipes.run(recipe, execute=Commands())
+def test_an_audit_that_passes_lets_the_bound_decide(unreported: Path) -> None:
+    done = recipes.run(unreported, execute=Commands())
     assert (done.code, [one.verdict for one in done.verdicts]) == (0, ["pass"])
     assert done.met == ("release/linf: audit passed: 12 checks hold, 1 skipped",)
 
 
 def test_another_attack_is_measured_and_audited_again_and_other_sights_only_audited(
-    recipe: Path,
+    unreported: Path,
 ) -> None:
-    recipes.run(recipe, execute=Commands())
+    recipes.run(unreported, execute=Commands())
     for change, ran in (
         ("columns.linf.audit={ points = 7 }", ["audit"]),
         ("columns.linf.attack.steps=40", ["attack", "audit"]),
     ):
         commands = Commands()
-        assert recipes.run(recipe, execute=commands, sets=[change]).code == 0
+        assert recipes.run(unreported, execute=commands, sets=[change]).code == 0
         assert commands.ran == ran
 
 
-def test_an_audit_that_ends_before_its_checks_is_untrusted_too(recipe: Path) -> None:
-    done = recipes.run(recipe, execute=Commands(code=4))
+def test_an_audit_that_ends_before_its_checks_is_untrusted_too(unreported: Path) -> None:
+    done = recipes.run(unreported, execute=Commands(code=4))
     assert (done.code, done.verdicts[0].verdict) == (4, "untrusted")
     assert "its audit ended with exit code 4" in done.verdicts[0].sentence
     commands = Commands()
-    assert recipes.run(recipe, execute=commands).code == 0
+    assert recipes.run(unreported, execute=commands).code == 0
     assert commands.ran == ["audit"]
     with pytest.raises(recipes.StageError, match="release/linf/audit failed with exit code 3"):
-        recipes.run(recipe, execute=Commands(code=3), out="other")
+        recipes.run(unreported, execute=Commands(code=3), out="other")
 
 
-def test_what_is_not_audited_yet_is_undecided_and_no_old_audit_stays(recipe: Path) -> None:
+def test_what_is_not_audited_yet_is_undecided_and_no_old_audit_stays(unreported: Path) -> None:
     off = ["columns.linf.audit=false"]
-    folder = recipes.run(recipe, execute=Commands("M1")).folder
-    assert recipes.run(recipe, execute=Commands(), sets=off).code == 0
+    folder = recipes.run(unreported, execute=Commands("M1")).folder
+    assert recipes.run(unreported, execute=Commands(), sets=off).code == 0
     assert not (folder / "release/linf/audit.json").exists()
     other = ["columns.clean.eval.limit=4"]
 
@@ -168,7 +188,7 @@ def test_what_is_not_audited_yet_is_undecided_and_no_old_audit_stays(recipe: Pat
         write(Path(arguments[arguments.index("--out") + 1]), [[1] * 4])
         return 0
 
-    part = recipes.run(recipe, execute=evaluate, sets=other, only="release/clean")
+    part = recipes.run(unreported, execute=evaluate, sets=other, only="release/clean")
     assert (part.code, part.verdicts[0].verdict) == (0, "undecided")
     assert part.verdicts[0].reason == "its attack is not audited yet"
 

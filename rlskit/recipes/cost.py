@@ -10,7 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -134,6 +134,9 @@ def estimate_of(stages: Iterable[Stage], model: BankedModel | None) -> Estimate:
         costs[stage.name] = found = cost(stage, model)
         speed = trained if stage.command == "train" else defended
         hours[stage.name] = hours_of(found, speed) if found else None
+        if found and stage.budget is not None:  # all images, but for so long at most
+            costs[stage.name] = replace(found, at_most=True)
+            hours[stage.name] = min(hours_of(found, speed), stage.budget.seconds / 3600)
     return Estimate(costs, hours, _described(model.device))
 
 

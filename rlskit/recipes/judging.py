@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rlskit.errors import RequestError
@@ -19,6 +21,9 @@ NOT_MEASURED, NOT_AUDITED = "not measured", "its attack is not audited yet"
 """The reasons of a verdict on a cell that has no number yet, or no audit."""
 
 
+NO_BUDGET: Mapping[str, str] = MappingProxyType({})
+
+
 def verdicts(
     gates: Sequence[Gate],
     lines: Sequence[Sequence[Cell]],
@@ -28,6 +33,7 @@ def verdicts(
     baseline: Path | None,
     untrusted: Mapping[str, str],
     unaudited: Collection[str] = (),
+    over: Mapping[str, str] = NO_BUDGET,
 ) -> tuple[Verdict, ...]:
     """Return what became of all that is asked of the cells that a recipe measures.
 
@@ -41,6 +47,7 @@ def verdicts(
         baseline: What `max-drop` is held against.
         untrusted: `ROW/COLUMN` -> why its number means nothing.
         unaudited: Each `ROW/COLUMN` whose audit is asked for, and not finished.
+        over: `ROW/COLUMN` -> the budget of time that it used up.
 
     Raises:
         RequestError: The baseline lacks a cell, or was measured on other images, under another
@@ -53,8 +60,16 @@ def verdicts(
             for gate in gates:
                 if name in stages and gate.is_about(cell.row.name, cell.column.name):
                     missing = NOT_AUDITED if name in unaudited else ""
-                    found += _of_cell(gate, cell, folder, before, untrusted.get(name), missing)
+                    own = _of_cell(gate, cell, folder, before, untrusted.get(name), missing)
+                    found += (_without_time(one, over.get(name)) for one in own)
     return tuple(found)
+
+
+def _without_time(one: Verdict, budget: str | None) -> Verdict:
+    """Return a verdict that says where it is undecided because the time was used up."""
+    if budget is None or one.verdict != UNDECIDED or one.reason:
+        return one
+    return replace(one, reason=f"its budget of {budget} is used up")
 
 
 def _of_cell(

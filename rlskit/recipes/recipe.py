@@ -3,7 +3,8 @@
 [all]                      options of every command that takes them
 [convert] [train] ...      options of one command, for all rows and columns
 [columns.NAME]             one attack, eval or diversity; its options win over those above; and
-                           whether its attack is audited (rlskit.recipes.audited)
+                           whether its attack is audited (rlskit.recipes.audited), and how long
+                           it may take (rlskit.recipes.budgeted)
 [rows.NAME]                one model; its options win over the columns'
 [paper.ROW]                the paper's numbers, by column
 [gates] [baseline]         what must hold of the cells (rlskit.recipes.gates)
@@ -23,6 +24,7 @@ from typing import Any
 
 from rlskit.errors import RequestError
 from rlskit.recipes.audited import audit_of
+from rlskit.recipes.budgeted import with_budgets
 from rlskit.recipes.gates import MAX_DROP, Gate, read_gates
 from rlskit.recipes.stages import AUDIT, MEASURING, Stage, listing, option_text
 from rlskit.recipes.toml_file import merged, read, texts
@@ -43,7 +45,7 @@ COMMANDS = ("convert", "train", *MEASURING)
 
 _SECTIONS = ("title", "all", *COMMANDS, "rows", "columns", "paper", "gates", "baseline")
 _ROW = ("label", "of", "checkpoint", "columns", *COMMANDS)
-_COLUMN = ("label", "show", "audit", *MEASURING)
+_COLUMN = ("label", "show", "audit", "budget", *MEASURING)
 _OURS = ("out", "json", "force", "quiet", "checkpoint", "help", "trust")  # `run` itself decides
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")  # `"model=x" = true` would be another option than it seems
@@ -158,6 +160,7 @@ def load(path: str | Path, sets: Sequence[str] = (), takes: Takes | None = None)
     shows = {column.name: column.show for column in shown}
     gates = read_gates(values.get("gates", {}), list(rows), shows, str(path))
     _check_measured(gates, list(rows), [stage.name for stage in stages], str(path))
+    stages = with_budgets(stages, columns, shows, gates, str(path))
     return Recipe(
         path=path,
         title=str(values.get("title", path.stem)),

@@ -28,6 +28,7 @@ from rlskit.recipes.audited import audit_sentence, forget_audits, read_audit
 from rlskit.recipes.cells import cells, grid, to_json
 from rlskit.recipes.checking import check_options
 from rlskit.recipes.judging import NOT_AUDITED, NOT_MEASURED, verdicts
+from rlskit.recipes.looks import OVER
 from rlskit.recipes.recipe import Recipe, Takes, load, nearest
 from rlskit.recipes.stages import AUDIT, Stage
 from rlskit.recipes.staging import Execute, StageError, is_finished, run_stage, state_of, tidy
@@ -221,6 +222,11 @@ def _outcome(
     found = verdicts(
         recipe.gates, cells(recipe, folder, is_finished), folder=folder, baseline=recipe.baseline,
         untrusted={**failed, **untrusted}, stages=[stage.name for stage in recipe.stages],
+        over={
+            stage.name: stage.budget.text
+            for stage in recipe.stages
+            if stage.budget is not None and state_of(stage, folder).get("ended") == OVER
+        },
         unaudited=[about for about, one in audits.items() if one is None],
     )  # fmt: skip
     for about, one in audits.items():

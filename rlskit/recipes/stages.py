@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rlskit import __version__
+from rlskit.documents import to_json
 from rlskit.errors import RequestError
+from rlskit.recipes.time_budget import Budget
 
 MEASURING = ("attack", "eval", "diversity")
 """The commands that fill cells of the table."""
@@ -33,6 +35,7 @@ class Stage:
         needs: The stage whose checkpoint it takes; None for `convert`, or if that is a file.
         checkpoint: The file of a finished model that it takes instead; relative to the folder that
             `rlskit run` is called in.
+        budget: How long a cell may take, and what ends it before; None for as long as it takes.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Stage:
     options: Mapping[str, str | bool]
     needs: Stage | None
     checkpoint: str | None = None
+    budget: Budget | None = None
 
     @property
     def output(self) -> Path:
@@ -107,7 +111,7 @@ class Stage:
             for name, value in self.options.items()
             if value is not False or name in _SWITCHES
         }
-        about = {
+        about: dict[str, Any] = {
             "command": self.command,
             "options": options,
             "files": {str(file): sha256(file) for file in _files(options)},
@@ -115,6 +119,8 @@ class Stage:
             "version": __version__,
             "needs": None if self.needs is None else self.needs.fingerprint(),
         }
+        if self.budget is not None:
+            about["budget"] = to_json(self.budget)
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

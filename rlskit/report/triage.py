@@ -62,4 +62,4 @@ def fallen_lines(comparison: Comparison) -> Iterator[str]:
             yield f"{one.heading} (right in A, not in B)"
             yield from (f"  {image.sentence}" for image in one.images)
             if one.rest:
-                yield f"  {one.rest}: see --json"
+                yield f"  {one.rest}, which the JSON names"

@@ -45,7 +45,7 @@ class Verdict:
         verdict: `pass`, `fail`, `undecided` (so many images do not tell; a gate is not met then,
             either) or `untrusted` (the number means nothing).
         more_images: About how many more would tell, if they are like these.
-        reason: Why it is untrusted, or was not measured.
+        reason: Why it is untrusted, was not measured, or was not measured on more images.
         fallen: Under `max-drop` the images that newly fall against the baseline.
     """
 
@@ -84,7 +84,8 @@ class Verdict:
         more = ""
         if self.verdict == UNDECIDED:
             count = "more" if self.more_images is None else f"about {self.more_images:,} more"
-            more = f", it takes {count} images to tell"
+            more = f" ({self.reason})" if self.reason else ""
+            more += f", it takes {count} images to tell"
         return (
             f"{self.row}/{self.column}: {self.show} {what} {self._said(self.measured)}{bound}, "
             f"{asked}, {self.images:,} images: {self.verdict}{more}"
@@ -135,12 +136,18 @@ def dropped(pair: Pair, show: str, *, most: float, by: str, row: str, column: st
     """Say whether an accuracy of a pair's second result surely lost no more than `most`.
 
     Raises:
-        RequestError: The two were measured under different protocols, one of them `known`.
+        RequestError: The two were measured under different protocols, one of them `known`; or on
+            images in random order.
     """
     if pair.a.protocol != pair.b.protocol:
         raise RequestError(
             f"{row}/{column} was measured under {pair.b.protocol}, and what it is held against "
             f"under {pair.a.protocol}: that difference is the protocols', no drop; run the same one"
+        )
+    if pair.b.data.order is not None:
+        raise RequestError(
+            f"{row}/{column} was measured on images in random order, of which one takes more until "
+            "one stops, and the bound of a drop does not allow for that; leave `shuffle` out"
         )
     found = judged(
         pair.differences[show], images=int(pair.b.data.n), asked="max-drop", threshold=most, by=by,
