@@ -233,6 +233,16 @@ def test_an_interrupted_budget_goes_on_where_it_was_with_the_time_that_is_left(
     assert (clock.now, done.verdicts[0].images) == (1200, 1200)
 
 
+def test_an_interrupted_budget_goes_on_as_another(recipe: Path, clock: Clock) -> None:
+    attack = Attack(clock, 0.3, seconds=1.0)
+    attack.interrupted_at = 800
+    with pytest.raises(recipes.StageError, match="was interrupted"):
+        recipes.run(recipe, execute=attack)
+    done = recipes.run(recipe, execute=attack, sets=['columns.linf.budget="10 min"'])
+    assert attack.looks[5:] == [800]
+    assert (clock.now, done.verdicts[0].images) == (800, 800)
+
+
 def test_a_larger_budget_and_another_gate_go_on_from_what_is_done(
     recipe: Path, clock: Clock
 ) -> None:

@@ -73,11 +73,13 @@ def run_stage(stage: Stage, folder: Path, execute: Execute) -> None:
     new, mark = folder / NEW, {**_mark(stage, folder), "with": _surroundings(stage)}
     state = state_of(stage, new)
     _refuse_foreign(stage, folder)
-    if {name: state.get(name) for name in mark} != mark:
+    if _differs_in_budget(stage, state, mark):
+        state = {**state, "finished": False}
+    elif {name: state.get(name) for name in mark} != mark:
         _discard(stage, new)
-        state = {}
+        state = _taken_up(stage, folder, mark)
     if not (state.get("finished") and (new / stage.output).is_file()):  # else it was not moved yet
-        _make(stage, folder, mark, execute, state or _taken_up(stage, folder, mark))
+        _make(stage, folder, mark, execute, state)
     _move(stage, folder)
 
 
@@ -100,13 +102,19 @@ def _taken_up(stage: Stage, folder: Path, mark: dict[str, Any]) -> dict[str, Any
         What was noted of it; nothing where there is none.
     """
     old = state_of(stage, folder)
-    alike = all(old.get(name) == mark[name] for name in mark if name != "fingerprint")
-    if stage.budget is None or stage.cell is None or not alike:
+    if stage.cell is None or not _differs_in_budget(stage, old, mark):
         return {}
     if not (folder / stage.output).is_file():
         return {}
     shutil.copytree(folder / stage.cell, folder / NEW / stage.cell)
-    return old
+    return {**old, "finished": False}
+
+
+def _differs_in_budget(stage: Stage, state: dict[str, Any], mark: dict[str, Any]) -> bool:
+    """Whether what is noted is of the same cell with another budget, or other gates to end it."""
+    if stage.budget is None or state.get("fingerprint") == mark["fingerprint"]:
+        return False
+    return all(state.get(name) == mark[name] for name in mark if name != "fingerprint")
 
 
 def _make(
