@@ -164,7 +164,14 @@ def _doubts(basis: Basis, journal: Journal, gated: bool) -> tuple[str, ...]:
         return ()  # the attack that made the images looked
     if clean.by == "robust":
         return check_unseen(found, options)
-    return check_knowledge(found, options, trained=clean.trained, final=True)
+    return check_knowledge(
+        found, options, trained=clean.trained, final=True, shuffled=_is_shuffled(basis)
+    )
+
+
+def _is_shuffled(basis: Basis) -> bool:
+    """Whether the images are the first in a random order, so that more may be asked for."""
+    return basis.facts.data.order is not None
 
 
 def _masked(basis: Basis, journal: Journal) -> tuple[str, ...]:
@@ -233,7 +240,7 @@ def _result(
     facts = {field.name: getattr(basis.facts, field.name) for field in fields(Facts)}
     repeats, n = basis.facts.repeats, basis.facts.data.n
     warnings = basis.warnings + doubts + basis.hints
-    accuracies = summary.accuracies([journal], repeats, which)
+    accuracies = summary.accuracies([journal], repeats, which, shuffled=_is_shuffled(basis))
     if "withstood" in accuracies:
         warnings += (_targeted(accuracies["withstood"].n, n),)
     abstained = basis.abstaining

@@ -52,6 +52,13 @@ class Run:
     options: EvalOptions
     threat: Threat | Adaptive | Evading | None = None
 
+    def __post_init__(self) -> None:
+        if self.subject.data.order is not None and self.options.repeats > 1:
+            raise RequestError(
+                "nothing bounds the spread over repeats where images come in random order, and one "
+                "stops when one likes; leave `repeats` or `shuffle` out"
+            )
+
     @property
     def command(self) -> str:
         """The subcommand that this is the work of."""
