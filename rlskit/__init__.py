@@ -36,8 +36,8 @@ if TYPE_CHECKING:
         attack_all,
         evaluate,
         measure_abstention,
-        merge,
     )
+    from rlskit.merging import merge
     from rlskit.models import BankedModel, list_models
     from rlskit.models.checkpoint import export, inspect, load, save
     from rlskit.models.wrapping import wrap
@@ -66,7 +66,7 @@ _HOMES = {
     "measure_abstention": "rlskit.evaluation",
     "measure_diversity": "rlskit.diversity.between_draws",
     "measure_transfer": "rlskit.diversity.transfer",
-    "merge": "rlskit.evaluation",
+    "merge": "rlskit.merging",
     "load_data": "rlskit.data:load",
     "save": "rlskit.models.checkpoint",
     "train": "rlskit.training",

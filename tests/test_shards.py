@@ -16,7 +16,15 @@ import pytest
 import torch
 
 import small_models
-from rlskit import attack_adaptively, attack_all, evaluate, measure_abstention, merge
+from rlskit import (
+    attack_adaptively,
+    attack_all,
+    evaluate,
+    measure_abstention,
+    measure_diversity,
+    measure_transfer,
+    merge,
+)
 from rlskit.attacks import prepare
 from rlskit.cli import run
 from rlskit.errors import RequestError, RunError, UnmergedError, UntrustedError
@@ -112,6 +120,12 @@ RUNS: dict[str, Callable[..., Any]] = {
     "eval": lambda model, **more: evaluate(
         model, DATA, n_samples=(1, 3), repeats=2, batch_size=9, **more
     ),
+    "diversity": lambda model, **more: measure_diversity(
+        model, DATA, n_samples=3, repeats=2, batch_size=9, **more
+    ),
+    "transfer": lambda model, **more: measure_transfer(
+        model, DATA, n_samples=2, repeats=2, steps=2, batch_size=17, **more
+    ),
     "abstain": lambda model, **more: measure_abstention(
         model, DATA, eps=0.1, steps=1, n_attacked=1, n_samples=2, batch_size=13, **more
     ),
@@ -143,6 +157,7 @@ def test_the_parts_of_a_run_make_what_one_process_makes(
     results = whole if isinstance(whole, list) else [whole]
     for found in (merged, again):
         assert [one.accuracy for one in found] == [one.accuracy for one in results]
+        assert [one.agreement for one in found] == [one.agreement for one in results]
         assert [one.warnings for one in found] == [one.warnings for one in results]
 
 
@@ -286,8 +301,8 @@ def test_what_a_shard_cannot_be_asked(
     monkeypatch.chdir(tmp_path)
     shard = ["eval", "--shard", "0/2"]
     for more, said in (
-        (["--fail-under", "0.4", "-o", "x"], "give --fail-under to `rlskit merge`"),
-        (["--json", "-", "-o", "x"], "give --json to `rlskit merge`"),
+        (["--fail-under", "0.4", "-o", "x"], "leave --fail-under to `rlskit merge`"),
+        (["--json", "-", "-o", "x"], "leave --json to `rlskit merge`"),
         ([], "--shard needs --out"),
     ):
         assert run([*shard, *more]) == 2

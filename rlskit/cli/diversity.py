@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from rlskit.cli.flags import (
     DATA,
+    OUTPUT,
     TRANSFER,
     WHAT,
     BatchSizeOption,
@@ -14,12 +15,20 @@ from rlskit.cli.flags import (
     JsonOption,
     QuietOption,
     SeedOption,
+    ShardOption,
     SplitOption,
     WorkersOption,
     under,
 )
 from rlskit.cli.option_sets import Images, Network
-from rlskit.cli.show import check_json, check_source, progress_bar, show
+from rlskit.cli.show import (
+    check_json,
+    check_out,
+    check_shard,
+    check_source,
+    progress_bar,
+    show,
+)
 from rlskit.cli.wording import flag_of
 from rlskit.errors import RequestError
 
@@ -51,6 +60,11 @@ def diversity(
     batch_size: BatchSizeOption = 128,
     num_workers: WorkersOption = 0,
     seed: SeedOption = 0,
+    shard: ShardOption = None,
+    out: Annotated[
+        Path | None,
+        under(OUTPUT, "Folder to go on in after an interruption; none by default.", "--out", "-o"),
+    ] = None,
     force: ForceOption = False,
     json_to: JsonOption = None,
     quiet: QuietOption = False,
@@ -61,13 +75,16 @@ def diversity(
 
     threat = {"eps": eps, "steps": steps, "step_size": step_size}
     _check_options(transfer, adversarial, {**threat, "plot": plot})
+    check_shard(shard, out, {"--json": json_to, "--plot": plot})
     check_json(json_to, force)
+    check_out(out, force)
     check_source(adversarial, data=images.data, split=split, limit=images.limit)
     if plot is not None:
         check_plot(plot, force=force)
     model = network.load()
     data = images.load(model, split) if adversarial is None else None
     common: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "seed": seed}
+    common |= {"shard": shard, "out": out, "force": force}
     common |= _given({"n_samples": n_samples, "repeats": repeats})
     with progress_bar(quiet) as progress:
         if transfer:

@@ -29,14 +29,18 @@ def merge(
     check_json(json_to, force)
     check_out(out, force)
     import rlskit
-    from rlskit.report import abstention_table, broken_by
+    from rlskit.report import abstention_table, broken_by, diversity_table, transfer_table
 
     results = rlskit.merge(runs, out=out, force=force, gated=fail_under is not None)
     (first, *_) = results
+    tables = {
+        abstention_table: first.abstention, diversity_table: first.agreement,
+        transfer_table: first.transfer,
+    }  # fmt: skip
     adaptive = first.attack is not None and first.attack.broken is not None
     return show_run(
         results, out or runs[0], Scoring(fail_under=fail_under),
         RunOutput(out, force, json_to, quiet),
-        table=abstention_table(first) if first.abstention else None,
+        table=next((table(first) for table, found in tables.items() if found), None),
         more=broken_by(first) if adaptive else "",
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,26 +75,31 @@ def check_run(scoring: Scoring, output: RunOutput) -> None:
         RunError: Another process writes in the folder.
     """
     check_gate(scoring.fail_under)
-    check_shard(scoring, output)
+    asked = {"--fail-under": scoring.fail_under, "--json": output.json_to}
+    check_shard(scoring.shard, output.out, asked)
     check_json(output.json_to, output.force)
     check_out(output.out, output.force)
 
 
-def check_shard(scoring: Scoring, output: RunOutput) -> None:
+def check_shard(shard: str | None, out: Path | None, asked: Mapping[str, Any]) -> None:
     """Require that nothing is asked of a shard that only all of them together have.
+
+    Args:
+        shard: What was given.
+        out: The run's folder.
+        asked: Flag -> what was given to it, of what a shard does not have.
 
     Raises:
         RequestError: Something is.
     """
-    if scoring.shard is None:
+    if shard is None:
         return
     from rlskit.runtime.sharding import Shard
 
-    Shard.read(scoring.shard)
-    asked = {"--fail-under": scoring.fail_under, "--json": output.json_to}
+    Shard.read(shard)
     for flag in (flag for flag, value in asked.items() if value is not None):
-        raise RequestError(f"a shard has no result; give {flag} to `rlskit merge` and not here")
-    if output.out is None:
+        raise RequestError(f"a shard has no result; leave {flag} to `rlskit merge`")
+    if out is None:
         raise RequestError("--shard needs --out, the folder that its blocks are kept in")
 
 

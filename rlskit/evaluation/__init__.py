@@ -9,7 +9,6 @@ from rlskit.evaluation.attacking import attack, attack_adaptively, attack_all
 from rlskit.evaluation.clean import doubts_of, known_of
 from rlskit.evaluation.diagnosis import Finding, diagnose, machine
 from rlskit.evaluation.eval_options import EvalOptions, counts_of
-from rlskit.evaluation.merging import merge
 from rlskit.evaluation.scoring import evaluate
 from rlskit.evaluation.subject import Subject, subject_of
 
@@ -27,6 +26,5 @@ __all__ = [
     "known_of",
     "machine",
     "measure_abstention",
-    "merge",
     "subject_of",
 ]

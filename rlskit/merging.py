@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rlskit.arguments import checked
 from rlskit.data import runs
+from rlskit.diversity.between_draws import conclude_agreement
+from rlskit.diversity.kept_blocks import Compared
+from rlskit.diversity.transfer import conclude_transfer
 from rlskit.errors import RequestError
 from rlskit.evaluation.attacking import with_worst_case
 from rlskit.evaluation.basis import Basis, conclude
@@ -72,15 +76,16 @@ def merge(
             return _written(found, below or [out], out, force, gated)
 
 
-def _whole(folders: Sequence[Path]) -> Gathered[Basis]:
+def _whole(folders: Sequence[Path]) -> Gathered[Any]:
     """Return all blocks of one run.
 
     Raises:
         RequestError: One is not there.
     """
-    gathered = gather(folders, Basis)
+    compared = request_of(folders[0]).get("command") == "diversity"
+    gathered: Gathered[Any] = gather(folders, Compared if compared else Basis)
     facts = gathered.basis.facts
-    if len(gathered.basis.index) != facts.data.n:
+    if not compared and len(gathered.basis.index) != facts.data.n:
         raise RequestError(f"{folders[0]}: what its shards note is damaged; run them again")
     sizes = {
         (repeat, run.start): len(run)
@@ -92,7 +97,7 @@ def _whole(folders: Sequence[Path]) -> Gathered[Basis]:
 
 
 def _written(
-    found: Sequence[Gathered[Basis]],
+    found: Sequence[Gathered[Any]],
     folders: Sequence[Path],
     out: Path,
     force: bool,
@@ -108,8 +113,22 @@ def _written(
         for (repeat, first), block in sorted(one.blocks.items()):
             if journal.get(repeat, first) is None:
                 journal.put(repeat, first, block)
-        own = conclude(one.basis, journal, gated=gated)
+        own = _concluded(one.basis, journal, gated)
         journal.write_results(dump(own))
         results += own
         journals.append(journal)
     return with_worst_case(results, journals, out) if len(found) > 1 else results
+
+
+def _concluded(basis: Basis | Compared, journal: Journal, gated: bool) -> list[Result]:
+    """Do what a run ends with, and return its results.
+
+    Raises:
+        RequestError: A gate is to decide, and there is no accuracy.
+    """
+    if isinstance(basis, Basis):
+        return conclude(basis, journal, gated=gated)
+    if gated:
+        raise RequestError("a gate is on an accuracy, which diversity is not; leave it out")
+    ending = conclude_agreement if basis.transfer is None else conclude_transfer
+    return [ending(basis, journal)]
