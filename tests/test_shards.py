@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import small_models
 from rlskit import (
@@ -159,6 +162,27 @@ def test_the_parts_of_a_run_make_what_one_process_makes(
         assert [one.accuracy for one in found] == [one.accuracy for one in results]
         assert [one.agreement for one in found] == [one.agreement for one in results]
         assert [one.warnings for one in found] == [one.warnings for one in results]
+
+
+@pytest.mark.parametrize("name", ["diversity", "transfer"])
+def test_an_interrupted_comparison_goes_on(rls: BankedModel, tmp_path: Path, name: str) -> None:
+    seen: list[int] = []
+
+    def progress(step: str, done: int, total: int, **facts: float) -> None:
+        seen.append(done)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    whole = RUNS[name](rls)
+    with pytest.raises(KeyboardInterrupt):
+        RUNS[name](rls, out=tmp_path, progress=progress)
+    found = RUNS[name](rls, out=tmp_path, progress=progress)
+    assert len(seen) == len(set(seen))  # no block was done twice
+    assert seen[-1] == 100
+    assert found.agreement == whole.agreement
+    assert found.transfer == whole.transfer
+    assert found.timing.forwards == whole.timing.forwards
+    assert found.timing.backwards == whole.timing.backwards
 
 
 def test_saved_images_are_scored_in_parts(rls: BankedModel, tmp_path: Path) -> None:
@@ -309,6 +333,68 @@ def test_what_a_shard_cannot_be_asked(
         assert said in capsys.readouterr().err
     with pytest.raises(RequestError, match="`shard` needs `out`"):
         evaluate(small_models.model(2), DATA, n_samples=2, shard="0/2")
+
+
+SCALE = (Path(__file__).parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+
+
+def callers() -> dict[str, list[tuple[dict[str, str], str]]]:
+    """The lines of the page's callers with what is set for each of their three processes."""
+    bash = re.findall(r"```bash\n(.*?)```", SCALE, re.DOTALL)
+    job, workflow = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", SCALE, re.DOTALL))
+    (torchrun,) = re.findall(r"torchrun --nproc-per-node 3 -m (rlskit .*)", bash[0])
+    (slurm,) = re.findall(r"^rlskit .*", bash[1], re.MULTILINE)
+    assert "#SBATCH --array=0-2\n" in bash[1]
+    (pod,) = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == 3
+    assert job["spec"]["completionMode"] == "Indexed"
+    matrix = workflow["jobs"]["attack"]
+    assert matrix["strategy"]["matrix"]["shard"] == [0, 1, 2]
+    (step,) = (one["run"] for one in matrix["steps"] if "rlskit attack" in one.get("run", ""))
+    return {
+        "torchrun": [({"RANK": str(i), "WORLD_SIZE": "3"}, torchrun) for i in range(3)],
+        "Slurm": [
+            ({"SLURM_ARRAY_TASK_ID": str(i), "SLURM_ARRAY_TASK_COUNT": "3",
+              "SLURM_ARRAY_TASK_MIN": "0"}, slurm) for i in range(3)
+        ],
+        "Kubernetes": [({}, pod.replace("$JOB_COMPLETION_INDEX", str(i))) for i in range(3)],
+        "GitHub": [({}, step.replace("${{ matrix.shard }}", str(i))) for i in range(3)],
+    }  # fmt: skip
+
+
+def test_the_callers_of_the_page_make_one_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each as its system would call it, and merged as the page says."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.py").write_text(TINY)
+    assert run(["convert", "tiny.py:tiny", "--image-size", "8", "--data", "digits", "-q"]) == 0
+    assert run(["train", "--epochs", "3", "--lr", "0.1", "-q"]) == 0
+    merges = re.findall(r"rlskit (merge runs/.*--fail-under 0\.1)", SCALE)
+    assert len(merges) == 4
+    line = "attack rls.safetensors --eps 0.1 --out whole --batch-size 90 --n-samples 2 -q"
+    assert run(line.split()) == 0
+    for (name, calls), merging in zip(callers().items(), merges, strict=True):
+        for environ, said in calls:
+            with monkeypatch.context() as patched:
+                for key, value in environ.items():
+                    patched.setenv(key, value)
+                words = said.split()[1:]
+                assert run([*words, "--batch-size", "90", "--n-samples", "2", "-q"]) == 0
+        assert run([*merging.split(), "-q"]) == 0, name
+        found, wanted = (written(Path(one)) for one in ("runs/whole", "whole"))
+        results = json.loads(found.pop("results.json"))
+        assert results.pop("gate")["verdict"] == "met"
+        assert {**results, "gate": None} == json.loads(wanted.pop("results.json"))
+        assert found == wanted
+        shutil.rmtree("runs")
+
+
+@pytest.mark.skipif(shutil.which("actionlint") is None, reason="needs actionlint")
+def test_the_workflow_of_the_page_is_one(tmp_path: Path) -> None:
+    workflow = re.findall(r"```yaml\n(.*?)```", SCALE, re.DOTALL)[1]
+    (tmp_path / "attack.yml").write_text(workflow)
+    subprocess.run(["actionlint", str(tmp_path / "attack.yml")], check=True)
 
 
 def test_a_shard_that_is_killed_costs_its_block(

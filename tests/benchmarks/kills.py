@@ -4,10 +4,12 @@
     python tests/benchmarks/kills.py attack eval audit diversity run [--kills 20]
 
 Each is the real command in a process of its own, and is sent SIGKILL (three in four) or SIGTERM.
-Those that measure are killed at a moment that is uniform over what a whole command takes, until the
-command has ended; then the next one begins. A training is done in place, and killed: one in four while it starts, the others at a moment that is uniform over the second and a
-half after it first kept its state: within steps, while files are written, when it is finished. What
-is killed goes on; what is finished is compared, and the next one begins.
+
+A command that measures is killed at a moment that is uniform over what a whole one takes, until it
+has ended; then the next one begins. A training is done in place, and killed one time in four while
+it starts, the others at a moment that is uniform over the second and a half after it first kept its
+state: within steps, while files are written, when it is finished. What is killed goes on; what is
+finished is compared, and the next one begins.
 """
 
 from __future__ import annotations
@@ -111,7 +113,7 @@ def lasting(found: object) -> object:
 
 
 def measured() -> dict[str, object]:
-    """All that a measuring command wrote: results but for their times, and the bytes of the rest."""
+    """All that a command wrote: results but for their times, and the bytes of the rest."""
     found: dict[str, object] = {}
     for file in sorted(Path("out").rglob("*.*")):
         if file.is_file() and file.name in ("results.json", "audit.json"):
@@ -125,9 +127,8 @@ def whole_of(name: str) -> tuple[dict[str, object], float]:
     """What a command writes that nobody kills, and the seconds that it takes."""
     Path("out").mkdir()
     start = time.monotonic()
-    assert subprocess.run(command(*MEASURING[name].split()), stdout=subprocess.DEVNULL).returncode in (
-        0, 4
-    )  # fmt: skip
+    done = subprocess.run(command(*MEASURING[name].split()), stdout=subprocess.DEVNULL)
+    assert done.returncode in (0, 4)
     took = time.monotonic() - start
     found = measured()
     shutil.rmtree("out")
@@ -136,7 +137,7 @@ def whole_of(name: str) -> tuple[dict[str, object], float]:
 
 
 def kill_measuring(name: str, kills: int, rng: random.Random) -> str:
-    """Kill a command so often, each time until it has ended with the same bits; say what was seen."""
+    """Kill a command so often, and compare what it ends with each time; say what was seen."""
     whole, took = whole_of(name)
     killed, same, later = 0, 0, 0
     while killed < kills or later:
