@@ -194,7 +194,10 @@ def _part(folder: Path) -> Finished:
 def _weights(result: Result, about: SavedFacts, model: BankedModel) -> Confirmed:
     """Require the very model."""
     own = checkpoint.digest_of(model)
-    for said, whose in ((result.checkpoint.sha256, RESULTS), (about.checkpoint_sha256, ADVERSARIAL)):
+    for said, whose in (
+        (result.checkpoint.sha256, RESULTS),
+        (about.checkpoint_sha256, ADVERSARIAL),
+    ):
         if said != own:
             raise _BrokenError(
                 "weights", f"{whose} is of the model {str(said)[:12]}..., this one is {own[:12]}..."
@@ -207,7 +210,9 @@ def _attack(result: Result, about: SavedFacts) -> Confirmed:
     try:
         saved = from_json(about.attack, AttackFacts)
     except ValueError as error:
-        raise RequestError(f"{ADVERSARIAL}: its metadata is unreadable ({reason(error)})") from error
+        raise RequestError(
+            f"{ADVERSARIAL}: its metadata is unreadable ({reason(error)})"
+        ) from error
     assert result.attack is not None
     pairs = {
         "attack": (saved, replace(result.attack, broken=None)),

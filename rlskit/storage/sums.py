@@ -30,11 +30,11 @@ def changed_files(folder: Path, names: Sequence[str]) -> tuple[str, ...] | None:
     file = folder / SUMS
     if not file.exists():
         return None
-    known = set(file.read_bytes().decode("utf-8", "replace").splitlines())
+    known = set(file.read_bytes().decode("utf-8", "replace").split("\n"))
     there = [name for name in names if (folder / name).is_file()]
     same = {name for name in there if f"{sha256_of(folder / name)}  {name}" in known}
     changed = tuple(name for name in names if name not in same)
-    return changed or ((SUMS,) if len(known) != len(names) else ())
+    return changed or ((SUMS,) if len(known) != len({*names, ""}) else ())
 
 
 def sha256_of(file: Path) -> str:
