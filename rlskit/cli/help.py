@@ -63,11 +63,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "verify": (
         "verify runs/attack-001 --checkpoint rls.safetensors",
-        "verify runs/release/rls/linf --checkpoint rls.safetensors --data folder:photos",
+        "verify runs/attack-001 --checkpoint a.safetensors --data folder:photos",
     ),
     "card": (
         "card runs/release -o card",
-        "card runs/eval-001 runs/attack-001 --checkpoint rls.safetensors --name my-model",
+        "card runs/eval-001 runs/attack-001 --checkpoint rls.safetensors",
     ),
 }
 """Command -> command lines that show what it is for, without the `rlskit` before them."""

@@ -48,7 +48,7 @@ def verify(
     json_to: JsonOption = None,
     quiet: QuietOption = False,
 ) -> int:
-    """Score the saved images of an attack again: is robust accuracy at most what it says?"""
+    """Score the saved images of an attack again: a number that carries its proof."""
     check_json(json_to, force)
     import rlskit
     from rlskit.storage.files import write_text

@@ -381,14 +381,15 @@ def _said(case: _Case) -> str:
 
 def _sentence(case: _Case, wrong: int) -> str:
     """Return what is confirmed."""
-    n, norm_eps = len(case.clean), budget_of(case.attack)
-    where = "on images at any distance from" if norm_eps is None else "on images within "
-    if norm_eps is not None:
-        where += f"{norm_eps[0]} {norm_eps[1]:.6g} of"
+    n, budget, left = len(case.clean), budget_of(case.attack), "robust accuracy"
+    if budget is None:
+        left, where = f"what {case.attack.method} leaves", "at any distance from"
+    else:
+        where = f"within {budget[0]} {budget[1]:.6g} of"
     also = ""
     if case.result.repeats > 1:
         also = f"; this is the first of {case.result.repeats} repeats, whose images alone are kept"
     return (
-        f"confirmed: robust accuracy is at most {100 * (n - wrong) / n:.2f} % ({wrong:,} of {n:,} "
-        f"images are wrong {where} the clean ones), {_said(case)}{also}"
+        f"confirmed: {left} is at most {100 * (n - wrong) / n:.2f} % ({wrong:,} of {n:,} images "
+        f"are wrong on images {where} the clean ones), {_said(case)}{also}"
     )

@@ -231,7 +231,7 @@ def _metrics(results: Sequence[Result]) -> tuple[tuple[Metric, ...], tuple[str, 
     left_out = []
     for result in results:
         if result.abstention is not None:
-            left_out.append("eval --abstain, whose numbers are of some of the images")
+            left_out.append("an evaluation that abstains, whose numbers are of some of the images")
             continue
         if "clean" in result.accuracy:
             found.append(_metric(result, "clean", "accuracy", "Accuracy"))
@@ -281,6 +281,7 @@ def _metric(result: Result, show: str, type_: str, said: str) -> Metric:
             "attacked_draws": result.n_attacked, **({"attacks": of} if of else {}),
         }  # fmt: skip
         how = [result.attack.method, threat(result), protocol(result)]
+        how = how[result.attack.method == result.protocol :]
     if doubts:
         facts["doubts"] = doubts
         type_, said = f"{_DOUBT}{type_}", f"{', '.join(doubts)}: {said}"
