@@ -197,6 +197,7 @@ def test_only_what_the_adaptive_protocol_leaves_is_robust_accuracy(
         "alone": ({"protocol": "transfer", "defense": "none"}, ["accuracy", "white_box_accuracy"]),
         "saved": ({"protocol": "adaptive", "data": saved}, ["accuracy", "saved_images_accuracy"]),
         "targeted": (targeted, ["accuracy"]),
+        "unknown": ({"protocol": "robust"}, ["accuracy"]),
         "trained on": (
             {"warnings": ("TRAINING IMAGES: it was.",)},
             ["doubtful_accuracy", "doubtful_multi_accuracy"],

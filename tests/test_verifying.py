@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import rlskit
 import small_models
@@ -219,6 +220,30 @@ def test_draws_per_image_and_several_repeats_are_drawn_again(
     assert found.holds
     assert "the very 2 draws of each image" in found.sentence
     assert "the first of 2 repeats" in found.sentence
+
+
+def test_a_folder_is_named_again_and_skips_what_it_skipped(
+    rls: BankedModel, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    for index in range(20):
+        digit = int(DATA.labels[index])
+        (photos / f"{digit}").mkdir(parents=True, exist_ok=True)
+        pixels = (255 * DATA.images([index])[0, 0]).round().byte().numpy()
+        Image.fromarray(pixels).save(photos / f"{digit}" / f"{index:02}.png")
+    for digit in range(10):
+        (photos / f"{digit}").mkdir(exist_ok=True)
+        (photos / f"{digit}" / "30.png").write_bytes(b"no picture")
+    spec = f"folder:{photos}"
+    data = rlskit.load_data(spec, "all", limit=15, skip_bad=True)
+    assert 0 < data.skipped < 15
+    rlskit.attack(rls, data, **PGD, out=tmp_path / "run", save_adversarial=True)
+    with pytest.raises(RequestError, match="no path of a run's files is followed"):
+        rlskit.verify(tmp_path / "run", rls)
+    assert rlskit.verify(tmp_path / "run", rls, spec).holds
+    changed = next(photos.glob("*/0*.png"))
+    Image.new("L", (8, 8)).save(changed)
+    assert broken(tmp_path / "run", rls, f"{spec}") == "images"
 
 
 def test_the_command_ends_with_1_where_a_number_does_not_hold(

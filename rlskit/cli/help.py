@@ -63,7 +63,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "verify": (
         "verify runs/attack-001 --checkpoint rls.safetensors",
-        "verify runs/attack-001 --checkpoint a.safetensors --data folder:photos",
+        "verify runs/photos --data folder:photos --json -",
     ),
     "card": (
         "card runs/release -o card",

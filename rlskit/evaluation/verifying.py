@@ -247,8 +247,9 @@ def _clean(
             "with `data`"
         )
     if not isinstance(name, Data):
-        bad = bool(result.data.skipped)
-        name = load(name, result.data.split, data_dir=data_dir, limit=result.data.n, skip_bad=bad)
+        skipped = result.data.skipped or 0  # they were left out after the limit was taken
+        limit = result.data.n + skipped
+        name = load(name, result.data.split, data_dir=data_dir, limit=limit, skip_bad=bool(skipped))
     return name.adapted(model.card.pixels, model.card.classes, model.card.names)
 
 

@@ -127,8 +127,7 @@ def card_of(reported: Reported, checkpoint: Path | None, name: str | None) -> Ca
     if not metrics:
         raise RequestError("the runs hold no accuracy of this model that could be published")
     file = checkpoint or _file(results, digest)
-    public = {one.checkpoint.path: _last(one.checkpoint.path) for one in results}
-    public |= {one.data.name: _public(one.data.name) for one in results}
+    public = _places(results)
     warnings = dict.fromkeys(warning for result in results for warning in result.warnings)
     missing = without_adaptive(honest_numbers(own.rows))
     return Card(
@@ -235,12 +234,15 @@ def _metrics(results: Sequence[Result]) -> tuple[tuple[Metric, ...], tuple[str, 
             continue
         if "clean" in result.accuracy:
             found.append(_metric(result, "clean", "accuracy", "Accuracy"))
-        if is_untargeted(result):
-            kind = _kind(result)
+        kind = _kind(result)
+        if is_untargeted(result) and kind in _SAID:
             type_ = "robust_accuracy" if kind == "adaptive" else f"{kind}_accuracy"
             found.append(_metric(result, "robust", type_, _SAID[kind]))
         elif result.attack is not None:
-            left_out.append(f"{attack_label(result)}, which is targeted: other attacks leave less")
+            why = "is targeted: other attacks leave less"
+            if is_untargeted(result):
+                why = f"is of the protocol {kind}, which this rlskit does not know"
+            left_out.append(f"{attack_label(result)}, which {why}")
     different = [one for place, one in enumerate(found) if one not in found[:place]]
     return tuple(different), tuple(dict.fromkeys(left_out))
 
@@ -271,17 +273,10 @@ def _metric(result: Result, show: str, type_: str, said: str) -> Metric:
         "lower_bound_95": round(value.lower_bound, 6),
         "data_sha256": result.data.adversarial_sha256 or result.data.sha256,
     }
-    how = []
+    how: list[str] = []
     if show == "robust":
-        assert result.attack is not None
-        norm, eps = budget_of(result.attack) or ("none", None)
-        of = [attack.method for attack in result.attack.of]
-        facts |= {
-            "attack": result.attack.method, "norm": norm, "eps": eps,
-            "attacked_draws": result.n_attacked, **({"attacks": of} if of else {}),
-        }  # fmt: skip
-        how = [result.attack.method, threat(result), protocol(result)]
-        how = how[result.attack.method == result.protocol :]
+        more, how = _of_attack(result)
+        facts |= more
     if doubts:
         facts["doubts"] = doubts
         type_, said = f"{_DOUBT}{type_}", f"{', '.join(doubts)}: {said}"
@@ -290,14 +285,28 @@ def _metric(result: Result, show: str, type_: str, said: str) -> Metric:
     return Metric(type_, name, value, facts, _public(result.data.name), result.data.split)
 
 
-def _said(one: Judgement, public: Mapping[str | None, str]) -> Judgement:
+def _of_attack(result: Result) -> tuple[dict[str, Any], list[str]]:
+    """Return what to know of an attack, as JSON values and for people."""
+    assert result.attack is not None
+    method = result.attack.method
+    norm, eps = budget_of(result.attack) or ("none", None)
+    facts: dict[str, Any] = {
+        "attack": method, "norm": norm, "eps": eps, "attacked_draws": result.n_attacked,
+    }  # fmt: skip
+    if result.attack.of:
+        facts["attacks"] = [attack.method for attack in result.attack.of]
+    own = [] if method == result.protocol else [method]
+    return facts, [*own, threat(result), protocol(result)]
+
+
+def _said(one: Judgement, public: Mapping[str, str]) -> Judgement:
     return replace(
         one, row=_shown(one.row, public), name=_shown(one.name, public),
         sentence=_shown(one.sentence, public),
     )  # fmt: skip
 
 
-def _warned(one: Judgement, own: Reported, public: Mapping[str | None, str]) -> tuple[str, ...]:
+def _warned(one: Judgement, own: Reported, public: Mapping[str, str]) -> tuple[str, ...]:
     """Return the warnings on the numbers that a gate looked at."""
     found = {
         warning: None
@@ -310,15 +319,18 @@ def _warned(one: Judgement, own: Reported, public: Mapping[str | None, str]) -> 
     return tuple(_shown(warning, public) for warning in found)
 
 
-def _shown(text: str, public: Mapping[str | None, str]) -> str:
+def _shown(text: str, public: Mapping[str, str]) -> str:
     """Return a text without the folders of the machine that it was measured on."""
     for place, short in public.items():
         text = text.replace(place, short) if place else text
     return printable(text)
 
 
-def _last(path: str | None) -> str:
-    return Path(path).name if path else ""
+def _places(results: Sequence[Result]) -> dict[str, str]:
+    """Return what is said in the place of the paths that results name."""
+    files = {one.checkpoint.path for one in results if one.checkpoint.path}
+    places = {path: Path(path).name for path in files}
+    return places | {one.data.name: _public(one.data.name) for one in results}
 
 
 def _public(data: str) -> str:
