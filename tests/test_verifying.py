@@ -222,6 +222,16 @@ def test_draws_per_image_and_several_repeats_are_drawn_again(
     assert "the first of 2 repeats" in found.sentence
 
 
+def test_images_in_random_order_are_taken_in_that_order(rls: BankedModel, tmp_path: Path) -> None:
+    """Their intervals are wider ones, and the table is in another order than the images."""
+    data = rlskit.load_data("digits", limit=12, order=3)
+    rlskit.attack(rls, data, **PGD, n_samples=2, out=tmp_path / "run", save_adversarial=True)
+    assert rlskit.verify(tmp_path / "run", rls).holds
+    change_result(n_samples=10**12)(unseal(tmp_path / "run"))
+    with pytest.raises(RequestError, match="beyond reason"):
+        rlskit.verify(tmp_path / "run", rls)
+
+
 def test_a_folder_is_named_again_and_skips_what_it_skipped(
     rls: BankedModel, tmp_path: Path
 ) -> None:

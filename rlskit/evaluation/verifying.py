@@ -23,6 +23,7 @@ from rlskit.defenses import defense_of, draws
 from rlskit.defenses.answers import finite_logits, mean_log_probabilities
 from rlskit.documents import from_json, to_json
 from rlskit.errors import RequestError, UntrustedError, reason
+from rlskit.evaluation.eval_options import EvalOptions
 from rlskit.inputs import GivenData, taken
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
@@ -31,9 +32,10 @@ from rlskit.progress import Progress, no_progress
 from rlskit.results import ADVERSARIAL, PROOF, RESULTS, Finished, Result, read_answers, read_run
 from rlskit.results.finished import Answers
 from rlskit.results.result import AttackFacts
+from rlskit.results.summary import NORMS
 from rlskit.results.words import attack_label, protocol
 from rlskit.seeds import Purpose
-from rlskit.stats import accuracy
+from rlskit.stats import accuracy, anytime
 from rlskit.storage.sums import SUMS, changed_files
 from rlskit.threat.budget import budget_of
 
@@ -186,8 +188,10 @@ def _part(folder: Path) -> Finished:
         RequestError: It is of no attack, or of several.
     """
     parts = read_run(folder).parts
-    if len(parts) != 1 or parts[0].result.attack is None:
+    result = parts[0].result
+    if len(parts) != 1 or result.attack is None or "robust" not in result.accuracy:
         raise RequestError(f"{folder} is no run of one attack; name the folder of one")
+    EvalOptions(n_samples=result.n_samples, repeats=result.repeats)  # refuses what is beyond reason
     return parts[0]
 
 
@@ -248,8 +252,10 @@ def _clean(
         )
     if not isinstance(name, Data):
         skipped = result.data.skipped or 0  # they were left out after the limit was taken
-        limit = result.data.n + skipped
-        name = load(name, result.data.split, data_dir=data_dir, limit=limit, skip_bad=bool(skipped))
+        name = load(
+            name, result.data.split, data_dir=data_dir, limit=result.data.n + skipped,
+            skip_bad=bool(skipped), order=result.data.order,
+        )  # fmt: skip
     return name.adapted(model.card.pixels, model.card.classes, model.card.names)
 
 
@@ -273,6 +279,8 @@ def _images(case: _Case) -> Confirmed:
 def _budget(case: _Case) -> Confirmed:
     """Require of every image that it lies in [0, 1] and within the budget of the clean one."""
     norm, eps = budget_of(case.attack) or (None, None)
+    if norm not in (None, *NORMS):
+        raise RequestError(f"the norm {norm} of the attack is unknown; it is of {', '.join(NORMS)}")
     largest = 0.0
     size = case.result.batch_size
     for (_, clean, _), (_, changed, _) in zip(
@@ -290,13 +298,14 @@ def _budget(case: _Case) -> Confirmed:
 
 def _answers(case: _Case, table: Answers, progress: Progress) -> Confirmed:
     """Require the model's answers, before the attack and after it, to be those of the table."""
-    if table.index.tolist() != case.clean.index.tolist():
+    order = case.clean.index.argsort()  # in which the table is read
+    if table.index.tolist() != case.clean.index[order].tolist():
         raise _BrokenError("answers", "the per-image table is of other images")
-    if table.label.tolist() != case.clean.labels.tolist():
+    if table.label.tolist() != case.clean.labels[order].tolist():
         raise _BrokenError("answers", "the per-image table has other labels")
     kinds = {"clean": case.clean, "robust": case.saved.data}
     for kind in table.right:
-        right = _right(case, kinds[kind], f"scoring {kind} images", progress)
+        right = _right(case, kinds[kind], f"scoring {kind} images", progress)[order]
         other = (right.numpy() != table.right[kind][0]).nonzero()[0]
         if len(other):
             more = ", ..." * (len(other) > _SHOWN)
@@ -352,7 +361,11 @@ def _count(case: _Case, table: Answers) -> Confirmed:
     for kind, right in table.right.items():
         said = case.result.accuracy[kind]
         means = [float(one.mean()) for one in right]
-        found = replace(accuracy(means, right.shape[1]), upper_bound=said.upper_bound)
+        found = accuracy(means, right.shape[1])
+        if case.result.data.order is not None:
+            found = anytime(found)
+        if said.upper_bound == 1:  # older results have none
+            found = replace(found, upper_bound=1.0)
         if not _alike(to_json(found), to_json(said)):
             raise _BrokenError("count", f"{RESULTS} says otherwise of {kind} than its own table")
     robust = case.result.accuracy["robust"]
