@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from rlskit.attacks.options import EFFORT
 from rlskit.cli.flags import MACHINE, OUTPUT, SCORING, VIEW, WHAT, SplitOption, under
 from rlskit.cli.option_sets import AttackOptions, Images, Network, RunOutput, Scoring
-from rlskit.cli.show import check_run, progress_bar, run_folder, show_run
+from rlskit.cli.show import check_run, run_folder, show_run
+from rlskit.cli.ticker import progress_shown
 from rlskit.errors import RequestError
 
 
@@ -82,7 +83,10 @@ def attack(
     options = scoring.options(n_samples)
     model = network.load()
     data = images.load(model, split)
-    with run_folder(output.out, "attack") as folder, progress_bar(output.quiet) as progress:
+    with (
+        run_folder(output.out, "attack") as folder,
+        progress_shown(output.progress, output.quiet) as progress,
+    ):
         common: dict[str, Any] = {
             "options": options, "out": folder, "force": output.force, "save_adversarial":
             save_adversarial, "progress": progress,

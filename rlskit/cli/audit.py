@@ -16,13 +16,15 @@ from rlskit.cli.flags import (
     ExpectCleanOption,
     ForceOption,
     JsonOption,
+    ProgressOption,
     QuietOption,
     SeedOption,
     SplitOption,
     under,
 )
 from rlskit.cli.option_sets import Images, Network, Rows
-from rlskit.cli.show import check_json, note, print_table, progress_bar
+from rlskit.cli.show import check_json, note, print_table
+from rlskit.cli.ticker import progress_shown
 from rlskit.cli.wording import worded
 from rlskit.errors import UntrustedError
 
@@ -54,6 +56,7 @@ def audit(
     seed: SeedOption = 0,
     force: ForceOption = False,
     json_to: JsonOption = None,
+    progress: ProgressOption = None,
     quiet: QuietOption = False,
     **params: Annotated[Any, Rows(("eps", "steps", "step_size", "restarts", "loss"))],
 ) -> int:
@@ -65,12 +68,12 @@ def audit(
     check_json(json_to, force)
     model = network.load()
     data = images.load(model, split)
-    with progress_bar(quiet) as progress:
+    with progress_shown(progress, quiet) as told:
         found = rlskit.audit_model(
             model, data, method=method, pixel_range=pixel_range, n_attacked=n_attacked,
             protocol=protocol, n_samples=n_samples, limit=None, queries=queries, points=points,
             surrogate=None if surrogate is None else network.beside(surrogate),
-            batch_size=batch_size, seed=seed, expect_clean=expect_clean, progress=progress,
+            batch_size=batch_size, seed=seed, expect_clean=expect_clean, progress=told,
             **params,
         )  # fmt: skip
     for warning in found.warnings:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlskit.cli.ending import check_values
-from rlskit.cli.flags import OUTPUT, QuietOption, under
+from rlskit.cli.flags import OUTPUT, ProgressOption, QuietOption, one_of, under
 from rlskit.cli.show import check_json, note, print_table, say
 from rlskit.errors import RequestError
 from rlskit.text import printable
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 
 FORMATS = ("text", "github")
+
+LONG = ("train", "attack", "eval", "diversity")
+"""The commands of a stage that show how far they are."""
 
 
 def run(
@@ -53,8 +56,14 @@ def run(
     ] = False,
     output_format: Annotated[
         str,
-        under(OUTPUT, "text, or github: also annotations of the verdicts.", "--output-format"),
+        under(
+            OUTPUT,
+            "text, or github: also annotations of the verdicts.",
+            "--output-format",
+            callback=one_of("--output-format", FORMATS),
+        ),
     ] = FORMATS[0],
+    progress: ProgressOption = None,
     quiet: QuietOption = False,
 ) -> int:
     """Run the stages of a recipe that are not finished yet; print its table beside the paper's."""
@@ -64,9 +73,7 @@ def run(
     from rlskit.storage.files import write_text
 
     check_json(json_to, force)
-    if output_format not in FORMATS:
-        raise RequestError(f"--output-format is {' or '.join(FORMATS)}, not {output_format!r}")
-    execute = _executor(quiet)
+    execute = _executor(quiet, progress)
     if dry_run:
         _print_plan(recipes.load(recipe, sets or (), taken()), only, out, trust=trust)
         return 0
@@ -100,14 +107,17 @@ def run(
     return done.code
 
 
-def _executor(quiet: bool) -> Callable[[list[str]], int]:
+def _executor(quiet: bool, progress: str | None = None) -> Callable[[list[str]], int]:
     """Return what runs one command line in this process; stdout is kept for the table."""
+    shown = () if progress is None else ("--progress", progress)
 
     def execute(arguments: list[str]) -> int:
         from rlskit import cli
 
         if quiet and "--quiet" not in arguments:
             arguments = [*arguments, "--quiet"]
+        if arguments[0] in LONG:
+            arguments = [*arguments, *shown]
         with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):
             return cli.run(arguments)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlskit.cli.wording import worded
 from rlskit.errors import RequestError
-from rlskit.progress import Progress, no_progress
 from rlskit.text import lines
 
 if TYPE_CHECKING:
@@ -20,34 +18,6 @@ if TYPE_CHECKING:
     from rlskit.results import Result
 
 _WIDTH = 110  # of tables where no terminal says
-
-
-@contextmanager
-def progress_bar(quiet: bool) -> Iterator[Progress]:
-    """Give a `Progress` that draws Rich bars on stderr; nothing when that is no terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        with redirect_stdout(sys.stderr):  # what a model's own code prints is no result
-            yield no_progress
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with redirect_stdout(sys.stderr), Bars(*columns, console=console) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(step: str, done: int, total: int, **facts: float) -> None:
-            if step not in tasks:
-                tasks[step] = bars.add_task(step, total=total, facts="")
-            bars.update(tasks[step], completed=done, total=total, facts=_facts(facts))
-
-        yield show
 
 
 @contextmanager
@@ -227,15 +197,3 @@ def gate(results: Sequence[Result], *, quiet: bool) -> int:
     for result in gates:
         note(gate_sentence(result), quiet=quiet, loud=result in failed)
     return 1 if failed else 0
-
-
-def _facts(facts: dict[str, float]) -> str:
-    shown = []
-    for name, value in facts.items():
-        if name == "accuracy":
-            shown.append(f"accuracy {100 * value:.1f} %")
-        elif name == "images_per_second":
-            shown.append(f"{value:.0f} images/s")
-        else:
-            shown.append(f"{name} {value:.4f}")
-    return "  ".join(shown)

@@ -42,7 +42,16 @@ COMMANDS = ("convert", "train", *MEASURING)
 _SECTIONS = ("title", "all", *COMMANDS, "rows", "columns", "paper", "gates", "baseline")
 _ROW = ("label", "of", "checkpoint", "columns", *COMMANDS)
 _COLUMN = ("label", "show", *MEASURING)
-_OURS = ("out", "json", "force", "quiet", "checkpoint", "help", "trust")  # `run` itself decides
+_OURS = (
+    "out",
+    "json",
+    "force",
+    "quiet",
+    "progress",
+    "checkpoint",
+    "help",
+    "trust",
+)  # `run` itself decides
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")  # `"model=x" = true` would be another option than it seems
 _MOST_STAGES = 10_000

@@ -15,6 +15,7 @@ from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
+from rlskit.progress import Progress, no_progress
 from rlskit.results.result import AttackFacts
 from rlskit.seeds import Purpose
 from rlskit.threat.meter import Meter
@@ -201,6 +202,7 @@ class Threat:
         seed: int,
         repeat: int,
         image: int | None = None,
+        progress: Progress = no_progress,  # noqa: ARG002
     ) -> Crafted:
         """Attack some images.
 
@@ -211,6 +213,7 @@ class Threat:
             seed: The user's seed.
             repeat: Index of the repeat.
             image: The index of the one image, where each has draws of its own.
+            progress: Told nothing: this attack has no parts.
 
         Raises:
             UntrustedError: Non-finite logits or gradients, or a broken budget.
