@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from rlskit.attacks.options import EFFORT
 from rlskit.cli.flags import MACHINE, OUTPUT, SCORING, VIEW, WHAT, SplitOption, under
+from rlskit.cli.forecast import forecast
 from rlskit.cli.option_sets import AttackOptions, Images, Network, RunOutput, Scoring
 from rlskit.cli.show import check_run, run_folder, show_run
 from rlskit.cli.ticker import progress_shown
@@ -83,6 +84,11 @@ def attack(
     options = scoring.options(n_samples)
     model = network.load()
     data = images.load(model, split)
+    others = [network.beside(one) for one in surrogate or ()]
+    given = {**params, "method": ",".join(method or ()) or None, "engine": engine}
+    given |= {"n_attacked": n_attacked, "protocol": protocol, "pixel_range": pixel_range}
+    given |= {"n_samples": n_samples, "repeats": scoring.repeats, "surrogate": bool(surrogate)}
+    forecast("attack", model, data, given, quiet=output.quiet, surrogate=others)
     with (
         run_folder(output.out, "attack") as folder,
         progress_shown(output.progress, output.quiet) as progress,
@@ -92,8 +98,8 @@ def attack(
             save_adversarial, "progress": progress,
         }  # fmt: skip
         if protocol == PROTOCOL:
-            if surrogate:
-                own["surrogate"] = [network.beside(one) for one in surrogate]
+            if others:
+                own["surrogate"] = others
             results = [
                 rlskit.attack_adaptively(model, data, pixel_range=pixel_range, **own, **common)
             ]

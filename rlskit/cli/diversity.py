@@ -19,6 +19,7 @@ from rlskit.cli.flags import (
     WorkersOption,
     under,
 )
+from rlskit.cli.forecast import forecast
 from rlskit.cli.option_sets import Images, Network
 from rlskit.cli.show import check_json, check_source, show
 from rlskit.cli.ticker import progress_shown
@@ -70,6 +71,8 @@ def diversity(
         check_plot(plot, force=force)
     model = network.load()
     data = images.load(model, split) if adversarial is None else None
+    asked = {"n_samples": n_samples, "repeats": repeats, "transfer": transfer}
+    forecast("diversity", model, data, asked, quiet=quiet)
     common: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "seed": seed}
     common |= _given({"n_samples": n_samples, "repeats": repeats})
     with progress_shown(progress, quiet) as told:

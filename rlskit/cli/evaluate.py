@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rlskit.cli.flags import ABSTAIN, DATA, SCORING, SplitOption, under
+from rlskit.cli.forecast import forecast
 from rlskit.cli.option_sets import Images, Network, RunOutput, Scoring
 from rlskit.cli.show import check_run, check_source, run_folder, show_run
 from rlskit.cli.ticker import progress_shown
@@ -54,6 +55,8 @@ def evaluate(
     options = scoring.options(counts_of(n_samples))
     model = network.load()
     data = images.load(model, split) if adversarial is None else None
+    asked = {"n_samples": n_samples, "repeats": scoring.repeats, "abstain": abstain}
+    forecast("eval", model, data, asked, quiet=output.quiet)
     with (
         run_folder(output.out, "eval") as folder,
         progress_shown(output.progress, output.quiet) as progress,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlskit.cli.flags import OUTPUT, ForceOption, under
+from rlskit.cli.forecast import said
 from rlskit.cli.opening import WeightsOption, is_checkpoint, opened
 from rlskit.cli.option_sets import Images
-from rlskit.cli.recipe import check, said, taken
+from rlskit.cli.recipe import check, taken
 from rlskit.cli.show import note, say
 from rlskit.errors import RequestError
 

@@ -13,12 +13,13 @@ import typer
 
 from rlskit.cli.ending import check_values
 from rlskit.cli.flags import OUTPUT, ProgressOption, QuietOption, one_of, under
+from rlskit.cli.forecast import said
 from rlskit.cli.show import check_json, note, print_table, say
 from rlskit.errors import RequestError
 from rlskit.text import printable
 
 if TYPE_CHECKING:
-    from rlskit.recipes import Cost, Recipe
+    from rlskit.recipes import Recipe
 
 
 FORMATS = ("text", "github")
@@ -177,20 +178,3 @@ def _print_plan(recipe: Recipe, only: str | None, out: Path | None, *, trust: bo
     if unknown:
         say(f"not counted, because nothing tells their cost: {', '.join(unknown)}")
     say(f"times are on {estimate.device}, from one batch per row, measured now")
-
-
-def said(cost: Cost | None, hours: float | None) -> str:
-    """Return what something computes, and how long it takes."""
-    if cost is None or hours is None:
-        return "cost unknown"
-    passes = f"{cost.forwards:,} forward and {cost.backwards:,} backward passes"
-    bound, about = ("at most ", "at most") if cost.at_most else ("", "about")
-    return f"{cost.images:,} images, {bound}{passes}, {about} {_duration(hours)}"
-
-
-def _duration(hours: float) -> str:
-    """Return a time in the unit in which it is no small fraction."""
-    minutes = 60 * hours
-    if minutes < 1:
-        return f"{max(60 * minutes, 1):.0f} s"
-    return f"{minutes:.0f} min" if minutes < 120 else f"{hours:,.3g} hours"

@@ -17,6 +17,7 @@ from rlskit.cli.flags import (
     WorkersOption,
     under,
 )
+from rlskit.cli.forecast import forecast
 from rlskit.cli.option_sets import Images, Network
 from rlskit.cli.show import note, say
 from rlskit.cli.ticker import progress_shown
@@ -86,6 +87,7 @@ def train(
     )  # fmt: skip
     model = network.load()
     data = images.load(model, "train")
+    forecast("train", model, data, vars(options), quiet=quiet)
     with progress_shown(progress, quiet) as told:
         result = rlskit.train(
             model, data, options=options, out=out or network.checkpoint, force=force,
