@@ -13,9 +13,8 @@ In a row, `COMMAND = false` leaves the command out, `columns = [NAME, ...]` meas
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from rlskit.recipes.gates import MAX_DROP, Gate, read_gates
 from rlskit.recipes.stages import MEASURING, Stage, listing, option_text
 from rlskit.recipes.toml_file import merged, read, texts
 from rlskit.results.comparison import KNOWN
+from rlskit.text import nearest
 
 SHOWN = {
     "attack": (
@@ -145,6 +145,8 @@ def load(path: str | Path, sets: Sequence[str] = (), takes: Takes | None = None)
     listing.cache_clear()
     path = Path(path)
     values = read(path, sets)
+    if path.name == "rlskit.toml":
+        values.pop("defaults", None)  # of commands that are typed; stages have [all]
     if values.get("paper") is False:
         del values["paper"]
     _require_known(values, _SECTIONS, f"{path}")
@@ -176,13 +178,6 @@ def load(path: str | Path, sets: Sequence[str] = (), takes: Takes | None = None)
         gates=gates,
         baseline=_baseline(values, columns, path),
     )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint at what was probably meant."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"it is one of {', '.join(names)}"
 
 
 def _baseline(values: Mapping[str, Any], columns: Mapping[str, Any], path: Path) -> Path | None:
