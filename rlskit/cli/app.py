@@ -24,6 +24,7 @@ from rlskit.cli import (
     inspect,
     models,
     recipe,
+    recipes,
     report,
     train,
 )
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "doctor": doctor.doctor,
     "init": init.init,
     "run": recipe.run,
+    "recipes": recipes.recipes,
     "report": report.report,
     "baseline": baseline.baseline,
 }

@@ -29,7 +29,9 @@ LONG = ("train", "attack", "eval", "diversity")
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file; see docs/recipes.md.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="A TOML file, docs/recipes.md, or a name of `rlskit recipes`.")
+    ],
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value: train.epochs=1."),
@@ -74,6 +76,7 @@ def run(
     from rlskit.storage.files import write_text
 
     check_json(json_to, force)
+    recipe = recipes.found(recipe)
     execute = _executor(quiet, progress)
     if dry_run:
         _print_plan(recipes.load(recipe, sets or (), taken()), only, out, trust=trust)
