@@ -26,7 +26,7 @@ def lines(text: str) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint at what was probably meant."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"it is one of {', '.join(names)}"
 
 

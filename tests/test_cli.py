@@ -279,6 +279,12 @@ def test_the_gates_of_several_attacks_stand_in_the_run(
         (["convert", "tiny.py:tiny", "--bank", "x"], ["--bank"]),
         (["attack", "nowhere.safetensors"], ["nowhere.safetensors", "convert"]),
         (["attack", "--method", "pgf"], ["pgf", "pgd"]),
+        (["attack", "--mehtod", "pgd"], ["--mehtod", "--method"]),
+        (["atack"], ["atack", "'attack'"]),
+        (["attack", "--protocol", "trasnfer"], ["did you mean transfer?", "--protocol adaptive"]),
+        (["convert", "tiny.py:tiny", "--defense", "ensmble"], ["did you mean ensemble?"]),
+        (["models", "rsenet18"], ["rsenet18", "did you mean resnet18"]),
+        (["attacks", "pgf"], ["pgf", "did you mean pgd?"]),
         (["attack", "--eps", "-0.1"], ["--eps", "-0.1"]),
         (["attack", "--eps", "big"], ["--eps", "big", "8/255"]),
         (["attack", "--eps", "nan"], ["--eps", "nan"]),
@@ -307,7 +313,7 @@ def test_the_gates_of_several_attacks_stand_in_the_run(
 def test_bad_requests(
     folder: Path, arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if arguments[0] not in ("convert", "models"):
+    if arguments[0] not in ("convert", "models", "attacks", "atack"):
         assert run(["convert", "tiny.py:tiny", "--image-size", "8", "-q"]) == 0
     message = fails(arguments, 2, capsys)
     for word in words:

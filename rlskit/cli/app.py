@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -55,6 +56,12 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "report": report.report,
     "baseline": baseline.baseline,
 }
+COMPLETE = "_RLSKIT_COMPLETE"
+"""The variable by which a shell asks what may come next."""
+
+_OF_SHELLS = {"--install-completion", "--show-completion"}
+"""Options of Typer's own, which end the process."""
+
 _SETTINGS: dict[str, Any] = {
     "pretty_exceptions_enable": False,
     "rich_markup_mode": None,
@@ -102,6 +109,8 @@ def _add(app: typer.Typer, name: str) -> None:
 
 def main() -> None:
     """Run the command line and exit with the documented code."""
+    if COMPLETE in os.environ or {*sys.argv[1:2]} & _OF_SHELLS:
+        group()(prog_name="rlskit")  # which ends the process
     settle_threads()  # which must come before torch
     sys.exit(flushed(run(sys.argv[1:], own_defaults=True)))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rlskit.attacks.options import EFFORT
+from rlskit.cli import complete
 from rlskit.cli.flags import MACHINE, OUTPUT, SCORING, VIEW, WHAT, SplitOption, under
 from rlskit.cli.forecast import forecast
 from rlskit.cli.option_sets import AttackOptions, Images, Network, RunOutput, Scoring
@@ -19,10 +20,14 @@ def attack(
     method: Annotated[
         list[str] | None,
         under(
-            WHAT, "pgd by default; several with commas, as in --eps. `rlskit attacks` lists them."
+            WHAT,
+            "pgd by default; several with commas, as in --eps. `rlskit attacks` lists them.",
+            autocompletion=complete.methods,
         ),
     ] = None,
-    engine: Annotated[str, under(WHAT, "rlskit, torchattacks or adv-lib.")] = "rlskit",
+    engine: Annotated[
+        str, under(WHAT, "rlskit, torchattacks or adv-lib.", autocompletion=complete.engines)
+    ] = "rlskit",
     network: Network,
     pixel_range: Annotated[
         str, under(EFFORT, "Scale of all such numbers: 0:1, or the paper's -1:1.")
@@ -36,6 +41,7 @@ def attack(
             VIEW,
             "transfer (n = 1), multi, eot (fresh draws at every step), known (the draws that "
             "answer), or adaptive: the worst of several attacks, the honest number.",
+            autocompletion=complete.protocols,
         ),
     ] = None,
     surrogate: Annotated[

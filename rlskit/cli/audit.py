@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rlskit.attacks.options import EFFORT
+from rlskit.cli import complete
 from rlskit.cli.flags import (
     SCORING,
     VIEW,
@@ -37,14 +38,23 @@ def audit(
     surrogate: Annotated[Path | None, under(WHAT, "A second checkpoint, to transfer from.")] = None,
     method: Annotated[
         str,
-        under(WHAT, "The attack under audit, in linf and along gradients, as pgd or apgd-ce."),
+        under(
+            WHAT,
+            "The attack under audit, in linf and along gradients, as pgd or apgd-ce.",
+            autocompletion=complete.methods,
+        ),
     ] = "pgd",
     pixel_range: Annotated[
         str, under(EFFORT, "Scale of all such numbers: 0:1, or the paper's -1:1.")
     ] = "0:1",
     n_attacked: Annotated[int, under(VIEW, "Draws in the attacker's view.")] = 1,
     protocol: Annotated[
-        str | None, under(VIEW, "transfer (n = 1), multi, or eot (fresh draws at every step).")
+        str | None,
+        under(
+            VIEW,
+            "transfer (n = 1), multi, or eot (fresh draws at every step).",
+            autocompletion=complete.protocols,
+        ),
     ] = None,
     n_samples: Annotated[int | None, under(SCORING, "N: the defender's draws.")] = None,
     queries: Annotated[int, under(SCORING, "Of the square attack, per image.")] = 500,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rlskit.attacks.options import OPTIONS
+from rlskit.cli import complete
 from rlskit.errors import RequestError
 
 WHAT = "What to run"
@@ -70,6 +71,7 @@ DataOption = Annotated[
         "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, folder:PATH or npz:PATH; "
         "by default what the model was made for.",
         "--data",
+        autocompletion=complete.data,
     ),
 ]
 DataDirOption = Annotated[
@@ -104,6 +106,7 @@ ProgressOption = Annotated[
         "none, plain (a line every half minute) or bar; bar on a terminal, else plain.",
         "--progress",
         callback=one_of("--progress", PROGRESS),
+        autocompletion=lambda incomplete: [one for one in PROGRESS if one.startswith(incomplete)],
     ),
 ]
 QuietOption = Annotated[bool, under(OUTPUT, "No progress, no notes.", "--quiet", "-q")]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlskit.cli import complete
 from rlskit.cli.ending import check_values
 from rlskit.cli.flags import OUTPUT, ProgressOption, QuietOption, one_of, under
 from rlskit.cli.forecast import said
@@ -30,7 +31,11 @@ LONG = ("train", "attack", "eval", "diversity")
 
 def run(
     recipe: Annotated[
-        Path, typer.Argument(help="A TOML file, docs/recipes.md, or a name of `rlskit recipes`.")
+        Path,
+        typer.Argument(
+            autocompletion=complete.recipes,
+            help="A TOML file, docs/recipes.md, or a name of `rlskit recipes`.",
+        ),
     ],
     sets: Annotated[
         list[str] | None,

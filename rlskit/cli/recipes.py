@@ -8,6 +8,7 @@ import typer
 
 from rlskit.cli.show import say
 from rlskit.errors import RequestError
+from rlskit.text import nearest
 
 
 def recipes(
@@ -21,7 +22,7 @@ def recipes(
     known = shipped()
     names = [name for name in known if fnmatch.fnmatch(name, pattern) or pattern in name]
     if not names:
-        raise RequestError(f"no recipe's name matches {pattern!r}")
+        raise RequestError(f"no recipe's name matches {pattern!r}; {nearest(pattern, known)}")
     width = max(map(len, names))
     for folder, about in ABOUT.items():
         own = [name for name in names if name.rpartition("/")[0] == folder]

@@ -18,6 +18,7 @@ from rlskit.models.layout import in_layout, layout_of
 from rlskit.progress import Progress, no_progress
 from rlskit.results.result import AttackFacts
 from rlskit.seeds import Purpose
+from rlskit.text import nearest
 from rlskit.threat.meter import Meter
 from rlskit.threat.preflight import masked_gradients, preflight
 from rlskit.threat.view import attackers_view
@@ -33,7 +34,7 @@ def check_risk(risk: str) -> None:
         RequestError: It is another.
     """
     if risk not in RISKS:
-        raise RequestError(f"`risk` {risk!r} is unknown; it is one of {', '.join(RISKS)}")
+        raise RequestError(f"`risk` {risk!r} is unknown; {nearest(risk, RISKS)}")
 
 
 @dataclass(frozen=True)
