@@ -477,8 +477,20 @@ def test_interruption_is_130_and_the_same_command_goes_on(
 
     monkeypatch.setattr(PreparedAttack, "__call__", interrupted)
     assert run([*attack, "-o", "run"]) == 130
-    assert capsys.readouterr().err.startswith("run folder: run\nrlskit: interrupted; ")
+    kept = "2 finished blocks are kept in run: the same command goes on"
+    assert capsys.readouterr().err == f"rlskit: interrupted; {kept}\n"
     assert len(list(Path("run/blocks").glob("*"))) == 2
+    calls = 2  # at the very first block, in a folder that nobody named
+    assert run(attack) == 130
+    nothing = "no block was finished, so nothing is kept: run the same command again"
+    assert capsys.readouterr().err == f"rlskit: interrupted; {nothing}\n"
+    calls = 1
+    assert run(attack) == 130
+    again = (
+        "1 finished block is kept in runs/attack-002: the same command with --out runs/attack-002"
+    )
+    assert f"interrupted; {again} goes on\n" in capsys.readouterr().err
+    calls = 9
     assert run([*attack, "-o", "run"]) == 0
     again = json.loads(Path("run/results.json").read_text())
     assert again["accuracy"] == whole["accuracy"]

@@ -22,7 +22,7 @@ _WIDTH = 110  # of tables where no terminal says
 
 @contextmanager
 def run_folder(out: Path | None, name: str) -> Iterator[Path]:
-    """Give the run's folder, by default a new one in runs/, and name it when it is interrupted."""
+    """Give the run's folder, by default a new one in runs/; say what is in it when interrupted."""
     from rlskit.results import free_folder
 
     folder = out or free_folder(Path("runs"), name)
@@ -30,11 +30,21 @@ def run_folder(out: Path | None, name: str) -> Iterator[Path]:
         yield folder
     except BaseException as error:
         if not isinstance(error, Exception):
-            note(f"run folder: {folder}", loud=True)
+            error.add_note(_left(folder, named=out is not None))
         if out is None:
             with suppress(OSError):
                 folder.rmdir()  # unless something was finished
         raise
+
+
+def _left(folder: Path, *, named: bool) -> str:
+    """Return what an interrupted run leaves in its folder, and how it goes on."""
+    count = sum(1 for _ in folder.glob("**/blocks/*.safetensors"))
+    if not count:
+        return "no block was finished, so nothing is kept: run the same command again"
+    blocks = "1 finished block is" if count == 1 else f"{count} finished blocks are"
+    again = "the same command" if named else f"the same command with --out {folder}"
+    return f"{blocks} kept in {folder}: {again} goes on"
 
 
 def check_run(scoring: Scoring, output: RunOutput) -> None:
