@@ -89,7 +89,7 @@ def attack(
             raise RequestError("--surrogate is an option of --protocol adaptive; leave it out")
     options = scoring.options(n_samples)
     model = network.load()
-    data = images.load(model, split)
+    data = images.load(model, split, scoring.order)
     others = [network.beside(one) for one in surrogate or ()]
     given = {**params, "method": ",".join(method or ()) or None, "engine": engine}
     given |= {"n_attacked": n_attacked, "protocol": protocol, "pixel_range": pixel_range}

@@ -23,6 +23,7 @@ from rlskit.cli.flags import (
     SplitOption,
     under,
 )
+from rlskit.cli.forecast import forecast
 from rlskit.cli.option_sets import Images, Network, Rows
 from rlskit.cli.show import check_json, note, print_table
 from rlskit.cli.ticker import progress_shown
@@ -78,6 +79,10 @@ def audit(
     check_json(json_to, force)
     model = network.load()
     data = images.load(model, split)
+    given = {**params, "method": method, "protocol": protocol, "pixel_range": pixel_range}
+    given |= {"n_attacked": n_attacked, "n_samples": n_samples, "batch_size": batch_size}
+    given |= {"queries": queries, "points": points}
+    forecast("audit", model, data, given, quiet=quiet)
     with progress_shown(progress, quiet) as told:
         found = rlskit.audit_model(
             model, data, method=method, pixel_range=pixel_range, n_attacked=n_attacked,

@@ -85,6 +85,15 @@ LimitOption = Annotated[int | None, under(DATA, "Use this many images, spread ev
 SkipBadOption = Annotated[
     bool, under(DATA, "Leave out images that cannot be read, and count them.", "--skip-bad")
 ]
+ShuffleOption = Annotated[
+    bool,
+    under(
+        DATA,
+        "Images in a random order, by --seed: --limit takes the first, more of them keep what is "
+        "done, and intervals hold however often one looks.",
+        "--shuffle",
+    ),
+]
 SplitOption = Annotated[str, under(DATA, "train or test.", "--split")]
 BatchSizeOption = Annotated[int, under(MACHINE, "Images per block.", "--batch-size")]
 WorkersOption = Annotated[int, under(MACHINE, "Threads that read images ahead.", "--num-workers")]

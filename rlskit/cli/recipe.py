@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("text", "github")
 
-LONG = ("train", "attack", "eval", "diversity")
+LONG = ("train", "attack", "eval", "diversity", "audit")
 """The commands of a stage that show how far they are."""
 
 

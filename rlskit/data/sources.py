@@ -39,6 +39,7 @@ def load(
     download: bool = False,
     limit: int | None = None,
     skip_bad: bool = False,
+    order: int | None = None,
 ) -> Data:
     """Return one split of a data set, after every file of a folder was read once.
 
@@ -50,12 +51,15 @@ def load(
         download: Fetch one of torchvision's that is not there.
         limit: Keep at most this many images, spread evenly (`Data.limited`).
         skip_bad: Leave out images that cannot be read, and count them as `Data.skipped`.
+        order: The seed of a random order (`Data.shuffled`), of which `limit` keeps the first.
 
     Raises:
         RequestError: `spec` is unknown, or its data are missing, unreadable or not as expected.
         RunError: The download failed.
     """
     data = _load(spec, split, data_dir=data_dir, download=download)
+    if order is not None:
+        data = data.shuffled(order)
     return data.limited(limit).checked(skip_bad=skip_bad)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator, Sequence
 
 from rlskit.report.honesty import honest_numbers, without_adaptive
 from rlskit.report.outcome import headline, judgements
 from rlskit.report.reported import Measured, Reported
+from rlskit.report.triage import Triage, triage
 from rlskit.results.result import Measure
 from rlskit.results.verdict import FAIL, PASS, UNDECIDED, UNTRUSTED, Verdict
 from rlskit.results.words import figures, number, seen
@@ -32,6 +34,7 @@ def job_summary(reported: Reported) -> str:
     changes = [one for one in reported.verdicts if one.asked == _CHANGED]
     if changes:
         parts += ["### Against the baseline", _table(_CHANGES, list(map(_change, changes)))]
+    parts += map(_fallen, triage(reported.verdicts))
     honest = honest_numbers(reported.rows)
     if honest:
         lines = [[escaped(one.row), escaped(one.threat), escaped(one.sentence)] for one in honest]
@@ -93,6 +96,15 @@ def _change(one: Verdict) -> list[str]:
     allowed = f"at most {100 * one.threshold:.1f} lost"
     place = [escaped(one.row), f"{escaped(one.column)} ({escaped(one.show)})"]
     return [*place, apart, bounds, allowed, images, SIGNS[one.verdict]]
+
+
+def _fallen(one: Triage) -> str:
+    """Return a list that opens on a click, of the images that newly fall."""
+    listed = [f"- {escaped(image.sentence)}" for image in one.images]
+    if one.rest:
+        listed.append(f"- {one.rest}, in results.json")
+    heading = html.escape(printable(one.heading))
+    return "\n".join([f"<details><summary>{heading}</summary>", "", *listed, "", "</details>"])
 
 
 def _cut(text: str) -> str:

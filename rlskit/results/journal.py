@@ -100,11 +100,19 @@ def claim(
                 f"{folder} holds another run ({', '.join(other)} differ); name another `out`, or "
                 "use `force` to replace it"
             )
-        _LOG.warning("%s: the data has changed; blocks whose images are the same are kept", folder)
+        if not _is_shuffled(request):  # of which more may be wanted
+            _LOG.warning(
+                "%s: the data has changed; blocks whose images are the same are kept", folder
+            )
         (folder / RESULTS).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = json.dumps({"format": FORMAT, **request}, indent=2, sort_keys=True) + "\n"
     write_text(folder / MANIFEST, manifest, force=True)
+
+
+def _is_shuffled(request: Mapping[str, Any]) -> bool:
+    data = request.get("data")
+    return isinstance(data, Mapping) and data.get("order") is not None
 
 
 class Journal:
