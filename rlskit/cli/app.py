@@ -109,7 +109,7 @@ def _add(app: typer.Typer, name: str) -> None:
 
 def main() -> None:
     """Run the command line and exit with the documented code."""
-    if COMPLETE in os.environ or {*sys.argv[1:2]} & _OF_SHELLS:
+    if os.environ.get(COMPLETE) or {*sys.argv[1:2]} & _OF_SHELLS:
         group()(prog_name="rlskit")  # which ends the process
     settle_threads()  # which must come before torch
     sys.exit(flushed(run(sys.argv[1:], own_defaults=True)))

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 from rlskit.cli.flags import BAR, NONE, PLAIN
@@ -116,8 +116,9 @@ def _lines() -> Iterator[Progress]:
     lines, over = Lines(note, every=EVERY), threading.Event()
 
     def beat() -> None:
-        while not over.wait(1):
-            lines.beat()
+        with suppress(OSError, ValueError):  # stderr is closed: the command itself will say so
+            while not over.wait(1):
+                lines.beat()
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
