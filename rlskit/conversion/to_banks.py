@@ -120,7 +120,8 @@ def convert(
         outputs: What the network answers with, one of `rlskit.models.outputs.OUTPUTS`; by default
             what its last step or its answers show.
         output_key: Where it answers with several tensors, the key or place of the one that holds
-            the classes, as `logits`, `0` or `out.logits`; by default the first `[B, classes]`.
+            the classes, as `logits`, `0` or `out.logits`; by default the one called logits, or the
+            first of a tuple.
         seed: Seeds the initialisation.
 
     Raises:

@@ -85,8 +85,8 @@ def trace(
     Args:
         network: The network; it is not changed.
         image_shape: `(C, H, W)`.
-        key: Of the tensor that holds the classes, where it answers with several; "" for the first
-            that may.
+        key: Of the tensor that holds the classes, where it answers with several; "" for that of
+            `key_of`.
         classes: Number of classes, which tells that tensor; None for any.
 
     Raises:
