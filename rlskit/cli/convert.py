@@ -81,8 +81,8 @@ def convert(
         str | None, typer.Option(help="The part of the file to take, as state_dict_ema or a.b.")
     ] = None,
     classes: Annotated[
-        Path | None,
-        under(DATA, "Text file: the classes' names, one a line, in order."),
+        str | None,
+        under(DATA, "Text file: the classes' names, one a line, in order; or imagenet."),
     ] = None,
     skip_bad: SkipBadOption = False,
     transform_input: Annotated[

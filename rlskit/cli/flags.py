@@ -54,8 +54,8 @@ DataOption = Annotated[
     str | None,
     under(
         DATA,
-        "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, folder:PATH or npz:PATH; "
-        "by default what the model was made for.",
+        "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, folder:PATH, manifest:FILE "
+        "(CSV or parquet: path, label) or npz:PATH; by default what the model was made for.",
         "--data",
     ),
 ]
@@ -70,6 +70,15 @@ LimitOption = Annotated[int | None, under(DATA, "Use this many images, spread ev
 SkipBadOption = Annotated[
     bool, under(DATA, "Leave out images that cannot be read, and count them.", "--skip-bad")
 ]
+ClassesOption = Annotated[
+    str | None,
+    under(
+        DATA,
+        "Text file: what the model calls the data's classes, OWN = NAME a line; or, where they "
+        "are numbers, a name a line in order, or imagenet.",
+        "--classes",
+    ),
+]
 SplitOption = Annotated[str, under(DATA, "train or test.", "--split")]
 BatchSizeOption = Annotated[int, under(MACHINE, "Images per block.", "--batch-size")]
 WorkersOption = Annotated[int, under(MACHINE, "Threads that read images ahead.", "--num-workers")]
@@ -81,6 +90,10 @@ OutOption = Annotated[
 ForceOption = Annotated[bool, under(OUTPUT, "Replace an existing output.", "--force")]
 JsonOption = Annotated[
     str | None, under(OUTPUT, "Also write the result as JSON to FILE, or - (stdout).", "--json")
+]
+PerImageOption = Annotated[
+    Path | None,
+    under(OUTPUT, "Also write a line for each image to FILE.csv or FILE.parquet.", "--per-image"),
 ]
 QuietOption = Annotated[bool, under(OUTPUT, "No progress, no notes.", "--quiet", "-q")]
 FailUnderOption = Annotated[

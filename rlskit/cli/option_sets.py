@@ -17,6 +17,7 @@ from rlskit.cli.flags import (
     DEFAULT_CHECKPOINT,
     BatchSizeOption,
     CheckpointArgument,
+    ClassesOption,
     DataDirOption,
     DataOption,
     DeviceOption,
@@ -29,6 +30,7 @@ from rlskit.cli.flags import (
     ModelOption,
     OutOption,
     PerExampleOption,
+    PerImageOption,
     QuietOption,
     RepeatsOption,
     SeedOption,
@@ -76,6 +78,7 @@ class Images:
     download: DownloadOption = False
     limit: LimitOption = None
     skip_bad: SkipBadOption = False
+    classes: ClassesOption = None
 
     def load(self, model: BankedModel, split: str) -> Data:
         """Return a split of them; where nothing names them, of what the model was made for.
@@ -88,6 +91,7 @@ class Images:
         return rlskit.load_data(
             self.data or model.card.default_data(), split, data_dir=self.data_dir,
             download=self.download, limit=self.limit, skip_bad=self.skip_bad,
+            classes=self.classes,
         )  # fmt: skip
 
 
@@ -125,6 +129,7 @@ class RunOutput:
     out: OutOption = None
     force: ForceOption = False
     json_to: JsonOption = None
+    per_image: PerImageOption = None
     quiet: QuietOption = False
 
 

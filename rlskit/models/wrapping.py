@@ -56,8 +56,8 @@ def wrap(
         classes: Number of classes; by default the number that the module answers with.
         outputs: What it answers with, one of `rlskit.models.outputs.OUTPUTS`; by default what its
             last step or its answers show.
-        output_key: Which of several tensors holds the classes, as `logits` or `0`; by default the one
-            called logits, or the first of a tuple.
+        output_key: Which of several tensors holds the classes, as `logits` or `0`; by default the
+            one called logits, or the first of a tuple.
         defense: `stochastic` for a module whose forward pass draws random numbers.
 
     Raises:
