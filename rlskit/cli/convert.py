@@ -24,7 +24,10 @@ from rlskit.errors import RequestError
 def convert(
     name: Annotated[
         str,
-        typer.Argument(help="timm or torchvision name, FILE.py:factory or package.module:factory."),
+        typer.Argument(
+            help="timm or torchvision name, FILE.py:factory, package.module:factory, "
+            "or FILE.pt2, TorchScript."
+        ),
     ],
     banks: Annotated[
         int | None, typer.Option(help="M; 2 for rls, 3 for ensemble, adp, gal.")

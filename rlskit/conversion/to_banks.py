@@ -27,6 +27,7 @@ from rlskit.models.copying import duplicate
 from rlskit.models.outputs import check_outputs, kind_of
 from rlskit.models.own import heard
 from rlskit.models.partition import partition
+from rlskit.models.programs import program_shape
 from rlskit.models.published import WITH_AUXILIARY_HEADS, library_classes, library_pixels
 from rlskit.models.stem import first_convolution
 from rlskit.models.streams import kept, sources_of, started
@@ -87,8 +88,8 @@ def convert(
     """Build M networks of one architecture and partition them into the layers that are sampled.
 
     Args:
-        name: A timm or torchvision name, `timm:NAME`, `torchvision:NAME`, `FILE.py:factory` or
-            `package.module:factory`.
+        name: A timm or torchvision name, `timm:NAME`, `torchvision:NAME`, `FILE.py:factory`,
+            `package.module:factory`, or a file with code and weights (torch.export, TorchScript).
         banks: M; by default 2 for `rls`, 3 for `ensemble` and `adp`, 1 for the others.
         defense: A key of `rlskit.defenses.DEFENSES`.
         granularity: One of `rlskit.models.GRANULARITIES`; by default the defense's.
@@ -141,8 +142,14 @@ def convert(
         raise RequestError("`weights_key` names a part of `weights='FILE'`; give that, too")
     init = _checked_init(init, pretrained=pretrained, files=files)
     architecture = resolve(name)
+    if files and architecture.is_program:
+        raise RequestError(f"{name} is a program that holds its weights; leave `weights` out")
     if pretrained and architecture.source == "own":
         raise RequestError(f"`pretrained`: no library has weights of {name}; give `weights='FILE'`")
+    shape = program_shape(name, architecture.digest) if architecture.is_program else (None,) * 3
+    if size is None and shape[1] and shape[2]:
+        size = shape[1], shape[2]
+    in_chans = in_chans or shape[0]
     facts = _facts(
         architecture, data, data_dir, size, pretrained=pretrained, files=files, skip_bad=skip_bad
     )
@@ -188,7 +195,8 @@ def convert(
     count = banks or (found.count if found else None) or DEFENSES[defense].banks
     _check_banks(count, defense)
     if architecture.source == "own" and try_own(card, parts) and not files:
-        _check_channels(architecture)
+        if not architecture.is_program:
+            _check_channels(architecture)
         card.pretrained, card.assumed = FACTORY, assumed
     if found and transforms and transform_input is None:
         told = _ASSUMED_TRANSFORM.format(name=architecture.name, file=found.source)
@@ -303,7 +311,7 @@ def _facts(
 
     Also data and class_names ("" and empty where no data set was named), and who says it all, `by`.
     """
-    if data is None and (pretrained or files):
+    if data is None and (pretrained or files or architecture.is_program):
         unnamed = {"data": "", "class_names": ()}
         if architecture.source == "own":
             nothing = dict.fromkeys(("classes", "channels", "height", "width", "mean", "std"))

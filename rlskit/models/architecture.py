@@ -9,6 +9,7 @@ from typing import Any
 from rlskit.errors import RequestError
 from rlskit.models import own
 from rlskit.models.listing import LIBRARIES, lists, unknown_model
+from rlskit.models.programs import is_program
 
 SOURCES = (*LIBRARIES, "own")
 
@@ -54,6 +55,11 @@ class Architecture:
         """The name to print, with its source."""
         return self.name if self.source == "own" else f"{self.source}:{self.name}"
 
+    @property
+    def is_program(self) -> bool:
+        """Whether it is a file of one's own that holds code and weights together."""
+        return self.source == "own" and is_program(self.name)
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return dict(vars(self))
@@ -94,7 +100,9 @@ class Architecture:
 
 
 def names_code(spec: str) -> bool:
-    """Whether `resolve` would run code of someone's own: `FILE.py:factory`, `module:factory`."""
+    """Whether `resolve` would run someone's own: `FILE.py:factory`, `module:factory`, a program."""
+    if is_program(spec):
+        return True
     prefix, _, name = spec.partition(":")
     return bool(name) and prefix not in LIBRARIES
 
@@ -111,8 +119,8 @@ def resolve(spec: str) -> Architecture:
     """Find the architecture that `spec` names: timm before torchvision, or one's own factory.
 
     Args:
-        spec: `resnet50`, `timm:resnet50`, `torchvision:resnet50`, `FILE.py:factory` or
-            `package.module:factory`.
+        spec: `resnet50`, `timm:resnet50`, `torchvision:resnet50`, `FILE.py:factory`,
+            `package.module:factory`, or a program's file (`FILE.pt2`, TorchScript).
 
     Raises:
         RequestError: There is none; the message names the nearest.

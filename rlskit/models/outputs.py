@@ -230,16 +230,26 @@ def _logit(shares: Tensor) -> Tensor:
 
 _INVERSES: dict[str, Callable[[Tensor], Tensor]] = {"probabilities": _log, "sigmoid": _logit}
 
+_ATEN = torch.ops.aten  # what a program's graph calls
+
 _SQUASHES: dict[str, tuple[Any, ...]] = {
-    "probabilities": (F.softmax, torch.softmax, Tensor.softmax, torch.exp, Tensor.exp),
-    "sigmoid": (torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit),
-}
+    "probabilities": (
+        F.softmax, torch.softmax, Tensor.softmax, _ATEN.softmax.int, _ATEN._softmax.default,
+        torch.exp, Tensor.exp, _ATEN.exp.default,
+    ),
+    "sigmoid": (
+        torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit, _ATEN.sigmoid.default,
+    ),
+}  # fmt: skip
 """What `Reading` undoes -> the functions that are undone by reading what went into them.
 
 The exponential is one of them after a log-softmax only.
 """
 
-_LOG_SOFTMAX = (F.log_softmax, torch.log_softmax, Tensor.log_softmax)
+_LOG_SOFTMAX = (
+    F.log_softmax, torch.log_softmax, Tensor.log_softmax, _ATEN.log_softmax.int,
+    _ATEN._log_softmax.default,
+)  # fmt: skip
 
 
 class _Watch(TorchFunctionMode):
@@ -269,7 +279,7 @@ class _Watch(TorchFunctionMode):
         if name is not None and isinstance(result, Tensor) and result.ndim == 2:
             given = args[0] if args else kwargs["input"]
             over = args[1] if len(args) > 1 else kwargs.get("dim", 1)
-            exponential = func in (torch.exp, Tensor.exp)
+            exponential = func in (torch.exp, Tensor.exp, _ATEN.exp.default)
             if exponential and self.before(given)[0] != "log-probabilities":
                 return result
             if name == "sigmoid" or exponential or over in (1, -1, None):
