@@ -49,7 +49,10 @@ FILES: dict[str, Callable[[Path], None]] = {
     "fixed.pt2": lambda file: exported(network(0).eval(), file),
     "baked.pt2": lambda file: exported(Baked().eval(), file),
     "scripted.pt": lambda file: torch.jit.save(torch.jit.script(network(0)), file),
-    "traced.pt": lambda file: torch.jit.save(torch.jit.trace(network(0).eval(), EXAMPLE), file),
+    "traced.pt": lambda file: torch.jit.save(
+        torch.jit.trace(network(0).eval(), EXAMPLE),  # type: ignore[no-untyped-call]
+        file,
+    ),
 }
 
 
@@ -88,7 +91,7 @@ def test_a_softmax_at_a_programs_end_is_undone(tmp_path: Path) -> None:
     plain = network(0).eval()
     hot = nn.Sequential(plain, nn.Softmax(1)).eval()
     with torch.no_grad():
-        plain[6].weight.mul_(1000)  # float32 rounds every probability to 0 or 1
+        plain.get_parameter("6.weight").mul_(1000)  # float32 rounds every probability to 0 or 1
     exported(hot, tmp_path / "soft.pt2", ANY_BATCH)
     model = converted(tmp_path / "soft.pt2", defense="none")
     assert model.card.outputs == "probabilities"
