@@ -26,7 +26,7 @@ def convert(
         str,
         typer.Argument(
             help="timm or torchvision name, FILE.py:factory, package.module:factory, "
-            "or FILE.pt2, TorchScript."
+            "FILE.pt2 (torch.export, TorchScript) or hf:FOLDER (transformers)."
         ),
     ],
     banks: Annotated[

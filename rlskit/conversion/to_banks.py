@@ -24,6 +24,7 @@ from rlskit.models.architecture import Architecture, resolve
 from rlskit.models.banks import BankedModel, Card
 from rlskit.models.building import build, build_on_meta, configure
 from rlskit.models.copying import duplicate
+from rlskit.models.hub_folder import read_folder
 from rlskit.models.outputs import check_outputs, kind_of
 from rlskit.models.own import heard
 from rlskit.models.partition import partition
@@ -89,7 +90,8 @@ def convert(
 
     Args:
         name: A timm or torchvision name, `timm:NAME`, `torchvision:NAME`, `FILE.py:factory`,
-            `package.module:factory`, or a file with code and weights (torch.export, TorchScript).
+            `package.module:factory`, a file with code and weights (torch.export, TorchScript), or
+            a folder of transformers with its weights (`hf:PATH`).
         banks: M; by default 2 for `rls`, 3 for `ensemble` and `adp`, 1 for the others.
         defense: A key of `rlskit.defenses.DEFENSES`.
         granularity: One of `rlskit.models.GRANULARITIES`; by default the defense's.
@@ -138,13 +140,18 @@ def convert(
     check_outputs(outputs)
     if bank_probs and defense != "rls":
         raise RequestError(f"`bank_probs` is for `defense='rls'`, not {defense}")
-    if weights_key is not None and not files:
-        raise RequestError("`weights_key` names a part of `weights='FILE'`; give that, too")
-    init = _checked_init(init, pretrained=pretrained, files=files)
     architecture = resolve(name)
     if files and architecture.is_program:
         raise RequestError(f"{name} is a program that holds its weights; leave `weights` out")
-    if pretrained and architecture.source == "own":
+    folder = read_folder(name) if architecture.is_hub_folder else None
+    if folder is not None:  # what an option says, holds
+        pretrained = not files
+        size, in_chans = size or folder.size, in_chans or folder.channels
+        mean, std = mean or folder.mean, std or folder.std
+    if weights_key is not None and not files:
+        raise RequestError("`weights_key` names a part of `weights='FILE'`; give that, too")
+    init = _checked_init(init, pretrained=pretrained, files=files)
+    if pretrained and architecture.source == "own" and folder is None:
         raise RequestError(f"`pretrained`: no library has weights of {name}; give `weights='FILE'`")
     shape = program_shape(name, architecture.digest) if architecture.is_program else (None,) * 3
     if size is None and shape[1] and shape[2]:
@@ -155,6 +162,8 @@ def convert(
     )
     pixels = _pixels(facts, architecture, in_chans=in_chans, size=size, mean=mean, std=std)
     names = read_classes(classes)
+    if folder is not None and classes is None:
+        names = folder.class_names
     wanted = _wanted_classes(_agreed(num_classes, len(names)) or facts["classes"], name)
     asked = Asked(
         architecture, wanted, pixels.channels, (pixels.height, pixels.width), small_images
@@ -187,7 +196,7 @@ def convert(
         pretrained=LIBRARY if pretrained else found.source if found else "",
         outputs=outputs,
         output_key=shown.key,
-        assumed=assumed if files else (),
+        assumed=assumed if files or folder else (),
         notes=found.notes if found else (),
     )
     card.class_names = _named_classes(card, names, facts, given=pretrained or bool(files))
@@ -318,7 +327,7 @@ def _facts(
             return {**nothing, **unnamed, "by": ""}
         by = f"as {architecture.source} has it for {architecture.name}"
         return {**library_pixels(architecture), **unnamed, "by": by}
-    library = library_pixels(architecture) if pretrained else {}
+    library = library_pixels(architecture) if pretrained and architecture.source != "own" else {}
     if size is None and library:
         size = (library["height"], library["width"])
     described = describe(data or "digits", data_dir=data_dir, size=size, skip_bad=skip_bad)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlskit.errors import RequestError
 from rlskit.models import own
+from rlskit.models.hub_folder import PREFIX
 from rlskit.models.listing import LIBRARIES, lists, unknown_model
 from rlskit.models.programs import is_program
 
@@ -60,6 +61,11 @@ class Architecture:
         """Whether it is a file of one's own that holds code and weights together."""
         return self.source == "own" and is_program(self.name)
 
+    @property
+    def is_hub_folder(self) -> bool:
+        """Whether it is a folder of transformers, `hf:NAME`."""
+        return self.source == "own" and self.name.startswith(PREFIX)
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return dict(vars(self))
@@ -104,7 +110,7 @@ def names_code(spec: str) -> bool:
     if is_program(spec):
         return True
     prefix, _, name = spec.partition(":")
-    return bool(name) and prefix not in LIBRARIES
+    return bool(name) and prefix not in LIBRARIES and not spec.startswith(PREFIX)
 
 
 def unsaveable(name: str) -> str:
@@ -120,7 +126,8 @@ def resolve(spec: str) -> Architecture:
 
     Args:
         spec: `resnet50`, `timm:resnet50`, `torchvision:resnet50`, `FILE.py:factory`,
-            `package.module:factory`, or a program's file (`FILE.pt2`, TorchScript).
+            `package.module:factory`, a program's file (`FILE.pt2`, TorchScript), or a folder of
+            transformers (`hf:PATH`).
 
     Raises:
         RequestError: There is none; the message names the nearest.
@@ -130,7 +137,7 @@ def resolve(spec: str) -> Architecture:
         if not lists(prefix, name):
             raise unknown_model(name, prefix)
         return Architecture(prefix, name)
-    if names_code(spec):
+    if names_code(spec) or spec.startswith(PREFIX):
         shown, digest = own.introduce(spec)
         return Architecture("own", shown, digest=digest)
     if spec.endswith(".py"):

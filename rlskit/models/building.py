@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from rlskit.errors import RequestError, RlskitError, RunError, reason
 from rlskit.models import own
 from rlskit.models.architecture import Architecture
+from rlskit.models.hub_folder import build_from_folder
 from rlskit.models.programs import read_program
 from rlskit.models.published import WITH_AUXILIARY_HEADS, load_torchvision_weights
 from rlskit.models.small_images import adapt_to_small_images
@@ -191,8 +192,12 @@ def _called(
 ) -> Any:
     name, kwargs = architecture.name, dict(architecture.kwargs)
     if architecture.is_program:
-        path = own.program_path(name, architecture.digest)
+        path = own.place_of(name, architecture.digest)
         return read_program(path, architecture.digest, image_shape)
+    if architecture.is_hub_folder:
+        with own.heard():
+            path = own.place_of(name, architecture.digest)
+            return build_from_folder(path, pretrained=pretrained)
     if architecture.source == "own":
         with own.heard():
             return own.factory(name, architecture.digest)(**kwargs)

@@ -24,6 +24,7 @@ from typing import Any
 from torch import nn
 
 from rlskit.errors import RequestError
+from rlskit.models.hub_folder import PREFIX, config_file
 from rlskit.models.programs import is_program
 from rlskit.storage.files import parse_json, write_text
 from rlskit.torchvision_ops import declare_missing_operators
@@ -37,8 +38,8 @@ def introduce(spec: str) -> tuple[str, str]:
     Raises:
         RequestError: There is no such file, module or factory.
     """
-    if is_program(spec):
-        return _introduce_program(spec)
+    if _is_file(spec):
+        return _introduce_file(spec)
     place, _, factory_name = spec.rpartition(":")
     file = _source_file(place)
     digest = _sha256(file)
@@ -62,13 +63,13 @@ def factory(name: str, digest: str) -> Callable[..., nn.Module]:
     return _load(_introduced_spec(name, digest))
 
 
-def program_path(name: str, digest: str) -> str:
-    """Return where the program that was introduced under this digest lies.
+def place_of(name: str, digest: str) -> str:
+    """Return where the program, or the folder of `hf:`, that was introduced so lies.
 
     Raises:
         RequestError: As `factory`.
     """
-    return _introduced_spec(name, digest)
+    return _introduced_spec(name, digest).removeprefix(PREFIX)
 
 
 def _introduced_spec(name: str, digest: str) -> str:
@@ -79,7 +80,7 @@ def _introduced_spec(name: str, digest: str) -> str:
         raise RequestError(
             f"the model is built by {name}, code of its author's unknown on this machine; {hint}"
         )
-    source = _source_file(spec if is_program(spec) else spec.rpartition(":")[0])
+    source = _source_file(spec if _is_file(spec) else spec.rpartition(":")[0])
     if _sha256(source) != digest:
         raise RequestError(f"{source} has changed since the model was converted; {hint}")
     return spec
@@ -87,7 +88,7 @@ def _introduced_spec(name: str, digest: str) -> str:
 
 def takes(name: str, digest: str, argument: str) -> bool:
     """Whether the factory has a parameter called `argument`."""
-    if is_program(name):
+    if _is_file(name):
         return False
     parameters = inspect.signature(factory(name, digest)).parameters
     return argument in parameters
@@ -98,11 +99,18 @@ def heard() -> contextlib.AbstractContextManager[object]:
     return contextlib.redirect_stdout(sys.stderr)
 
 
-def _introduce_program(spec: str) -> tuple[str, str]:
+def _is_file(spec: str) -> bool:
+    """Whether it is a program, or a folder of `hf:`, and not a factory."""
+    return is_program(spec) or spec.startswith(PREFIX)
+
+
+def _introduce_file(spec: str) -> tuple[str, str]:
     file = _source_file(spec)
     digest = _sha256(file)
-    _trust(f"{digest}:{file.name}", str(file.resolve()))
-    return file.name, digest
+    prefix = PREFIX if spec.startswith(PREFIX) else ""
+    place = file.resolve().parent if prefix else file.resolve()
+    _trust(f"{digest}:{place.name}", f"{prefix}{place}")
+    return f"{prefix}{place.name}", digest
 
 
 def _sha256(file: Path) -> str:
@@ -147,6 +155,8 @@ def _file_module(path: Path) -> ModuleType:
 
 
 def _source_file(place: str) -> Path:
+    if place.startswith(PREFIX):
+        return config_file(place)
     if place.endswith(".py") or is_program(place):
         file = Path(place)
         if not file.is_file():
