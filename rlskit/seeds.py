@@ -60,6 +60,7 @@ class Purpose(StrEnum):
     BATCH_NORM_ORDER = "batch-norm-order"  # of the images that the statistics are estimated on
     BATCH_NORM_PLANS = "batch-norm-plans"
     BATCH_NORM_NOISE = "batch-norm-noise"
+    IMAGE_ORDER = "image-order"  # in which images are taken until a bound decides
     BOOTSTRAP = "bootstrap"  # the resampled images behind an interval
 
     ANSWER = "answer"  # from here on of the audit: an own module's randomness where it answers

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +30,7 @@ class Accuracy:
     Attributes:
         mean: Mean over the repeats.
         std: Sample standard deviation over the repeats; None for one repeat, which shows no spread.
-        ci95: Wilson 95 % interval over images, to read.
+        ci95: Wilson 95 % interval over images, to read; of images in random order see `anytime`.
         n: Number of images: the denominator.
         lower_bound: One-sided 95 % bound, for gates (see `lower_bound`).
         ci95_repeats: Student's t interval of the mean over repeats: how far other views and draws
@@ -132,6 +132,63 @@ def lower_bound(per_repeat: Sequence[float], n: int, confidence: float = 0.95) -
         error = statistics.stdev(per_repeat) / math.sqrt(repeats)
         bound = min(bound, mean - float(t.ppf(confidence, repeats - 1)) * error)
     return max(0.0, bound)
+
+
+def anytime_bound(successes: float, n: int, confidence: float = 0.95) -> float:
+    """Return a one-sided lower bound of a share in [0, 1] that holds at all n at once.
+
+    However often one looks while images come in, in random order, and whenever one stops: the
+    chance that any of these bounds is ever above the share is at most 1 - confidence.
+
+    M(p) is the mean, over q uniform in [p, 1], of the likelihood of q divided by that of p. Where
+    the share is p or less, it is a nonnegative supermartingale that starts at 1, so that it ever
+    reaches 1 / (1 - confidence) with a chance of 1 - confidence at most (Ville 1939). The bound is
+    the largest p for which it does; above successes / (n + 1) none does, and below M falls.
+
+    Source: Robbins 1970, https://doi.org/10.1214/aoms/1177696786, whose mixture it is; Waudby-Smith
+    and Ramdas 2024, https://doi.org/10.1093/jrsssb/qkad009, for fractional successes.
+
+    Args:
+        successes: In [0, n]; fractional where an image counts a share in [0, 1].
+        n: Number of images.
+        confidence: In (0, 1).
+
+    Raises:
+        RequestError: An argument is out of range.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import betainc, betaln
+
+    _check_counts(n, confidence)
+    if not 0 <= successes <= n:
+        raise RequestError(f"{successes} successes among {n} images are impossible; give 0 to {n}")
+    s, f = successes, n - successes
+
+    def excess(p: float) -> float:
+        mixed = betaln(s + 1, f + 1) + math.log1p(-betainc(s + 1, f + 1, p)) - math.log1p(-p)
+        likelihood = s * math.log(p) + f * math.log1p(-p)
+        return float(mixed - likelihood + math.log(1 - confidence))
+
+    lowest, highest = 1e-12, s / (n + 1)
+    if highest <= lowest or excess(lowest) <= 0:
+        return 0.0
+    return float(brentq(excess, lowest, highest))
+
+
+def anytime(found: Accuracy) -> Accuracy:
+    """Return an accuracy of one repeat with intervals that hold however often one looks at it.
+
+    Its images are the first n in a random order; see `anytime_bound`.
+    """
+    right, n = found.mean * found.n, found.n
+    wrong = n - right
+    two_sided = anytime_bound(right, n, 0.975), 1 - anytime_bound(wrong, n, 0.975)
+    return replace(
+        found,
+        ci95=two_sided,
+        lower_bound=anytime_bound(right, n),
+        upper_bound=1 - anytime_bound(wrong, n),
+    )
 
 
 def clearly_more_than(count: float, n: int, share: float, confidence: float = 0.95) -> bool:

@@ -28,8 +28,14 @@ Repeats = Sequence[Sequence[int]]
 """Whether each image was right, one list per repeat."""
 
 
-def write(folder: Path, robust: Repeats, clean: Repeats | None = None, **fields: Any) -> Path:
-    """Write a run of given outcomes: image i has label i % 10."""
+def write(
+    folder: Path,
+    robust: Repeats,
+    clean: Repeats | None = None,
+    paths: Sequence[str] | None = None,
+    **fields: Any,
+) -> Path:
+    """Write a run of given outcomes: image i has label i % 10, and where it is wrong answers 99."""
     clean = [[1] * len(one) for one in robust] if clean is None else clean
     found = Journal(folder, {})
     for repeat, columns in enumerate(zip(clean, robust, strict=True)):
@@ -40,9 +46,10 @@ def write(folder: Path, robust: Repeats, clean: Repeats | None = None, **fields:
         found.put(repeat, 0, block)
     accuracy = summary.accuracies([found], len(robust), 0)
     n, repeats = len(robust[0]), len(robust)
-    found.write_per_image(summary.per_image(found, repeats, {"index": range(n)}))
+    images = {"index": range(n)} | ({} if paths is None else {"path": paths})
+    found.write_per_image(summary.per_image(found, repeats, images))
     about = {"data": made_results.images(n), "repeats": repeats, "accuracy": accuracy}
-    found.write_results(dump([made_results.result(**about, **fields)]))
+    found.write_results(dump([made_results.result(**{**about, **fields})]))
     return folder
 
 
@@ -65,6 +72,37 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     a = write(tmp_path / "a", [[1, 0, 0, 0, 0, 1, 1, 0]])
     b = write(tmp_path / "b", [[0, 1, 1, 1, 1, 1, 1, 0]], defense="ensemble", n_samples=2)
     return a, b
+
+
+def test_what_newly_falls_is_named_with_its_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over three repeats: 0 in all, 2 in two more; 1 is right more often, 3 as often."""
+    names = [f"cat/{i}.png" for i in range(4)]
+    a = write(tmp_path / "a", [[1, 0, 1, 1], [1, 0, 0, 0], [1, 0, 1, 1]], paths=names)
+    b = write(tmp_path / "b", [[0, 1, 1, 0], [0, 1, 0, 1], [0, 0, 0, 1]], paths=names)
+    (pair,) = rlskit.compare(a, b).pairs
+    fallen = pair.differences["robust"].fallen
+    assert [(one.index, one.label, one.answer, one.path) for one in fallen] == [
+        (0, 0, 99, "cat/0.png"), (2, 2, 99, "cat/2.png"),
+    ]  # fmt: skip
+    assert len(fallen) == pair.differences["robust"].only_a
+    assert pair.differences["clean"].fallen == ()
+    assert run(["compare", str(a), str(b)]) == 0
+    out = capsys.readouterr().out
+    assert "robust under pgd eps=0.02: 2 images newly fall (right in A, not in B)" in out
+    assert "image 2 (cat/2.png): label 2, answered 99" in out
+
+
+def test_the_first_ten_are_listed_and_all_are_in_the_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(write(tmp_path / name, [[right] * 12])) for name, right in (("a", 1), ("b", 0))]
+    assert run(["compare", *paths, "--json", str(tmp_path / "found.json")]) == 0
+    out = capsys.readouterr().out
+    assert (out.count("  image "), out.count("and 2 more")) == (10, 1)
+    (pair,) = json.loads((tmp_path / "found.json").read_text())["pairs"]
+    assert [one["index"] for one in pair["accuracy"]["robust"]["fallen"]] == list(range(12))
 
 
 def test_one_repeat_by_hand(pair: tuple[Path, Path]) -> None:
@@ -298,8 +336,10 @@ def test_the_command_on_attacks(runs: Path, capsys: pytest.CaptureFixture[str]) 
         means = [one["accuracy"][kind]["mean"] for one in results]
         assert difference["difference"] == pytest.approx(means[1] - means[0])
         assert difference["ci95"][0] <= difference["difference"] <= difference["ci95"][1]
+        assert len(difference["fallen"]) == difference["only_a"]
         assert set(difference) == {
-            "a", "b", "difference", "ci95", "bounds", "test", "only_a", "only_b", "p_value"
+            "a", "b", "difference", "ci95", "bounds", "test", "only_a", "only_b", "p_value",
+            "fallen",
         }  # fmt: skip
     assert set(found) == {
         "schema", "a", "b", "data", "protocol", "n_attacked", "per_example", "seed", "resamples",

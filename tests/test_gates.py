@@ -184,6 +184,18 @@ def test_a_baseline_is_a_folder_or_one_small_file(
         (dropped,) = (one for one in done.verdicts if one.asked == "max-drop")
         assert dropped.measured == pytest.approx(-0.3)
         assert dropped.verdict == "fail"
+        assert [one.index for one in dropped.fallen] == list(range(60, 90))
+    (gate,) = (
+        one
+        for one in json.loads((done.folder / "results.json").read_text())["gates"]
+        if one["asked"] == "max-drop"
+    )
+    assert gate["fallen"][0] == {"index": 60, "label": 0, "answer": 99}
+    summary = (done.folder / "summary.md").read_text()
+    assert "<details><summary>release/linf (robust): 30 images newly fall</summary>" in summary
+    assert "- image 60: label 0, answered 99" in summary
+    page = (done.folder / "report.html").read_text()
+    assert "release/linf (robust): 30 images newly fall against the baseline" in page
     with pytest.raises(RequestError, match="different images"):
         go(recipe, [1] * 50, 0, "gates.linf.max-drop=0.1", "baseline.results=before.zip",
            "columns.linf.attack.limit=50")  # fmt: skip

@@ -87,7 +87,7 @@ def audit_model(
         UntrustedError: Weights or answers are not finite, or the model is right on no more of the
             clean images than guessing is, or on fewer than were expected.
     """
-    attack = _attack(method, pixel_range, params)
+    attack = audited_attack(method, pixel_range, params)
     protocol = protocol_of(protocol, n_attacked)
     _check_counts(n_samples=n_samples, queries=queries, points=points, batch_size=batch_size)
     options = EvalOptions(expect_clean=expect_clean, gated=True)
@@ -116,8 +116,8 @@ def audit_model(
     )
 
 
-def _attack(method: str, pixel_range: str, params: Mapping[str, Any]) -> PreparedAttack:
-    """Return the attack under audit.
+def audited_attack(method: str, pixel_range: str, params: Mapping[str, Any]) -> PreparedAttack:
+    """Return the attack under audit; see `audit_model` for the arguments.
 
     Raises:
         RequestError: It is not one that can be audited, or an option is wrong.

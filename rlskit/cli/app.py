@@ -14,6 +14,7 @@ from rlskit.cli import (
     attacks,
     audit,
     baseline,
+    card,
     compare,
     convert,
     diversity,
@@ -26,6 +27,7 @@ from rlskit.cli import (
     recipe,
     report,
     train,
+    verify,
 )
 from rlskit.cli.ending import ended, flushed, guarded
 from rlskit.cli.help import GroupedCommand, epilog
@@ -49,6 +51,8 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "run": recipe.run,
     "report": report.report,
     "baseline": baseline.baseline,
+    "verify": verify.verify,
+    "card": card.card,
 }
 _SETTINGS: dict[str, Any] = {
     "pretty_exceptions_enable": False,

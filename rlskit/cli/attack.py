@@ -81,7 +81,7 @@ def attack(
             raise RequestError("--surrogate is an option of --protocol adaptive; leave it out")
     options = scoring.options(n_samples)
     model = network.load()
-    data = images.load(model, split)
+    data = images.load(model, split, scoring.order)
     with run_folder(output.out, "attack") as folder, progress_bar(output.quiet) as progress:
         common: dict[str, Any] = {
             "options": options, "out": folder, "force": output.force, "save_adversarial":

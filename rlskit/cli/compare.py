@@ -10,6 +10,7 @@ import typer
 
 from rlskit.cli.flags import ForceOption, JsonOption, QuietOption
 from rlskit.cli.show import note, print_table
+from rlskit.text import printable
 
 
 def compare(
@@ -26,7 +27,7 @@ def compare(
 ) -> int:
     """Compare two runs image by image: B - A with its interval, and an exact paired test."""
     import rlskit
-    from rlskit.report import paired_table
+    from rlskit.report import fallen_lines, paired_table
     from rlskit.results.verdict import PASS, drops
     from rlskit.storage.files import write_text
 
@@ -45,6 +46,8 @@ def compare(
         for pair in found.pairs:
             if pair.hidden:
                 print(pair.hidden)
+        for line in fallen_lines(found):
+            print(printable(line))
     verdicts = () if max_drop is None else drops(found, max_drop)
     for verdict in verdicts:
         note(verdict.sentence, loud=True)

@@ -44,6 +44,8 @@ def evaluate(
     given = {"eps": eps, "norm": norm, "steps": steps, "n_attacked": n_attacked}
     threat: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     _check_options(abstain, threat, adversarial, scoring)
+    if scoring.shuffle and (abstain is not None or adversarial is not None):
+        raise RequestError("--shuffle goes with neither --abstain nor --adversarial; leave one out")
     check_run(scoring, output)  # before torch is loaded, which takes seconds
     import rlskit
     from rlskit.evaluation import counts_of
@@ -52,7 +54,7 @@ def evaluate(
     check_source(adversarial, data=images.data, split=split, limit=images.limit)
     options = scoring.options(counts_of(n_samples))
     model = network.load()
-    data = images.load(model, split) if adversarial is None else None
+    data = images.load(model, split, scoring.order) if adversarial is None else None
     with run_folder(output.out, "eval") as folder, progress_bar(output.quiet) as progress:
         common: dict[str, Any] = {
             "options": options, "out": folder, "force": output.force, "progress": progress

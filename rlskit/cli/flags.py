@@ -79,6 +79,15 @@ ClassesOption = Annotated[
         "--classes",
     ),
 ]
+ShuffleOption = Annotated[
+    bool,
+    under(
+        DATA,
+        "Images in a random order, by --seed: --limit takes the first, more of them keep what is "
+        "done, and intervals hold however often one looks.",
+        "--shuffle",
+    ),
+]
 SplitOption = Annotated[str, under(DATA, "train or test.", "--split")]
 BatchSizeOption = Annotated[int, under(MACHINE, "Images per block.", "--batch-size")]
 WorkersOption = Annotated[int, under(MACHINE, "Threads that read images ahead.", "--num-workers")]

@@ -61,6 +61,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "baseline runs/small-table3 -o last-release.zip",
         "baseline runs/release -o baseline.zip --force",
     ),
+    "verify": (
+        "verify runs/attack-001 --checkpoint rls.safetensors",
+        "verify runs/photos --data folder:photos --json -",
+    ),
+    "card": (
+        "card runs/release -o card",
+        "card runs/eval-001 runs/attack-001 --checkpoint rls.safetensors",
+    ),
 }
 """Command -> command lines that show what it is for, without the `rlskit` before them."""
 

@@ -34,6 +34,7 @@ from rlskit.cli.flags import (
     QuietOption,
     RepeatsOption,
     SeedOption,
+    ShuffleOption,
     SkipBadOption,
     WorkersOption,
     flag,
@@ -80,8 +81,13 @@ class Images:
     skip_bad: SkipBadOption = False
     classes: ClassesOption = None
 
-    def load(self, model: BankedModel, split: str) -> Data:
+    def load(self, model: BankedModel, split: str, order: int | None = None) -> Data:
         """Return a split of them; where nothing names them, of what the model was made for.
+
+        Args:
+            model: What they are for.
+            split: The split.
+            order: The seed of their random order; None for the data set's own.
 
         Raises:
             RequestError: They are not there, or cannot be read.
@@ -90,7 +96,7 @@ class Images:
 
         return rlskit.load_data(
             self.data or model.card.default_data(), split, data_dir=self.data_dir,
-            download=self.download, limit=self.limit, skip_bad=self.skip_bad,
+            download=self.download, limit=self.limit, skip_bad=self.skip_bad, order=order,
             classes=self.classes,
         )  # fmt: skip
 
@@ -106,6 +112,12 @@ class Scoring:
     batch_size: BatchSizeOption = 128
     num_workers: WorkersOption = 0
     seed: SeedOption = 0
+    shuffle: ShuffleOption = False
+
+    @property
+    def order(self) -> int | None:
+        """The seed of the images' random order; None for the data set's own."""
+        return self.seed if self.shuffle else None
 
     def options(self, n_samples: int | tuple[int, ...] | None) -> EvalOptions:
         """Return the library's options.

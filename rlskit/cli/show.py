@@ -216,12 +216,11 @@ def check_gate(fail_under: float | None) -> None:
 def gated(results: Sequence[Result], fail_under: float | None, folder: Path) -> list[Result]:
     """Return the results with the gate's verdicts, which the run's `results.json` gets, too."""
     from rlskit import results as finished
-    from rlskit.storage.files import write_text
 
     if fail_under is None:
         return list(results)
     found = [finished.gated(result, fail_under) for result in results]
-    write_text(folder / finished.RESULTS, finished.dump(found), force=True)
+    finished.write_results(folder, finished.dump(found))
     return found
 
 

@@ -35,6 +35,7 @@ class SavedData:
     split: str
     n: Count
     sha256: str
+    order: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,6 @@ def read_adversarial(
     source = ArrayImages(str(path), images)
     data = Data(
         facts.data.name, facts.data.split, names, labels, source, indices=indices,
-        paths=facts.paths,
+        paths=facts.paths, order=facts.data.order,
     )  # fmt: skip
     return SavedAdversarial(data, facts)

@@ -13,6 +13,7 @@ import torch
 from rlskit.data.classes import are_numbers, placed
 from rlskit.data.fit import MARGIN, MOST_LOST, lost
 from rlskit.errors import RequestError
+from rlskit.seeds import Purpose, generator
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -86,6 +87,7 @@ class Data:
         indices: Of the images in the whole data set, long `[n]`, where these are but a part of it.
         paths: Of images from a folder, their paths in it, `[n]`.
         by_name: Whether a model must know the classes by their names, as somebody named them.
+        order: The seed of the random order that they are in; None for the data set's own order.
 
     Raises:
         RequestError: There is no image, or a label that is no class.
@@ -100,6 +102,7 @@ class Data:
     indices: Tensor | None = None
     paths: tuple[str, ...] | None = None
     by_name: bool = False
+    order: int | None = None
 
     def __post_init__(self) -> None:
         assert self.labels.dtype == torch.int64
@@ -224,12 +227,21 @@ class Data:
     def limited(self, limit: int | None) -> Data:
         """Return at most `limit` images, spread evenly over the data set's order by `spread`.
 
+        Of those in a random order it is the first, so that more images only add to fewer.
+
         Raises:
             RequestError: `limit` is below 1.
         """
         if limit is None or limit >= len(self):
             return self
+        if self.order is not None and limit >= 1:
+            return self.subset(range(limit))
         return self.subset(spread(len(self), limit))
+
+    def shuffled(self, seed: int) -> Data:
+        """Return the data in a random order, which depends on the seed and their number alone."""
+        order = torch.randperm(len(self), generator=generator(seed, Purpose.IMAGE_ORDER))
+        return self.subset(order)._replaced(order=seed)
 
     def resized(self, height: int, width: int) -> Data:
         """Return the data with every image at that size, its channels unchanged (see `adapted`)."""

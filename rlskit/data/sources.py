@@ -46,6 +46,7 @@ def load(
     limit: int | None = None,
     skip_bad: bool = False,
     classes: ClassNames | None = None,
+    order: int | None = None,
 ) -> Data:
     """Return one split of a data set, after every image file was read once.
 
@@ -58,6 +59,7 @@ def load(
         limit: Keep at most this many images, spread evenly (`Data.limited`).
         skip_bad: Leave out images that cannot be read, and count them as `Data.skipped`.
         classes: What a model calls the data's classes (see `read_names`).
+        order: The seed of a random order (`Data.shuffled`), of which `limit` keeps the first.
 
     Raises:
         RequestError: `spec` is unknown, or its data are missing, unreadable or not as expected.
@@ -67,6 +69,8 @@ def load(
     data = _load(spec, split, data_dir=data_dir, download=download)
     if names is not None:
         data = data.called(names)
+    if order is not None:
+        data = data.shuffled(order)
     return data.limited(limit).checked(skip_bad=skip_bad)
 
 

@@ -80,6 +80,8 @@ def measure_abstention(
     out = None if out is None else Path(out)
     with run_folder(out, force):
         subject, held_out = _halves(subject_of(model, data), options.seed)
+        if subject.data.order is not None:
+            raise RequestError("abstaining knows no images in random order; leave `shuffle` out")
         thresholds = tuple(
             conformal_threshold(_disagreement(model, held_out, options, n_samples, one), abstain)
             for one in range(options.repeats)

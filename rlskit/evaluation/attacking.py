@@ -268,7 +268,9 @@ def _worst_case(results: Sequence[Result], journals: Sequence[Journal]) -> Resul
     return dataclasses.replace(
         first,
         attack=attack,
-        accuracy=summary.accuracies(journals, first.repeats, 0),
+        accuracy=summary.accuracies(
+            journals, first.repeats, 0, shuffled=first.data.order is not None
+        ),
         perturbation=None,
         timing=summary.timing(journals),
         per_image=None,

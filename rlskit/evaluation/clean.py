@@ -102,7 +102,7 @@ def look(model: BankedModel, data: Data, options: EvalOptions) -> Knowledge:
 
 
 def check_knowledge(
-    found: Knowledge, options: EvalOptions, *, trained: bool, final: bool
+    found: Knowledge, options: EvalOptions, *, trained: bool, final: bool, shuffled: bool = False
 ) -> tuple[str, ...]:
     """Require a model that knows something, and as much as was expected of it.
 
@@ -114,6 +114,7 @@ def check_knowledge(
         options: `expect_clean` and `gated` are used.
         trained: Whether it is more than a random initialisation.
         final: Whether these are all images there are; else only what is sure is refused.
+        shuffled: Whether more may be asked for, so that less than was expected may be bad luck.
 
     Returns:
         A sentence where there are too few images to tell.
@@ -123,7 +124,7 @@ def check_knowledge(
     """
     expected = options.expect_clean
     counted = f"{found.right:g} of {found.n} clean images"
-    if expected is not None and found.below(expected, surely=not final):
+    if expected is not None and found.below(expected, surely=shuffled or not final):
         raise UntrustedError(
             f"the clean accuracy is {100 * found.accuracy:.1f} % ({counted}), below the "
             f"{100 * expected:g} % of `expect_clean`; {_ADVICE}"

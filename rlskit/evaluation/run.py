@@ -22,7 +22,7 @@ from rlskit.data.adversarial_file import write_adversarial
 from rlskit.defenses import draws
 from rlskit.defenses.answers import finite_logits, mean_log_probabilities
 from rlskit.documents import to_json
-from rlskit.errors import UntrustedError
+from rlskit.errors import RequestError, UntrustedError
 from rlskit.evaluation.clean import (
     Knowledge,
     check_expectable,
@@ -62,6 +62,13 @@ class Run:
     subject: Subject
     options: EvalOptions
     threat: Threat | Adaptive | Evading | None = None
+
+    def __post_init__(self) -> None:
+        if self.subject.data.order is not None and self.options.repeats > 1:
+            raise RequestError(
+                "nothing bounds the spread over repeats where images come in random order, and one "
+                "stops when one likes; leave `repeats` or `shuffle` out"
+            )
 
     @property
     def command(self) -> str:
@@ -159,7 +166,8 @@ class Run:
             return ()  # the attack that made them looked
         else:
             return check_unseen(self._knowledge(journal, "robust"), options)
-        return check_knowledge(found, options, trained=trained, final=True)
+        shuffled = subject.data.order is not None
+        return check_knowledge(found, options, trained=trained, final=True, shuffled=shuffled)
 
     def _knowledge(self, journal: Journal, kind: str) -> Knowledge:
         """Return what the largest N knows of a kind of images that were scored."""
@@ -337,7 +345,8 @@ class Run:
         if self.threat is not None:
             facts |= self.threat.facts()
             facts["warnings"] += self.threat.warnings(self.subject.model)
-        accuracies = summary.accuracies([journal], options.repeats, which)
+        shuffled = self.subject.data.order is not None
+        accuracies = summary.accuracies([journal], options.repeats, which, shuffled=shuffled)
         if "withstood" in accuracies:
             facts["warnings"] += (_targeted(accuracies["withstood"].n, len(self.subject.data)),)
         if isinstance(self.threat, Adaptive):

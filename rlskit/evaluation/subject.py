@@ -87,6 +87,7 @@ class Subject:
             sha256=data.sha256 if self.saved is None else self.saved.data.sha256,
             adversarial_sha256=None if self.saved is None else data.sha256,
             skipped=data.skipped or None,
+            order=data.order,
         )
 
     def _model_facts(self) -> ModelFacts:
@@ -203,7 +204,7 @@ def _clean_images(about: SavedData, model: BankedModel, data: str | Data | None)
         return None
     try:
         if not isinstance(data, Data):
-            data = load(about.name, about.split, limit=about.n)
+            data = load(about.name, about.split, limit=about.n, order=about.order)
         card = model.card
         data = data.adapted(card.pixels, card.classes, card.names)
         return data if data.sha256 == about.sha256 else None

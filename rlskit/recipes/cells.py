@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlskit.documents import to_json as json_values
+from rlskit.recipes.looks import limited, taken
 from rlskit.recipes.recipe import Column, Recipe, Row
 from rlskit.recipes.stages import Stage
 from rlskit.report import Grid
@@ -75,7 +76,12 @@ def grid(recipe: Recipe, folder: Path, is_finished: IsFinished) -> Grid:
     found = cells(recipe, folder, is_finished)
     heads, lines = _layout(found)
     notes = [f"{line[0].row.label}: {said}" for line in found for said in _hidden(line)]
-    return Grid(recipe.title, heads, lines, _CAPTION, notes)
+    shuffled = any(
+        cell.result is not None and cell.result.data.order is not None
+        for line in found
+        for cell in line
+    )
+    return Grid(recipe.title, heads, lines, _CAPTION + _LOOKED * shuffled, notes)
 
 
 def to_json(
@@ -110,8 +116,18 @@ def to_json(
         "recipe": str(recipe.path),
         "rows": rows,
         "gates": json_values(verdicts),
-        "commands": [shlex.join(["rlskit", *stage.arguments(folder)]) for stage in recipe.stages],
+        "commands": [
+            shlex.join(["rlskit", *_as_run(stage, folder, is_finished).arguments(folder)])
+            for stage in recipe.stages
+        ],
     }
+
+
+def _as_run(stage: Stage, folder: Path, is_finished: IsFinished) -> Stage:
+    """Return a stage with as many images as were taken, where a budget decided on that."""
+    if stage.budget is None or not is_finished(stage, folder):
+        return stage
+    return limited(stage, taken(read_results(folder / stage.output)[-1]))
 
 
 def cells(recipe: Recipe, folder: Path, is_finished: IsFinished) -> list[list[Cell]]:
@@ -136,6 +152,7 @@ def _hidden(line: list[Cell]) -> list[str]:
 
 
 _CAPTION = "accuracies in % with Wilson's 95 % interval; N draws answer together"
+_LOOKED = "; with a budget the interval is one that holds however often one looks"
 
 
 def _layout(lines: list[list[Cell]]) -> tuple[list[list[str]], list[list[list[str]]]]:

@@ -12,10 +12,11 @@ from rlskit.arguments import argument
 from rlskit.attacks import PreparedAttack
 from rlskit.attacks.options import OPTIONS
 from rlskit.attacks.requests import prepare_all
+from rlskit.audit import audited_attack
 from rlskit.errors import RequestError
 from rlskit.evaluation import EvalOptions, counts_of
 from rlskit.models.banks import BankedModel
-from rlskit.recipes.stages import Stage
+from rlskit.recipes.stages import AUDIT, Stage
 from rlskit.threat.adaptive import PROTOCOL as ADAPTIVE
 from rlskit.threat.adaptive import Adaptive, adaptive_options, prepare_adaptive
 from rlskit.threat.single import check_risk
@@ -48,6 +49,8 @@ def check_options(stage: Stage) -> None:
                 raise RequestError(
                     f"{argument(name)} is of `transfer`, which fills no cell of a table"
                 )
+    if stage.command == AUDIT:
+        audited(stage)
     if stage.command == "attack":
         prepared(stage)
         if given.get("protocol") != ADAPTIVE:
@@ -74,6 +77,21 @@ def prepared(stage: Stage) -> list[PreparedAttack]:
         engine=str(given.get("engine", "rlskit")),
         **{name: value for name, value in given.items() if name in OPTIONS},
     )
+
+
+def audited(stage: Stage) -> PreparedAttack:
+    """Return the attack that an `audit` stage is of.
+
+    Raises:
+        RequestError: It cannot be audited, or there are several.
+    """
+    given = _given(stage)
+    several = len(prepared(stage))
+    if several != 1:
+        raise RequestError(f"an audit is of one attack, and this column has {several}")
+    scale = str(given.get("pixel_range", "0:1"))
+    params = {name: value for name, value in given.items() if name in OPTIONS}
+    return audited_attack(str(given.get("method", "pgd")), scale, params)
 
 
 def adaptive_of(stage: Stage, model: BankedModel, samples: int) -> Adaptive | None:

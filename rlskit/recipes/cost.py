@@ -10,21 +10,22 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from rlskit.attacks import ATTACKS
 from rlskit.attacks.passes import Setting
+from rlskit.audit import audit_passes
 from rlskit.data import load as load_data
 from rlskit.defenses import classifier_of, defense_of, draws
 from rlskit.errors import RlskitError
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
-from rlskit.recipes.checking import adaptive_of, prepared, samples_of, train_options
+from rlskit.recipes.checking import adaptive_of, audited, prepared, samples_of, train_options
 from rlskit.recipes.recipe import Recipe
-from rlskit.recipes.stages import Stage
+from rlskit.recipes.stages import AUDIT, Stage
 from rlskit.recipes.trust import require_trust
 from rlskit.results.comparison import KNOWN
 from rlskit.runtime.devices import choose_device
@@ -133,6 +134,9 @@ def estimate_of(stages: Iterable[Stage], model: BankedModel | None) -> Estimate:
         costs[stage.name] = found = cost(stage, model)
         speed = trained if stage.command == "train" else defended
         hours[stage.name] = hours_of(found, speed) if found else None
+        if found and stage.budget is not None:  # all images, but for so long at most
+            costs[stage.name] = replace(found, at_most=True)
+            hours[stage.name] = min(hours_of(found, speed), stage.budget.seconds / 3600)
     return Estimate(costs, hours, _described(model.device))
 
 
@@ -162,6 +166,8 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
     scored = images * samples * repeats
     if "abstain" in stage.options:
         return None  # several attacks, whose cost depends on what each leaves
+    if stage.command == AUDIT:
+        return _audit_cost(stage, model, images, samples)
     if stage.command != "attack":
         return Cost(images, scored, 0)
     if stage.options.get("protocol") == ADAPTIVE:
@@ -179,6 +185,22 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
         attacked * sum(one.backwards for one in passes),
         at_most=any(ATTACKS[one.method].at_most for one in attacks),
     )
+
+
+def _audit_cost(stage: Stage, model: BankedModel, images: int, samples: int) -> Cost:
+    """Count all checks on all images: some are of the survivors of others."""
+    options = {"batch-size": 128, "queries": 500, "points": 100}
+    given = {
+        name.replace("-", "_"): int(stage.options.get(name, one)) for name, one in options.items()
+    }
+    known = stage.options.get("protocol") == KNOWN
+    seen = samples if known else int(stage.options.get("n-attacked", 1))
+    setting = Setting(model.card.pixels.shape, model.card.classes, seen)
+    found = audit_passes(
+        audited(stage), setting, images=images, n_samples=samples,
+        draws=defense_of(model).distinct(model), **given,
+    )  # fmt: skip
+    return Cost(images, *found, at_most=True)
 
 
 def _adaptive_cost(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rlskit.errors import RequestError
@@ -15,8 +17,11 @@ from rlskit.results.comparison import Pair
 from rlskit.results.verdict import UNDECIDED, UNTRUSTED, Verdict, dropped, judged
 from rlskit.stats import Accuracy
 
-NOT_MEASURED = "not measured"
-"""The reason of a verdict on a cell that has no number yet."""
+NOT_MEASURED, NOT_AUDITED = "not measured", "its attack is not audited yet"
+"""The reasons of a verdict on a cell that has no number yet, or no audit."""
+
+
+NO_BUDGET: Mapping[str, str] = MappingProxyType({})
 
 
 def verdicts(
@@ -27,6 +32,8 @@ def verdicts(
     folder: Path,
     baseline: Path | None,
     untrusted: Mapping[str, str],
+    unaudited: Collection[str] = (),
+    over: Mapping[str, str] = NO_BUDGET,
 ) -> tuple[Verdict, ...]:
     """Return what became of all that is asked of the cells that a recipe measures.
 
@@ -39,6 +46,8 @@ def verdicts(
         folder: Of the run.
         baseline: What `max-drop` is held against.
         untrusted: `ROW/COLUMN` -> why its number means nothing.
+        unaudited: Each `ROW/COLUMN` whose audit is asked for, and not finished.
+        over: `ROW/COLUMN` -> the budget of time that it used up.
 
     Raises:
         RequestError: The baseline lacks a cell, or was measured on other images, under another
@@ -50,12 +59,21 @@ def verdicts(
             name = f"{cell.row.name}/{cell.column.name}"
             for gate in gates:
                 if name in stages and gate.is_about(cell.row.name, cell.column.name):
-                    found += _of_cell(gate, cell, folder, before, untrusted.get(name))
+                    missing = NOT_AUDITED if name in unaudited else ""
+                    own = _of_cell(gate, cell, folder, before, untrusted.get(name), missing)
+                    found += (_without_time(one, over.get(name)) for one in own)
     return tuple(found)
 
 
+def _without_time(one: Verdict, budget: str | None) -> Verdict:
+    """Return a verdict that says where it is undecided because the time was used up."""
+    if budget is None or one.verdict != UNDECIDED or one.reason:
+        return one
+    return replace(one, reason=f"its budget of {budget} is used up")
+
+
 def _of_cell(
-    gate: Gate, cell: Cell, folder: Path, before: Path | None, why: str | None
+    gate: Gate, cell: Cell, folder: Path, before: Path | None, why: str | None, missing: str
 ) -> Iterator[Verdict]:
     """Yield what became of all that a gate asks of a cell."""
     place = {"row": cell.row.name, "column": cell.column.name}
@@ -68,6 +86,8 @@ def _of_cell(
             yield Verdict(**about, show=show, verdict=UNTRUSTED, reason=why)
         elif result is None or value is None:
             yield Verdict(**about, show=show, verdict=UNDECIDED, reason=NOT_MEASURED)
+        elif missing:
+            yield Verdict(**about, show=show, verdict=UNDECIDED, reason=missing)
         elif asked == MAX_DROP:
             assert before is not None
             pair = _pair(before, folder, result, **place)

@@ -2,7 +2,9 @@
 
 [all]                      options of every command that takes them
 [convert] [train] ...      options of one command, for all rows and columns
-[columns.NAME]             one attack, eval or diversity; its options win over those above
+[columns.NAME]             one attack, eval or diversity; its options win over those above; and
+                           whether its attack is audited (rlskit.recipes.audited), and how long
+                           it may take (rlskit.recipes.budgeted)
 [rows.NAME]                one model; its options win over the columns'
 [paper.ROW]                the paper's numbers, by column
 [gates] [baseline]         what must hold of the cells (rlskit.recipes.gates)
@@ -21,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from rlskit.errors import RequestError
+from rlskit.recipes.audited import audit_of
+from rlskit.recipes.budgeted import with_budgets
 from rlskit.recipes.gates import MAX_DROP, Gate, read_gates
-from rlskit.recipes.stages import MEASURING, Stage, listing, option_text
+from rlskit.recipes.stages import AUDIT, MEASURING, Stage, listing, option_text
 from rlskit.recipes.toml_file import merged, read, texts
 from rlskit.results.comparison import KNOWN
 
@@ -41,7 +45,7 @@ COMMANDS = ("convert", "train", *MEASURING)
 
 _SECTIONS = ("title", "all", *COMMANDS, "rows", "columns", "paper", "gates", "baseline")
 _ROW = ("label", "of", "checkpoint", "columns", *COMMANDS)
-_COLUMN = ("label", "show", *MEASURING)
+_COLUMN = ("label", "show", "audit", "budget", *MEASURING)
 _OURS = ("out", "json", "force", "quiet", "checkpoint", "help", "trust")  # `run` itself decides
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")  # `"model=x" = true` would be another option than it seems
@@ -116,7 +120,7 @@ class Recipe:
 
     def gated(self, stage: Stage) -> bool:
         """Whether a gate looks at what a stage measures."""
-        row, _, column = stage.name.partition("/")
+        row, _, column = stage.about.partition("/")
         return any(gate.is_about(row, column) for gate in self.gates)
 
 
@@ -156,6 +160,7 @@ def load(path: str | Path, sets: Sequence[str] = (), takes: Takes | None = None)
     shows = {column.name: column.show for column in shown}
     gates = read_gates(values.get("gates", {}), list(rows), shows, str(path))
     _check_measured(gates, list(rows), [stage.name for stage in stages], str(path))
+    stages = with_budgets(stages, columns, shows, gates, str(path))
     return Recipe(
         path=path,
         title=str(values.get("title", path.stem)),
@@ -222,6 +227,8 @@ def _stages(
             if options.get("protocol") == KNOWN and "n-attacked" not in asked[command]:
                 options.pop("n-attacked", None)  # the row's is for the columns beside this one
             found.append(Stage(f"{name}/{column}", command, options, model, finished))
+            if asked.get(AUDIT, False) is not False:
+                found.append(audit_of(found[-1], asked[AUDIT], f"columns.{column}"))
     return found
 
 

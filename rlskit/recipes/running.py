@@ -3,6 +3,7 @@
 runs/FOLDER-FILE/
 ├── ROW/converted.safetensors, rls.safetensors    the row's model, before and after training
 ├── ROW/COLUMN/results.json                       a cell, with all that the command keeps beside it
+├── ROW/COLUMN/audit.json                         of the cell's attack, where that was asked for
 ├── stages/ROW.STAGE.json                         a finished stage's fingerprint
 ├── .rlskit-new/                                  the same again, of stages that are not finished
 ├── recipe.json                                   says that the folder is a recipe's
@@ -21,12 +22,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlskit.audit import AuditResult
 from rlskit.errors import RequestError, UntrustedError
+from rlskit.recipes.audited import audit_sentence, forget_audits, read_audit
 from rlskit.recipes.cells import cells, grid, to_json
 from rlskit.recipes.checking import check_options
-from rlskit.recipes.judging import NOT_MEASURED, verdicts
+from rlskit.recipes.judging import NOT_AUDITED, NOT_MEASURED, verdicts
+from rlskit.recipes.looks import OVER
 from rlskit.recipes.recipe import Recipe, Takes, load, nearest
-from rlskit.recipes.stages import Stage
+from rlskit.recipes.stages import AUDIT, Stage
 from rlskit.recipes.staging import Execute, StageError, is_finished, run_stage, state_of, tidy
 from rlskit.recipes.trust import require_trust
 from rlskit.report import REPORTS, Origin, markdown_grid, read_reported, write_reports
@@ -49,9 +53,11 @@ class Outcome:
     Attributes:
         recipe: What was run.
         folder: Where everything is.
-        code: 0; 1 where a gate was not met, or is undecided; 4 where its number is untrusted.
-        met: A sentence for each stage's own gate (`fail_under`) that was met, led by its name.
-        not_met: Likewise for each that was not.
+        code: 0; 1 where a gate was not met, or is undecided; 4 where its number is untrusted, or an
+            audit failed.
+        met: A sentence for each stage's own gate (`fail_under`) that was met, and for each audit
+            that passed, led by the stage's name.
+        not_met: Likewise for each that was not, or failed.
         verdicts: What became of the recipe's gates; those of cells that are not measured are
             undecided, and do not make `code` 1 where `only` left them out.
     """
@@ -108,14 +114,17 @@ def run(
         _claim(folder, recipe)
         for name in (RESULTS, *REPORTS):  # a run that fails leaves none of an earlier one
             (folder / name).unlink(missing_ok=True)
+        forget_audits(recipe.stages, folder)
         untrusted = {}
         for number, stage in enumerate(chosen, 1):
             try:
-                _bring_up_to_date(stage, folder, execute, f"[{number}/{len(chosen)}]", note)
+                if stage.about not in untrusted:  # else there is nothing to audit
+                    _bring_up_to_date(stage, folder, execute, f"[{number}/{len(chosen)}]", note)
             except StageError as error:
                 if error.exit_code != UntrustedError.exit_code or not recipe.gated(stage):
                     raise
-                untrusted[stage.name] = "the stage ended with exit code 4, and said why"
+                what = "its audit" if stage.command == AUDIT else "the stage"
+                untrusted[stage.about] = f"{what} ended with exit code 4, and said why"
         tidy(folder)
         table = markdown_grid(grid(recipe, folder, is_finished))
         write_text(folder / "table.md", table, force=True)
@@ -160,7 +169,11 @@ def select(recipe: Recipe, only: str | None) -> list[Stage]:
     """
     if only is None:
         return list(recipe.stages)
-    chosen = [stage for stage in recipe.stages if fnmatch.fnmatchcase(stage.name, only)]
+    chosen = [
+        stage
+        for stage in recipe.stages
+        if any(fnmatch.fnmatchcase(name, only) for name in (stage.name, stage.about))
+    ]
     if not chosen:
         hint = nearest(only, [stage.name for stage in recipe.stages])
         raise RequestError(f"`only` {only!r} matches no stage; {hint}")
@@ -182,7 +195,7 @@ def _bring_up_to_date(
     if stage.needs is not None and not is_finished(stage.needs, folder):
         raise RequestError(
             f"the stage {stage.name} needs {stage.needs.name}, which is not finished or has "
-            f"changed; run that too, as with `only='{Path(stage.name).parent}/*'`"
+            f"changed; run that too, as with `only='{Path(stage.name).parts[0]}/*'`"
         )
     note(f"{lead} {stage.name}: {command_line(stage, folder)}")
     run_stage(stage, folder, execute)
@@ -194,6 +207,8 @@ def _outcome(
     """Return what finished stages ended with, and what became of the recipe's gates."""
     gates: dict[bool, list[str]] = {True: [], False: []}
     for stage in stages:
+        if stage.command == AUDIT:
+            continue
         code = state_of(stage, folder).get("code")
         results = read_results(folder / stage.output) if "fail-under" in stage.options else []
         for result in results:
@@ -202,20 +217,41 @@ def _outcome(
                 gates[met].append(f"{stage.name}: {gate_sentence(result)}")
         if code and not any(line.startswith(f"{stage.name}: ") for line in gates[False]):
             gates[False].append(f"{stage.name}: gate not met")
+    audits = _audits(recipe, folder)
+    failed = {about: audit_sentence(one) for about, one in audits.items() if one and not one.passed}
     found = verdicts(
         recipe.gates, cells(recipe, folder, is_finished), folder=folder, baseline=recipe.baseline,
-        untrusted=untrusted, stages=[stage.name for stage in recipe.stages],
+        untrusted={**failed, **untrusted}, stages=[stage.name for stage in recipe.stages],
+        over={
+            stage.name: stage.budget.text
+            for stage in recipe.stages
+            if stage.budget is not None and state_of(stage, folder).get("ended") == OVER
+        },
+        unaudited=[about for about, one in audits.items() if one is None],
     )  # fmt: skip
+    for about, one in audits.items():
+        if one is not None:
+            gates[one.passed].append(f"{about}: {audit_sentence(one)}")
     chosen = {stage.name for stage in stages}
     deciding = [
         one
         for one in found
-        if one.reason != NOT_MEASURED or f"{one.row}/{one.column}" in chosen  # else `only` knows
+        if one.reason not in (NOT_MEASURED, NOT_AUDITED)
+        or f"{one.row}/{one.column}" in chosen  # else `only` knows
     ]
     code = int(bool(gates[False]) or any(one.verdict != PASS for one in deciding))
-    if any(one.verdict == UNTRUSTED for one in found):
+    if failed or any(one.verdict == UNTRUSTED for one in found):
         code = UntrustedError.exit_code
     return Outcome(recipe, folder, code, tuple(gates[True]), tuple(gates[False]), found)
+
+
+def _audits(recipe: Recipe, folder: Path) -> dict[str, AuditResult | None]:
+    """Return what became of the audits: `ROW/COLUMN` -> what it found; None if not finished."""
+    return {
+        stage.about: read_audit(stage, folder) if is_finished(stage, folder) else None
+        for stage in recipe.stages
+        if stage.command == AUDIT
+    }
 
 
 def _origin(recipe: Recipe) -> Origin:

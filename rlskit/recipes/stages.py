@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from rlskit import __version__
+from rlskit.documents import to_json
 from rlskit.errors import RequestError
+from rlskit.recipes.time_budget import Budget
 
 MEASURING = ("attack", "eval", "diversity")
 """The commands that fill cells of the table."""
+
+AUDIT = "audit"
+"""The command of a stage that looks at a cell's attack, and its place below the cell."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +28,14 @@ class Stage:
     """One command of a recipe; all paths are relative to the folder of the run.
 
     Attributes:
-        name: `ROW/convert`, `ROW/train` or `ROW/COLUMN`.
+        name: `ROW/convert`, `ROW/train`, `ROW/COLUMN` or `ROW/COLUMN/audit`.
         command: The subcommand of rlskit.
         options: Its long options without `--`; texts, or True for a flag; `name` is the network of
             `convert`.
         needs: The stage whose checkpoint it takes; None for `convert`, or if that is a file.
         checkpoint: The file of a finished model that it takes instead; relative to the folder that
             `rlskit run` is called in.
+        budget: How long a cell may take, and what ends it before; None for as long as it takes.
     """
 
     name: str
@@ -37,12 +43,17 @@ class Stage:
     options: Mapping[str, str | bool]
     needs: Stage | None
     checkpoint: str | None = None
+    budget: Budget | None = None
 
     @property
     def output(self) -> Path:
         """The file that is there once the stage is finished."""
-        row = Path(self.name).parent
-        files = {"convert": row / "converted.safetensors", "train": row / "rls.safetensors"}
+        place = Path(self.name).parent
+        files = {
+            "convert": place / "converted.safetensors",
+            "train": place / "rls.safetensors",
+            AUDIT: place / "audit.json",
+        }
         return files.get(self.command, Path(self.name) / "results.json")
 
     @property
@@ -52,8 +63,13 @@ class Stage:
 
     @property
     def cell(self) -> Path | None:
-        """The folder that it writes; None where it makes a model."""
+        """The folder that it writes; None where it makes a model, or a file beside a cell."""
         return self.output.parent if self.command in MEASURING else None
+
+    @property
+    def about(self) -> str:
+        """The cell that it measures or audits; of a stage that makes a model, its own name."""
+        return self.name.removesuffix(f"/{AUDIT}") if self.command == AUDIT else self.name
 
     def arguments(self, folder: Path, into: Path | None = None) -> list[str]:
         """Return the command line, without `rlskit`.
@@ -70,7 +86,7 @@ class Stage:
         for name, value in self.options.items():
             if not (taken is None and name == "name"):
                 line += _option(name, value)
-        if self.command == "diversity":
+        if self.command in ("diversity", AUDIT):
             return [*line, "--json", str(into / self.output)]
         return [*line, "--out", str(into / (self.cell or self.output))]
 
@@ -95,7 +111,7 @@ class Stage:
             for name, value in self.options.items()
             if value is not False or name in _SWITCHES
         }
-        about = {
+        about: dict[str, Any] = {
             "command": self.command,
             "options": options,
             "files": {str(file): sha256(file) for file in _files(options)},
@@ -103,6 +119,8 @@ class Stage:
             "version": __version__,
             "needs": None if self.needs is None else self.needs.fingerprint(),
         }
+        if self.budget is not None:
+            about["budget"] = to_json(self.budget)
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

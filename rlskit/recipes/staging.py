@@ -9,16 +9,18 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlskit.errors import RequestError, RunError
+from rlskit.errors import RequestError, RunError, UntrustedError
 from rlskit.evaluation.subject import library_versions
 from rlskit.models import checkpoint
 from rlskit.recipes.checking import train_options
-from rlskit.recipes.stages import Stage, sha256
+from rlskit.recipes.looks import LASTING, take
+from rlskit.recipes.stages import AUDIT, Stage, sha256
 from rlskit.results import clear
 from rlskit.runtime.devices import choose_device
 from rlskit.storage.files import parse_json, write_text
@@ -55,7 +57,7 @@ def state_of(stage: Stage, folder: Path) -> dict[str, Any]:
         state = parse_json(_state_file(stage, folder).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    whole = isinstance(state, dict) and state.get("code", 0) in (0, GATE)
+    whole = isinstance(state, dict) and state.get("code", 0) in _ends(stage)
     return state if whole else {}
 
 
@@ -71,12 +73,19 @@ def run_stage(stage: Stage, folder: Path, execute: Execute) -> None:
     new, mark = folder / NEW, {**_mark(stage, folder), "with": _surroundings(stage)}
     state = state_of(stage, new)
     _refuse_foreign(stage, folder)
-    if {name: state.get(name) for name in mark} != mark:
+    if _differs_in_budget(stage, state, mark):
+        state = {**state, "finished": False}
+    elif {name: state.get(name) for name in mark} != mark:
         _discard(stage, new)
-        state = {}
+        state = _taken_up(stage, folder, mark)
     if not (state.get("finished") and (new / stage.output).is_file()):  # else it was not moved yet
-        _make(stage, folder, mark, execute)
+        _make(stage, folder, mark, execute, state)
     _move(stage, folder)
+
+
+def _ends(stage: Stage) -> tuple[int, ...]:
+    """Return the exit codes of a command that is finished; an audit says 4 where a check fails."""
+    return (0, UntrustedError.exit_code if stage.command == AUDIT else GATE)
 
 
 def tidy(folder: Path) -> None:
@@ -86,8 +95,32 @@ def tidy(folder: Path) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _make(stage: Stage, folder: Path, mark: dict[str, Any], execute: Execute) -> None:
-    """Have the command write into `.rlskit-new`.
+def _taken_up(stage: Stage, folder: Path, mark: dict[str, Any]) -> dict[str, Any]:
+    """Copy the finished run of a cell that was the same but for its budget, which goes on from it.
+
+    Returns:
+        What was noted of it; nothing where there is none.
+    """
+    old = state_of(stage, folder)
+    if stage.cell is None or not _differs_in_budget(stage, old, mark):
+        return {}
+    if not (folder / stage.output).is_file():
+        return {}
+    shutil.copytree(folder / stage.cell, folder / NEW / stage.cell)
+    return {**old, "finished": False}
+
+
+def _differs_in_budget(stage: Stage, state: dict[str, Any], mark: dict[str, Any]) -> bool:
+    """Whether what is noted is of the same cell with another budget, or other gates to end it."""
+    if stage.budget is None or state.get("fingerprint") == mark["fingerprint"]:
+        return False
+    return all(state.get(name) == mark[name] for name in mark if name != "fingerprint")
+
+
+def _make(
+    stage: Stage, folder: Path, mark: dict[str, Any], execute: Execute, state: dict[str, Any]
+) -> None:
+    """Have the command write into `.rlskit-new`; what was noted of an earlier one goes on.
 
     Raises:
         StageError: It failed, or its model changed meanwhile.
@@ -99,13 +132,24 @@ def _make(stage: Stage, folder: Path, mark: dict[str, Any], execute: Execute) ->
     elif not (trained or unfinished_of(output).exists()):
         _discard(stage, new)  # nothing continues it
     output.parent.mkdir(parents=True, exist_ok=True)
-    _note(stage, new, **mark, finished=False)
+    noted: dict[str, Any] = {name: state[name] for name in LASTING if name in state}
+
+    def note(**more: object) -> None:
+        noted.update(more)
+        _note(stage, new, **mark, finished=False, **noted)
+
+    note()
     start = time.perf_counter()
-    code = 0 if trained else execute(stage.arguments(folder, new))
+    if trained:
+        code = 0
+    elif stage.budget is None:
+        code = execute(stage.arguments(folder, new))
+    else:
+        code = take(stage, folder, new, execute, note, dict(noted))
     seconds = round(time.perf_counter() - start, 1)
     if code == RequestError.exit_code:
         _discard(stage, new)
-    if code not in (0, GATE):
+    if code not in _ends(stage) or (code == UntrustedError.exit_code and not output.is_file()):
         what = "was interrupted" if code >= 128 else f"failed with exit code {code}"
         raise _failure(stage, folder, what, code)
     if not output.is_file():
@@ -113,7 +157,7 @@ def _make(stage: Stage, folder: Path, mark: dict[str, Any], execute: Execute) ->
     if _mark(stage, folder)["input"] != mark["input"]:
         what = "measured a model that has changed meanwhile"
         raise _failure(stage, folder, what, RunError.exit_code)
-    _note(stage, new, **mark, finished=True, code=code, seconds=seconds)
+    _note(stage, new, **{**mark, **noted}, finished=True, code=code, seconds=seconds)
 
 
 def _is_trained(stage: Stage, new: Path) -> bool:
@@ -199,10 +243,16 @@ def _model_files(stage: Stage, new: Path) -> list[Path]:
 
 
 def _mark(stage: Stage, folder: Path) -> dict[str, str | None]:
-    """Return what decides a stage's output: its fingerprint, and the digest of what it takes."""
+    """Return what decides a stage's output: its fingerprint, and the digest of what it takes.
+
+    Of one with a budget also the fingerprint that it would have with any other.
+    """
     taken = stage.taken(folder)
     digest = sha256(taken) if taken is not None and taken.is_file() else None
-    return {"fingerprint": stage.fingerprint(), "input": digest}
+    found = {"fingerprint": stage.fingerprint(), "input": digest}
+    if stage.budget is not None:
+        found["but for budget"] = replace(stage, budget=None).fingerprint()
+    return found
 
 
 def _surroundings(stage: Stage) -> dict[str, str]:

@@ -16,6 +16,7 @@ from rlskit.report.tables import (
     paired_table,
     transfer_table,
 )
+from rlskit.report.triage import fallen_lines
 
 __all__ = [
     "REPORTS",
@@ -29,6 +30,7 @@ __all__ = [
     "check_plot",
     "comparison_table",
     "diversity_table",
+    "fallen_lines",
     "github_annotations",
     "markdown_grid",
     "paired_table",

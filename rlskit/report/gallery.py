@@ -149,7 +149,10 @@ def _before(about: SavedData, shape: tuple[int, int, int], origin: Origin) -> Da
     if origin.spec is None and ":" in about.name and not origin.follow:
         return None
     with suppress(RlskitError, OSError):
-        data = load(origin.spec or about.name, about.split, data_dir=origin.data_dir, limit=about.n)
+        data = load(
+            origin.spec or about.name, about.split, data_dir=origin.data_dir, limit=about.n,
+            order=about.order,
+        )  # fmt: skip
         if data.sha256 == about.sha256:
             return replaced(data, source=data.source.fitted(shape))
     return None

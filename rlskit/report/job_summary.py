@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator, Sequence
 
 from rlskit.report.honesty import honest_numbers, without_adaptive
 from rlskit.report.outcome import headline, judgements
 from rlskit.report.reported import Measured, Reported
+from rlskit.report.triage import Triage, triage
 from rlskit.results.result import Measure
 from rlskit.results.verdict import FAIL, PASS, UNDECIDED, UNTRUSTED, Verdict
 from rlskit.results.words import figures, number, protocol
@@ -28,17 +30,18 @@ def job_summary(reported: Reported) -> str:
     parts = [f"## {escaped(reported.title)}", f"**{headline(reported)}**"]
     if judged:
         lines = [[SIGNS[one.verdict], escaped(one.sentence)] for one in judged]
-        parts.append(_table(["verdict", "gate"], lines))
+        parts.append(table(["verdict", "gate"], lines))
     changes = [one for one in reported.verdicts if one.asked == _CHANGED]
     if changes:
-        parts += ["### Against the baseline", _table(_CHANGES, list(map(_change, changes)))]
+        parts += ["### Against the baseline", table(_CHANGES, list(map(_change, changes)))]
+    parts += map(_fallen, triage(reported.verdicts))
     honest = honest_numbers(reported.rows)
     if honest:
         lines = [[escaped(one.row), escaped(one.threat), escaped(one.sentence)] for one in honest]
-        parts += ["### The honest number", _table(["model", "threat", "what is left"], lines)]
+        parts += ["### The honest number", table(["model", "threat", "what is left"], lines)]
         parts += [escaped(said) for said in [without_adaptive(honest)] if said]
     if reported.rows:
-        parts += ["### Measured", _table(_CELLS, list(_cells(reported)), numbers_from=3)]
+        parts += ["### Measured", table(_CELLS, list(_cells(reported)), numbers_from=3)]
     warnings = dict.fromkeys(said for result in reported.results for said in result.warnings)
     if warnings:
         listed = "\n".join(f"- {escaped(one)}" for one in warnings)
@@ -55,7 +58,8 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#!|~&@$])", r"\\\1", printable(text))
 
 
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], numbers_from: int = 99) -> str:
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]], numbers_from: int = 99) -> str:
+    """Return a table in Markdown; its cells are `escaped` already."""
     ruler = ["---" if i < numbers_from else "---:" for i in range(len(heads))]
     return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ruler, *lines))
 
@@ -93,6 +97,15 @@ def _change(one: Verdict) -> list[str]:
     allowed = f"at most {100 * one.threshold:.1f} lost"
     place = [escaped(one.row), f"{escaped(one.column)} ({escaped(one.show)})"]
     return [*place, apart, bounds, allowed, images, SIGNS[one.verdict]]
+
+
+def _fallen(one: Triage) -> str:
+    """Return a list that opens on a click, of the images that newly fall."""
+    listed = [f"- {escaped(image.sentence)}" for image in one.images]
+    if one.rest:
+        listed.append(f"- {one.rest}, in results.json")
+    heading = html.escape(printable(one.heading))
+    return "\n".join([f"<details><summary>{heading}</summary>", "", *listed, "", "</details>"])
 
 
 def _cut(text: str) -> str:

@@ -26,6 +26,7 @@ from rlskit.report.honesty import PROTOCOLS, honest_numbers, without_adaptive
 from rlskit.report.outcome import headline, judgements, overall
 from rlskit.report.per_class import class_tables, guessing
 from rlskit.report.reported import Measured, Reported, Row
+from rlskit.report.triage import triage
 from rlskit.results.result import Measure, Result
 from rlskit.results.words import attack_label, figures, number, protocol
 from rlskit.stats import Accuracy
@@ -83,7 +84,12 @@ def _material(reported: Reported, pictures: Gallery) -> dict[str, Any]:
     judged, rows = judgements(reported), reported.rows
     chance = guessing(rows)
     return {
-        "verdicts": {"judged": judged, "headline": headline(reported), "worst": overall(judged)},
+        "verdicts": {
+            "judged": judged,
+            "headline": headline(reported),
+            "worst": overall(judged),
+            "fallen": triage(reported.verdicts),
+        },
         "honest": {
             "found": (honest := honest_numbers(rows)),
             "weak": without_adaptive(honest),

@@ -8,6 +8,7 @@ from rlskit.results.gate import NOT_MET, gate_sentence, gated
 from rlskit.results.journal import (
     ADVERSARIAL,
     PARTS,
+    PROOF,
     RESULTS,
     Journal,
     claim,
@@ -15,6 +16,7 @@ from rlskit.results.journal import (
     digest,
     free_folder,
     refuse_finished,
+    write_results,
 )
 from rlskit.results.reading import read_results
 from rlskit.results.result import SCHEMA, Result, dump
@@ -23,6 +25,7 @@ __all__ = [
     "ADVERSARIAL",
     "NOT_MET",
     "PARTS",
+    "PROOF",
     "RESULTS",
     "SCHEMA",
     "Comparison",
@@ -44,5 +47,6 @@ __all__ = [
     "read_results",
     "read_run",
     "refuse_finished",
+    "write_results",
     "write_table",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from rlskit import seeds
 from rlskit.errors import RequestError
-from rlskit.results.comparison import KNOWN, Comparison, Difference, Pair, hidden
+from rlskit.results.comparison import KNOWN, Comparison, Difference, Fallen, Pair, hidden
 from rlskit.results.finished import Answers, Finished, read_answers, read_run
 from rlskit.results.result import AttackFacts, Result
 from rlskit.results.words import attack_label, protocol
@@ -100,19 +101,22 @@ def _pair(first: Finished, second: Finished, seed: int) -> Pair:
             f"{first.tables[0]} and {second.tables[0]} do not list the same images with the same "
             "labels; compare runs with the same `data`, `split` and `limit`"
         )
-    if a.right.keys() != b.right.keys():
+    if a.given.keys() != b.given.keys():
         raise RequestError(
             f"{first.tables[0]} and {second.tables[0]} do not hold the same accuracies; run one of "
             "them again"
         )
     differences = {
-        kind: _difference(
-            a.right[kind],
-            b.right[kind],
-            (first.result.accuracy[kind], second.result.accuracy[kind]),
-            seed,
+        kind: replace(
+            _difference(
+                a.right[kind],
+                b.right[kind],
+                (first.result.accuracy[kind], second.result.accuracy[kind]),
+                seed,
+            ),
+            fallen=_fallen(a, b, kind),
         )
-        for kind in a.right
+        for kind in a.given
     }
     return Pair(first.result, second.result, differences)
 
@@ -125,6 +129,18 @@ def _same_images(a: Answers, b: Answers) -> bool:
     counted = np.arange(len(a.index))
     pairs = ((a.index, b.index), (a.index, counted), (b.index, counted))
     return np.array_equal(a.label, b.label) and any(np.array_equal(*pair) for pair in pairs)
+
+
+def _fallen(a: Answers, b: Answers, kind: str) -> tuple[Fallen, ...]:
+    """Return the images that are right less often in B, and what B answers instead."""
+    lost = a.right[kind].mean(0) > b.right[kind].mean(0)
+    found = []
+    for place in np.flatnonzero(lost):
+        label, given = int(b.label[place]), b.given[kind][:, place]
+        classes, counts = np.unique(given[given != label], return_counts=True)
+        path = None if b.paths is None else b.paths[place]
+        found.append(Fallen(int(b.index[place]), label, int(classes[counts.argmax()]), path))
+    return tuple(found)
 
 
 def _difference(

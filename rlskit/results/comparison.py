@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from rlskit.documents import Count, Number, Share, Whole, to_json
+from rlskit.documents import OPTIONAL, Count, Number, Share, Whole, to_json
 from rlskit.results.result import AttackFacts, CheckpointFacts, ImageFacts, ModelFacts, Result
 from rlskit.results.words import protocol
 from rlskit.stats import Accuracy
@@ -16,6 +16,29 @@ COMPARISON_SCHEMA = "rlskit.comparison/1"
 
 KNOWN = "known"
 """The protocol under which the attacker sees the draws that answer."""
+
+
+@dataclass(frozen=True)
+class Fallen:
+    """An image that the first run was right on, in more of its repeats than the second is.
+
+    Attributes:
+        index: Its place in the whole data set.
+        label: Its class.
+        answer: The wrong class that the second run answered, the most frequent over its repeats.
+        path: Of an image from a folder, its path there.
+    """
+
+    index: Whole
+    label: Whole
+    answer: Whole
+    path: str | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def sentence(self) -> str:
+        """The image in a line for people."""
+        path = f" ({self.path})" if self.path else ""
+        return f"image {self.index}{path}: label {self.label}, answered {self.answer}"
 
 
 @dataclass(frozen=True)
@@ -33,6 +56,7 @@ class Difference:
         only_a: Images that are right more often in A; with one repeat, right in A only.
         only_b: Images that are right more often in B.
         p_value: Two-sided, exact, of the test, in [0, 1].
+        fallen: The images of `only_a`, which newly fall where A is the baseline.
     """
 
     a: Accuracy
@@ -44,6 +68,7 @@ class Difference:
     only_a: Whole
     only_b: Whole
     p_value: Share
+    fallen: tuple[Fallen, ...] = ()
 
 
 @dataclass(frozen=True)

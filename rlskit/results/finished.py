@@ -21,6 +21,9 @@ from rlskit.results.reading import read_results
 from rlskit.results.result import Result
 from rlskit.results.words import attack_label
 
+PATH = "path"
+"""The column of a per-image table with the paths of images from a folder."""
+
 KINDS = ("clean", "robust")
 """Accuracies that are read image by image, where they were scored."""
 
@@ -60,12 +63,20 @@ class Answers:
     Attributes:
         index: Their indices in the data set, ascending `[n]`.
         label: Their labels `[n]`.
-        right: `clean` and `robust`, where scored -> whether each was right, `[R, n]`.
+        given: `clean` and `robust`, where scored -> the classes that were answered, `[R, n]`; under
+            several attacks a wrong one where there is any.
+        paths: Of images from a folder, their paths there `[n]`.
     """
 
     index: NDArray[np.int64]
     label: NDArray[np.int64]
-    right: dict[str, NDArray[np.bool_]]
+    given: dict[str, NDArray[np.int64]]
+    paths: tuple[str, ...] | None = None
+
+    @property
+    def right(self) -> dict[str, NDArray[np.bool_]]:
+        """The same kinds -> whether each image was right, `[R, n]`."""
+        return {kind: given == self.label for kind, given in self.given.items()}
 
 
 def read_run(path: Path) -> FinishedRun:
@@ -103,20 +114,20 @@ def read_answers(finished: Finished) -> Answers:
         RequestError: A table is not there, is damaged, or is not the result's.
     """
     result, tables = finished.result, finished.tables
-    found = [_read_table(table, result) for table in tables]
-    right = {
-        kind: np.all([one.right[kind] for one in found], axis=0)
-        for kind in KINDS
-        if kind in result.accuracy
-    }
-    for kind, matrix in right.items():
+    first, *others = [_read_table(table, result) for table in tables]
+    given = dict(first.given)
+    for other in others:
+        for kind, answers in given.items():
+            given[kind] = np.where(answers == first.label, other.given[kind], answers)
+    whole = replace(first, given=given)
+    for kind, matrix in whole.right.items():
         mean = result.accuracy[kind].mean
         if not math.isclose(matrix.mean(), mean, abs_tol=1e-9):
             raise RequestError(
                 f"{tables[0]} says {kind} accuracy {matrix.mean():.6g}, but {RESULTS} {mean:.6g}: "
                 "they are not of the same run; run it again"
             )
-    return Answers(found[0].index, found[0].label, right)
+    return whole
 
 
 def _several_attacks(folder: Path, results: Sequence[Result]) -> tuple[Finished, ...]:
@@ -153,7 +164,7 @@ def _read_table(file: Path, result: Result) -> Answers:
         RequestError: It is not there, is damaged, or is not of the result's images and repeats.
     """
     kinds = [kind for kind in KINDS if kind in result.accuracy]
-    columns = _read_columns(file, ["repeat", "index", "label", *kinds])
+    columns, texts = _read_columns(file, ["repeat", "index", "label", *kinds])
     order = np.lexsort((columns["index"], columns["repeat"]))
     shape = result.repeats, result.data.n
     if len(order) != shape[0] * shape[1]:
@@ -165,11 +176,14 @@ def _read_table(file: Path, result: Result) -> Answers:
     index, label = table["index"], table["label"]
     if (index != index[0]).any() or (label != label[0]).any() or (np.diff(index[0]) <= 0).any():
         raise RequestError(f"{file} does not hold every image once per repeat; run it again")
-    return Answers(index[0], label[0], {kind: table[kind] == label for kind in kinds})
+    paths = None if texts is None else tuple(texts[row] for row in order[: shape[1]])
+    return Answers(index[0], label[0], {kind: table[kind] for kind in kinds}, paths)
 
 
-def _read_columns(file: Path, names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    """Read columns of whole numbers from a table with a header.
+def _read_columns(
+    file: Path, names: Sequence[str]
+) -> tuple[dict[str, NDArray[np.int64]], tuple[str, ...] | None]:
+    """Read columns of whole numbers from a table with a header; and that of paths, if there is one.
 
     Raises:
         RequestError: The file is not there, or lacks them.
@@ -178,7 +192,8 @@ def _read_columns(file: Path, names: Sequence[str]) -> dict[str, NDArray[np.int6
         with file.open(newline="", encoding="utf-8") as lines:
             header, *rows = csv.reader(lines)
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-        return {name: np.array(columns[name], dtype=np.int64) for name in names}
+        numbers = {name: np.array(columns[name], dtype=np.int64) for name in names}
+        return numbers, columns.get(PATH)
     except FileNotFoundError as error:
         raise RequestError(
             f"there is no {file}, which says image by image what was right; name the folder that "

@@ -85,6 +85,8 @@ class ImageFacts:
         sha256: Of labels and pixels; of adversarial images, of those they were made from.
         adversarial_sha256: Of saved adversarial images, where they were scored.
         skipped: Images that could not be read and count in no number.
+        order: The seed of the random order of which they are the first; intervals and bounds of the
+            accuracies of `attack` and `eval` then hold however often one looked before.
     """
 
     name: str
@@ -93,6 +95,7 @@ class ImageFacts:
     sha256: str
     adversarial_sha256: str | None = field(default=None, metadata=OPTIONAL)
     skipped: Count | None = field(default=None, metadata=OPTIONAL)
+    order: int | None = field(default=None, metadata=OPTIONAL)
 
     __getitem__ = item
 

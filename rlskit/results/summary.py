@@ -19,7 +19,7 @@ from torch import Tensor
 from rlskit.errors import UntrustedError
 from rlskit.results.journal import Journal
 from rlskit.results.result import Extent, Timing
-from rlskit.stats import Accuracy, accuracy
+from rlskit.stats import Accuracy, accuracy, anytime
 
 KINDS = ("clean", "robust", "robust_8bit")
 """Kinds of images that are scored: untouched, attacked, attacked and saved with 8 bits."""
@@ -30,7 +30,9 @@ COSTS = ("seconds", "forwards", "backwards")
 """What a block cost, one number each."""
 
 
-def accuracies(journals: Sequence[Journal], repeats: int, which: int) -> dict[str, Accuracy]:
+def accuracies(
+    journals: Sequence[Journal], repeats: int, which: int, *, shuffled: bool = False
+) -> dict[str, Accuracy]:
     """Return every accuracy that was scored, each with its denominator.
 
     `attack_success` is the share of the correctly classified images that the attack turned; its
@@ -46,6 +48,8 @@ def accuracies(journals: Sequence[Journal], repeats: int, which: int) -> dict[st
             the worst case per image: right is what is right under all of them.
         repeats: R.
         which: Index of the N to take.
+        shuffled: Whether the images are the first in a random order, so that somebody may have
+            looked at fewer of them: the intervals then allow for it.
     """
     names = journals[0].names
     kinds = [kind for kind in KINDS if kind in names]
@@ -61,7 +65,7 @@ def accuracies(journals: Sequence[Journal], repeats: int, which: int) -> dict[st
         found |= _attack_success(journals, repeats, which)
     if all("target" in one.names for one in journals):
         found |= _of_the_attackable(journals, repeats, which)
-    return found
+    return {name: anytime(one) for name, one in found.items()} if shuffled else found
 
 
 def perturbation(journal: Journal, repeats: int) -> dict[str, Extent] | None:

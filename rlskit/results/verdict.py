@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlskit.documents import Count, Number, Whole
 from rlskit.errors import RequestError
-from rlskit.results.comparison import Comparison, Difference, Pair
+from rlskit.results.comparison import Comparison, Difference, Fallen, Pair
 from rlskit.results.result import Measure
 from rlskit.results.words import attack_label
 from rlskit.stats import Accuracy
@@ -45,7 +45,8 @@ class Verdict:
         verdict: `pass`, `fail`, `undecided` (so many images do not tell; a gate is not met then,
             either) or `untrusted` (the number means nothing).
         more_images: About how many more would tell, if they are like these.
-        reason: Why it is untrusted, or was not measured.
+        reason: Why it is untrusted, was not measured, or was not measured on more images.
+        fallen: Under `max-drop` the images that newly fall against the baseline.
     """
 
     row: str
@@ -60,6 +61,7 @@ class Verdict:
     images: Count | None = None
     more_images: Whole | None = None
     reason: str = ""
+    fallen: tuple[Fallen, ...] = ()
 
     @property
     def name(self) -> str:
@@ -82,7 +84,8 @@ class Verdict:
         more = ""
         if self.verdict == UNDECIDED:
             count = "more" if self.more_images is None else f"about {self.more_images:,} more"
-            more = f", it takes {count} images to tell"
+            more = f" ({self.reason})" if self.reason else ""
+            more += f", it takes {count} images to tell"
         return (
             f"{self.row}/{self.column}: {self.show} {what} {self._said(self.measured)}{bound}, "
             f"{asked}, {self.images:,} images: {self.verdict}{more}"
@@ -133,17 +136,24 @@ def dropped(pair: Pair, show: str, *, most: float, by: str, row: str, column: st
     """Say whether an accuracy of a pair's second result surely lost no more than `most`.
 
     Raises:
-        RequestError: The two were measured under different protocols, one of them `known`.
+        RequestError: The two were measured under different protocols, one of them `known`; or on
+            images in random order.
     """
     if pair.a.protocol != pair.b.protocol:
         raise RequestError(
             f"{row}/{column} was measured under {pair.b.protocol}, and what it is held against "
             f"under {pair.a.protocol}: that difference is the protocols', no drop; run the same one"
         )
-    return judged(
+    if pair.b.data.order is not None:
+        raise RequestError(
+            f"{row}/{column} was measured on images in random order, of which one takes more until "
+            "one stops, and the bound of a drop does not allow for that; leave `shuffle` out"
+        )
+    found = judged(
         pair.differences[show], images=int(pair.b.data.n), asked="max-drop", threshold=most, by=by,
         row=row, column=column, show=show,
     )  # fmt: skip
+    return replace(found, fallen=pair.differences[show].fallen)
 
 
 def drops(found: Comparison, most: float) -> tuple[Verdict, ...]:
