@@ -52,10 +52,9 @@ def config_file(spec: str) -> Path:
     """
     folder = Path(spec.removeprefix(PREFIX)).expanduser()
     if not (folder / _CONFIG).is_file():
-        name = spec.removeprefix(PREFIX)
         raise RequestError(
             f"{spec} is no folder with a {_CONFIG}, as save_pretrained writes it; "
-            f"`hf download {name} --local-dir FOLDER` fetches one"
+            "fetch one into a folder of yours, as with Hugging Face's own command hf download"
         )
     return folder / _CONFIG
 
