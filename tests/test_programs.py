@@ -133,3 +133,5 @@ def test_what_a_program_does_not_say_is_asked(
     torch.save(network(0).state_dict(), tmp_path / "net.pth")
     assert run(["convert", str(tmp_path / "net.pth"), "-o", str(tmp_path / "x.safetensors")]) == 2
     assert "give the network and --weights" in capfd.readouterr().err
+    with pytest.raises(RequestError, match="ONNX holds no network of torch's; give"):
+        rlskit.convert("net.onnx")

@@ -142,6 +142,11 @@ def resolve(spec: str) -> Architecture:
         return Architecture("own", shown, digest=digest)
     if spec.endswith(".py"):
         raise RequestError(f"{spec} needs the name of its factory: {spec}:FACTORY")
+    if spec.lower().endswith(".onnx"):
+        raise RequestError(
+            f"{spec}: ONNX holds no network of torch's; give the network's Python code as "
+            "FILE.py:factory, or what torch.export.save writes of it"
+        )
     for library in LIBRARIES:
         if lists(library, spec):
             return Architecture(library, spec)

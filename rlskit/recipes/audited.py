@@ -23,9 +23,9 @@ OWN = ("limit", "points", "queries", "surrogate")
 """What the audit may be told besides: how much it looks at. The attack is the column's."""
 
 TAKEN = (
-    "batch-size", "classes", "data", "data-dir", "device", "download", "eps", "expect-clean", "limit", "loss",
-    "method", "model", "n-attacked", "n-samples", "pixel-range", "protocol", "restarts", "seed",
-    "skip-bad", "split", "step-size", "steps",
+    "batch-size", "classes", "data", "data-dir", "device", "download", "eps", "expect-clean",
+    "limit", "loss", "method", "model", "n-attacked", "n-samples", "pixel-range", "protocol",
+    "restarts", "seed", "skip-bad", "split", "step-size", "steps",
 )  # fmt: skip
 """Options of `attack` that `audit` takes as well."""
 
