@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rlskit.cli import complete
 from rlskit.cli.flags import (
     DATA,
     OUTPUT,
@@ -26,7 +27,8 @@ def convert(
         str,
         typer.Argument(
             help="timm or torchvision name, FILE.py:factory, package.module:factory, "
-            "FILE.pt2 (torch.export, TorchScript) or hf:FOLDER (transformers)."
+            "FILE.pt2 (torch.export, TorchScript) or hf:FOLDER (transformers).",
+            autocompletion=complete.networks,
         ),
     ],
     banks: Annotated[
@@ -37,7 +39,8 @@ def convert(
         typer.Option(
             help="rls, ensemble, adp, gal, crossmax, rse, dropout, sap, smoothing, resize-pad, "
             "random-bits, random-filters, random-norm, weight-noise, stochastic (a network "
-            "with randomness of its own) or none; docs/defenses.md."
+            "with randomness of its own) or none; docs/defenses.md.",
+            autocompletion=complete.defenses,
         ),
     ] = "rls",
     settings: Annotated[
@@ -55,7 +58,11 @@ def convert(
     ] = None,
     data: Annotated[
         str | None,
-        under(DATA, "Data set that sets classes, channels, size, mean, std (digits)."),
+        under(
+            DATA,
+            "Data set that sets classes, channels, size, mean, std (digits).",
+            autocompletion=complete.data,
+        ),
     ] = None,
     data_dir: DataDirOption = None,
     num_classes: Annotated[int | None, under(DATA, "Instead of the data set's.")] = None,

@@ -50,9 +50,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "init resnet18 --weights weights.pth --data folder:photos --github",
     ),
     "run": (
-        "run recipes/small/table3.toml --dry-run",
-        "run recipes/small/table3.toml --set train.epochs=1 --only 'rls/*'",
+        "run small/table3 --dry-run",
+        "run small/table3 --set train.epochs=1 --only 'rls/*'",
     ),
+    "recipes": ("recipes", "recipes table3"),
     "report": (
         "report runs/small-table3 -o report",
         "report runs/before runs/after -o both --data folder:photos",

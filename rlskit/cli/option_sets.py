@@ -31,6 +31,7 @@ from rlskit.cli.flags import (
     OutOption,
     PerExampleOption,
     PerImageOption,
+    ProgressOption,
     QuietOption,
     RepeatsOption,
     SeedOption,
@@ -142,6 +143,7 @@ class RunOutput:
     force: ForceOption = False
     json_to: JsonOption = None
     per_image: PerImageOption = None
+    progress: ProgressOption = None
     quiet: QuietOption = False
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rlskit.report.reported import Row
+from rlskit.results import words
 from rlskit.results.comparing import hidden_among
 from rlskit.results.comparison import KNOWN
 from rlskit.results.result import Result
-from rlskit.results.words import attack_label, protocol
+from rlskit.results.words import attack_label
 from rlskit.stats import Accuracy
 from rlskit.threat.budget import budget_of
 
@@ -138,7 +139,7 @@ def _sentences(results: Sequence[Result]) -> Iterator[str]:
 def _how(result: Result) -> str:
     assert result.attack is not None
     same = result.attack.method == result.protocol
-    return protocol(result) if same else f"{result.attack.method}, {protocol(result)}"
+    return words.seen(result) if same else f"{result.attack.method}, {words.seen(result)}"
 
 
 def _percent(result: Result) -> str:

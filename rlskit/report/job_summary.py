@@ -12,7 +12,7 @@ from rlskit.report.reported import Measured, Reported
 from rlskit.report.triage import Triage, triage
 from rlskit.results.result import Measure
 from rlskit.results.verdict import FAIL, PASS, UNDECIDED, UNTRUSTED, Verdict
-from rlskit.results.words import figures, number, protocol
+from rlskit.results.words import figures, number, seen
 from rlskit.stats import Accuracy
 from rlskit.text import printable
 
@@ -76,7 +76,7 @@ def _number(cell: Measured) -> list[str]:
     paper = "" if cell.paper is None else escaped(str(cell.paper))
     if result is None or value is None:
         return ["", "", "not measured" if result is None else "undefined", "", "", paper]
-    view = "clean" if cell.show.startswith("clean") else protocol(result)
+    view = "clean" if cell.show.startswith("clean") else seen(result)
     how = [escaped(view), str(result.n_samples)]
     if isinstance(value, Accuracy):
         mean, interval, images = figures(value)
