@@ -21,7 +21,8 @@ from rlskit.cli.flags import (
     under,
 )
 from rlskit.cli.option_sets import Network
-from rlskit.cli.show import check_json, note, progress_bar, say
+from rlskit.cli.show import check_json, note, say
+from rlskit.cli.ticker import progress_shown
 
 
 def verify(
@@ -54,7 +55,7 @@ def verify(
     from rlskit.storage.files import write_text
 
     network = Network(checkpoint, model, device).load()
-    with progress_bar(quiet) as progress:
+    with progress_shown(None, quiet) as progress:
         found = rlskit.verify(run, network, data, data_dir=data_dir, progress=progress)
     text = json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n"
     if json_to == "-":
