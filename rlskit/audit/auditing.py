@@ -111,6 +111,7 @@ def audit_model(
     with only_writer_of(file):
         kept = FinishedChecks(file, {} if file is None else _request(case, found, surrogate))
         checks = []
+        progress("auditing", 0, len(CHECKS))
         for done, (name, kind) in enumerate(CHECKS.items(), start=1):
             if (check := kept.get(name)) is None:
                 kept.put(check := _check(name, kind, case))

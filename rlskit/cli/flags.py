@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rlskit.attacks.options import OPTIONS
+from rlskit.cli import complete
+from rlskit.errors import RequestError
 
 WHAT = "What to run"
 TRANSFER = "With --transfer"
@@ -42,6 +45,17 @@ def under(heading: str, help: str, *spelled: str, **more: Any) -> Any:  # noqa: 
     return typer.Option(*spelled, help=help, rich_help_panel=heading, **more)
 
 
+def one_of(option: str, names: Sequence[str]) -> Callable[[str | None], str | None]:
+    """Return what has Typer refuse all but some values of an option."""
+
+    def checked(value: str | None) -> str | None:
+        if value is not None and value not in names:
+            raise RequestError(f"{option} is {', '.join(names[:-1])} or {names[-1]}, not {value!r}")
+        return value
+
+    return checked
+
+
 CheckpointArgument = Annotated[
     Path, typer.Argument(envvar="RLSKIT_CHECKPOINT", help="The model.", metavar="CHECKPOINT")
 ]
@@ -54,9 +68,10 @@ DataOption = Annotated[
     str | None,
     under(
         DATA,
-        "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, folder:PATH or npz:PATH; "
-        "by default what the model was made for.",
+        "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, folder:PATH, manifest:FILE "
+        "(CSV or parquet: path, label) or npz:PATH; by default what the model was made for.",
         "--data",
+        autocompletion=complete.data,
     ),
 ]
 DataDirOption = Annotated[
@@ -69,6 +84,15 @@ DownloadOption = Annotated[
 LimitOption = Annotated[int | None, under(DATA, "Use this many images, spread evenly.", "--limit")]
 SkipBadOption = Annotated[
     bool, under(DATA, "Leave out images that cannot be read, and count them.", "--skip-bad")
+]
+ClassesOption = Annotated[
+    str | None,
+    under(
+        DATA,
+        "Text file: what the model calls the data's classes, OWN = NAME a line; or, where they "
+        "are numbers, a name a line in order, or imagenet.",
+        "--classes",
+    ),
 ]
 ShuffleOption = Annotated[
     bool,
@@ -90,6 +114,22 @@ OutOption = Annotated[
 ForceOption = Annotated[bool, under(OUTPUT, "Replace an existing output.", "--force")]
 JsonOption = Annotated[
     str | None, under(OUTPUT, "Also write the result as JSON to FILE, or - (stdout).", "--json")
+]
+PerImageOption = Annotated[
+    Path | None,
+    under(OUTPUT, "Also write a line for each image to FILE.csv or FILE.parquet.", "--per-image"),
+]
+NONE, PLAIN, BAR = "none", "plain", "bar"
+PROGRESS = (NONE, PLAIN, BAR)
+ProgressOption = Annotated[
+    str | None,
+    under(
+        OUTPUT,
+        "none, plain (a line every half minute) or bar; bar on a terminal, else plain.",
+        "--progress",
+        callback=one_of("--progress", PROGRESS),
+        autocompletion=lambda incomplete: [one for one in PROGRESS if one.startswith(incomplete)],
+    ),
 ]
 QuietOption = Annotated[bool, under(OUTPUT, "No progress, no notes.", "--quiet", "-q")]
 ShardOption = Annotated[

@@ -40,7 +40,7 @@ def merge(
     adaptive = first.attack is not None and first.attack.broken is not None
     return show_run(
         results, out or runs[0], Scoring(fail_under=fail_under),
-        RunOutput(out, force, json_to, quiet),
+        RunOutput(out=out, force=force, json_to=json_to, quiet=quiet),
         table=next((table(first) for table, found in tables.items() if found), None),
         more=broken_by(first) if adaptive else "",
     )  # fmt: skip

@@ -128,6 +128,7 @@ def finished(
             left = {i for r, i in own if r == repeat and not journal.get(r, sizes[i].start)}
             if not left:
                 continue
+            progress(step, journal.rows, total)  # the first block may take long
             work, done = begin(repeat), set(range(len(sizes))) - left
             stream = blocks(data, options.batch_size, options.num_workers, done=done)
             for indices, images, labels in stream:

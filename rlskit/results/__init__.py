@@ -2,12 +2,14 @@
 
 from rlskit.results.comparing import compare
 from rlskit.results.comparison import Comparison, Difference, Pair
+from rlskit.results.exported import check_table, write_table
 from rlskit.results.finished import Finished, read_answers, read_run
 from rlskit.results.gate import NOT_MET, gate_sentence, gated
 from rlskit.results.gathering import Gathered, gather, part_names, require_all
 from rlskit.results.journal import (
     ADVERSARIAL,
     PARTS,
+    PROOF,
     RESULTS,
     Journal,
     claim,
@@ -15,6 +17,7 @@ from rlskit.results.journal import (
     digest,
     free_folder,
     refuse_finished,
+    write_results,
 )
 from rlskit.results.reading import read_results
 from rlskit.results.result import SCHEMA, Result, dump
@@ -24,6 +27,7 @@ __all__ = [
     "ADVERSARIAL",
     "NOT_MET",
     "PARTS",
+    "PROOF",
     "RESULTS",
     "SCHEMA",
     "Comparison",
@@ -34,6 +38,7 @@ __all__ = [
     "Pair",
     "Result",
     "ShardNote",
+    "check_table",
     "claim",
     "clear",
     "compare",
@@ -51,4 +56,6 @@ __all__ = [
     "read_run",
     "refuse_finished",
     "require_all",
+    "write_results",
+    "write_table",
 ]

@@ -15,8 +15,10 @@ from rlskit.defenses import defense_of
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
+from rlskit.progress import Progress, no_progress
 from rlskit.results.result import AttackFacts
 from rlskit.seeds import Purpose
+from rlskit.text import nearest
 from rlskit.threat.meter import Meter
 from rlskit.threat.preflight import masked_gradients, preflight
 from rlskit.threat.view import attackers_view
@@ -32,7 +34,7 @@ def check_risk(risk: str) -> None:
         RequestError: It is another.
     """
     if risk not in RISKS:
-        raise RequestError(f"`risk` {risk!r} is unknown; it is one of {', '.join(RISKS)}")
+        raise RequestError(f"`risk` {risk!r} is unknown; {nearest(risk, RISKS)}")
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,7 @@ class Threat:
         seed: int,
         repeat: int,
         image: int | None = None,
+        progress: Progress = no_progress,  # noqa: ARG002
     ) -> Crafted:
         """Attack some images.
 
@@ -211,6 +214,7 @@ class Threat:
             seed: The user's seed.
             repeat: Index of the repeat.
             image: The index of the one image, where each has draws of its own.
+            progress: Told nothing: this attack has no parts.
 
         Raises:
             UntrustedError: Non-finite logits or gradients, or a broken budget.
