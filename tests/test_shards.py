@@ -330,6 +330,7 @@ def test_what_a_shard_cannot_be_asked(
     for more, said in (
         (["--fail-under", "0.4", "-o", "x"], "leave --fail-under to `rlskit merge`"),
         (["--json", "-", "-o", "x"], "leave --json to `rlskit merge`"),
+        (["--per-image", "a.csv", "-o", "x"], "leave --per-image to `rlskit merge`"),
         ([], "--shard needs --out"),
     ):
         assert run([*shard, *more]) == 2

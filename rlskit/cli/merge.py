@@ -7,9 +7,17 @@ from typing import Annotated
 
 import typer
 
-from rlskit.cli.flags import OUTPUT, FailUnderOption, ForceOption, JsonOption, QuietOption, under
+from rlskit.cli.flags import (
+    OUTPUT,
+    FailUnderOption,
+    ForceOption,
+    JsonOption,
+    PerImageOption,
+    QuietOption,
+    under,
+)
 from rlskit.cli.option_sets import RunOutput, Scoring
-from rlskit.cli.show import check_gate, check_json, check_out, show_run
+from rlskit.cli.show import check_run, show_run
 
 
 def merge(
@@ -22,12 +30,13 @@ def merge(
     ] = None,
     force: ForceOption = False,
     json_to: JsonOption = None,
+    per_image: PerImageOption = None,
     quiet: QuietOption = False,
 ) -> int:
     """Make the result of a run of which --shard did the parts: the one of a single process."""
-    check_gate(fail_under)
-    check_json(json_to, force)
-    check_out(out, force)
+    scoring = Scoring(fail_under=fail_under)
+    output = RunOutput(out=out, force=force, json_to=json_to, per_image=per_image, quiet=quiet)
+    check_run(scoring, output)
     import rlskit
     from rlskit.report import abstention_table, broken_by, diversity_table, transfer_table
 
@@ -39,8 +48,7 @@ def merge(
     }  # fmt: skip
     adaptive = first.attack is not None and first.attack.broken is not None
     return show_run(
-        results, out or runs[0], Scoring(fail_under=fail_under),
-        RunOutput(out=out, force=force, json_to=json_to, quiet=quiet),
+        results, out or runs[0], scoring, output,
         table=next((table(first) for table, found in tables.items() if found), None),
         more=broken_by(first) if adaptive else "",
     )  # fmt: skip

@@ -55,7 +55,10 @@ def check_run(scoring: Scoring, output: RunOutput) -> None:
         RunError: Another process writes in the folder.
     """
     check_gate(scoring.fail_under)
-    asked = {"--fail-under": scoring.fail_under, "--json": output.json_to}
+    asked = {
+        "--fail-under": scoring.fail_under, "--json": output.json_to,
+        "--per-image": output.per_image,
+    }  # fmt: skip
     check_shard(scoring.shard, output.out, asked)
     check_json(output.json_to, output.force)
     check_out(output.out, output.force)

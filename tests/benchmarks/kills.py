@@ -85,7 +85,7 @@ MEASURING = {
 """Command -> how it is called; each writes into `out`."""
 
 RECIPE = """
-name = "killed"
+title = "killed"
 
 [all]
 data = "digits"
