@@ -31,9 +31,11 @@ if TYPE_CHECKING:
         evaluate,
         measure_abstention,
     )
+    from rlskit.evaluation.verifying import verify
     from rlskit.models import BankedModel, list_models
     from rlskit.models.checkpoint import export, inspect, load, save
     from rlskit.models.wrapping import wrap
+    from rlskit.report.cards import write_card
     from rlskit.results.comparing import compare
     from rlskit.training import train
 
@@ -61,7 +63,9 @@ _HOMES = {
     "load_data": "rlskit.data:load",
     "save": "rlskit.models.checkpoint",
     "train": "rlskit.training",
+    "verify": "rlskit.evaluation.verifying",
     "wrap": "rlskit.models.wrapping",
+    "write_card": "rlskit.report.cards",
 }
 
 __all__ = [
@@ -88,7 +92,9 @@ __all__ = [
     "measure_transfer",
     "save",
     "train",
+    "verify",
     "wrap",
+    "write_card",
 ]
 
 

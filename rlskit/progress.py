@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
+PART = "part: "
+"""Begins a step that is one of several on the block at hand, of which `done` are begun."""
+
 
 class Progress(Protocol):
-    """Told how far a long step is: `done` of `total`, and facts worth showing beside the bar."""
+    """Told how far a long step is: `done` of `total`, and facts worth showing beside it.
+
+    The fact `share`, in [0, 1], is what is done of all, where the step is but one of several.
+    """
 
     def __call__(self, step: str, done: int, total: int, **facts: float) -> None:
         """Note the progress of `step`."""

@@ -1,8 +1,10 @@
-"""Words of a file or its name, made fit to be shown: a terminal obeys control characters."""
+"""Words made fit to be shown: a terminal obeys control characters; and what was meant by one."""
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
+from collections.abc import Iterable
 
 
 def printable(text: str) -> str:
@@ -19,6 +21,13 @@ def printable(text: str) -> str:
 def lines(text: str) -> str:
     """Return the text, which may have several lines, with each of them `printable`."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint at what was probably meant."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"it is one of {', '.join(names)}"
 
 
 def _hidden(character: str) -> bool:

@@ -279,6 +279,12 @@ def test_the_gates_of_several_attacks_stand_in_the_run(
         (["convert", "tiny.py:tiny", "--bank", "x"], ["--bank"]),
         (["attack", "nowhere.safetensors"], ["nowhere.safetensors", "convert"]),
         (["attack", "--method", "pgf"], ["pgf", "pgd"]),
+        (["attack", "--mehtod", "pgd"], ["--mehtod", "--method"]),
+        (["atack"], ["atack", "'attack'"]),
+        (["attack", "--protocol", "trasnfer"], ["did you mean transfer?", "--protocol adaptive"]),
+        (["convert", "tiny.py:tiny", "--defense", "ensmble"], ["did you mean ensemble?"]),
+        (["models", "rsenet18"], ["rsenet18", "did you mean resnet18"]),
+        (["attacks", "pgf"], ["pgf", "did you mean pgd?"]),
         (["attack", "--eps", "-0.1"], ["--eps", "-0.1"]),
         (["attack", "--eps", "big"], ["--eps", "big", "8/255"]),
         (["attack", "--eps", "nan"], ["--eps", "nan"]),
@@ -307,7 +313,7 @@ def test_the_gates_of_several_attacks_stand_in_the_run(
 def test_bad_requests(
     folder: Path, arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if arguments[0] not in ("convert", "models"):
+    if arguments[0] not in ("convert", "models", "attacks", "atack"):
         assert run(["convert", "tiny.py:tiny", "--image-size", "8", "-q"]) == 0
     message = fails(arguments, 2, capsys)
     for word in words:
@@ -471,8 +477,20 @@ def test_interruption_is_130_and_the_same_command_goes_on(
 
     monkeypatch.setattr(PreparedAttack, "__call__", interrupted)
     assert run([*attack, "-o", "run"]) == 130
-    assert capsys.readouterr().err.startswith("run folder: run\nrlskit: interrupted; ")
+    kept = "2 finished blocks are kept in run: the same command goes on"
+    assert capsys.readouterr().err == f"rlskit: interrupted; {kept}\n"
     assert len(list(Path("run/blocks").glob("*"))) == 2
+    calls = 2  # at the very first block, in a folder that nobody named
+    assert run(attack) == 130
+    nothing = "no block was finished, so nothing is kept: run the same command again"
+    assert capsys.readouterr().err == f"rlskit: interrupted; {nothing}\n"
+    calls = 1
+    assert run(attack) == 130
+    again = (
+        "1 finished block is kept in runs/attack-002: the same command with --out runs/attack-002"
+    )
+    assert f"interrupted; {again} goes on\n" in capsys.readouterr().err
+    calls = 9
     assert run([*attack, "-o", "run"]) == 0
     again = json.loads(Path("run/results.json").read_text())
     assert again["accuracy"] == whole["accuracy"]

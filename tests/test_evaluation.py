@@ -302,7 +302,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         rls, DATA, **request, out=tmp_path / "parts",
         progress=lambda step, done, total, **facts: seen.append(done),
     )  # fmt: skip
-    assert seen == list(range(images + 10, 101, 10))
+    assert sorted(set(seen)) == list(range(images, 101, 10))
     assert lasting(parts) == lasting(whole)
     for name in ("results.json", "per_image.csv", "adversarial.safetensors"):
         first, second = ((tmp_path / run / name).read_bytes() for run in ("whole", "parts"))
@@ -343,7 +343,7 @@ def test_a_torn_block_is_done_again(rls: BankedModel, tmp_path: Path) -> None:
         rls, DATA, **PGD, batch_size=10, out=tmp_path / "run",
         progress=lambda step, done, total, **facts: seen.append(done),
     )  # fmt: skip
-    assert seen == [50]
+    assert seen == [40, 50]
     assert lasting(again) == lasting(whole)
     redone = load_file(block)
     assert all(torch.equal(redone[name], intact[name]) for name in intact if name != "seconds")
@@ -483,7 +483,7 @@ def test_blocks_of_another_run_or_changed_ones_are_done_again(
         rls, DATA, **request, out=tmp_path / "run",
         progress=lambda step, done, total, **facts: seen.append(done),
     )  # fmt: skip
-    assert seen == [30, 40, 50]
+    assert seen == [20, 30, 40, 50]
     assert lasting(again) == lasting(whole)
     assert (tmp_path / "run" / "per_image.csv").read_bytes() == table
 
@@ -508,7 +508,7 @@ def test_blocks_outlast_images_that_went(rls: BankedModel, tmp_path: Path) -> No
         rls, fewer, **request, out=tmp_path,
         progress=lambda step, done, total, **facts: seen.append(done),
     )  # fmt: skip
-    assert seen == [30, 40, 49]
+    assert seen == [20, 30, 40, 49]
     assert lasting(parts) == lasting(attack(rls, fewer, **request, out=tmp_path / "whole"))
     tables = [folder / "per_image.csv" for folder in (tmp_path, tmp_path / "whole")]
     assert tables[0].read_bytes() == tables[1].read_bytes()
@@ -529,7 +529,7 @@ def test_a_folder_has_one_run_at_a_time(rls: BankedModel, tmp_path: Path) -> Non
     results = attack_all(
         rls, DATA, attacks=several, options=options, out=tmp_path / "all", progress=interfere
     )
-    assert len(tried) == 2 * 2 * 2
+    assert len(tried) == 2 * 3 * 2
     assert [one.accuracy for one in results] == [
         one.accuracy for one in attack_all(rls, DATA, attacks=several, options=options)
     ]
@@ -614,7 +614,7 @@ def test_several_attacks_go_on_where_they_were_interrupted(
         rls, DATA, **request, out=tmp_path,
         progress=lambda step, done, total, **facts: seen.append((step, done)),
     )  # fmt: skip
-    assert seen == [("attacking with pgd 0.1", done) for done in (30, 40, 50)]
+    assert seen == [("attacking with pgd 0.1", done) for done in (20, 30, 40, 50)]
     assert [one.accuracy for one in parts] == [one.accuracy for one in whole]
 
 

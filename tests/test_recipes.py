@@ -749,6 +749,34 @@ def test_there_is_a_file_for_every_table() -> None:
     }  # fmt: skip
 
 
+def test_every_recipe_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = recipes.shipped()
+    assert sorted(known.values()) == FILES
+    assert next(iter(known)).startswith("paper/")
+    monkeypatch.chdir("/")
+    for name in ("small/ci/table3", "recipes/small/ci/table3", "recipes/small/ci/table3.toml"):
+        assert recipes.found(Path(name)) == ROOT / "recipes/small/ci/table3.toml"
+    with pytest.raises(RequestError, match="did you mean small/table3"):
+        recipes.found(Path("small/tabel3"))
+
+
+def test_where_data_and_code_lie_only_the_machine_and_the_file_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    Path("own/base.toml").write_text(
+        '[convert]\nname = "${HERE}/../net.py:make"\n[all]\ndata-dir = "${RLSKIT_DATA_DIR:-here}"\n'
+        'data = "folder:${RLSKIT_DATA_DIR:-here}/x"\n'
+    )
+    Path("one.toml").write_text('extends = "own/base.toml"\n[columns.clean]\neval={}\n[rows.r]\n')
+    for place in ("here", "/data"):
+        options = recipes.load("one.toml").stages[0].options
+        assert options["name"] == "net.py:make"
+        assert (options["data-dir"], options["data"]) == (place, f"folder:{place}/x")
+        monkeypatch.setenv("RLSKIT_DATA_DIR", "/data")
+
+
 def test_the_papers_numbers_and_settings() -> None:
     table1 = recipes.load(ROOT / "recipes/paper/table1-svhn.toml")
     assert table1.paper["rls"]["pgd-high"] == 68.5

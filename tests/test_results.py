@@ -34,6 +34,7 @@ from rlskit.results import (
     summary,
 )
 from rlskit.results.result import Extent, Measure, Timing
+from rlskit.results.words import seen
 from rlskit.storage.locks import only_writer
 
 DESIGN = (
@@ -390,6 +391,30 @@ def test_every_accuracy_has_a_row() -> None:
     assert shown.count("multi n=5") == 4
     (gibbs,) = [line for line in shown.splitlines() if "robust, one draw" in line]
     assert gibbs.split("│")[4].strip() == "1"
+
+
+def test_no_row_repeats_another_and_a_white_box_attack_is_called_one() -> None:
+    same = dict.fromkeys(("clean", "clean_gibbs", "robust", "robust_gibbs"), ACCURACY)
+    undefended = {"defense": "none", "protocol": "transfer", "n_attacked": 1, "n_samples": 1}
+    attacks = [STATED, replace(STATED, method="fgsm")]
+    found = [result(**undefended, accuracy=same, attack=attack) for attack in attacks]
+    lines = text(accuracy_table(found)).splitlines()
+    cells = [[cell.strip() for cell in line.split("│")[1:4]] for line in lines if "75.0" in line]
+    assert cells == [
+        ["pgd eps=0.1 in -1:1", "clean", "clean"],
+        ["", "robust", "white-box n=1"],
+        ["fgsm eps=0.1 in -1:1", "robust", "white-box n=1"],
+    ]
+    other = same | {"clean_gibbs": UNSURE}  # which no undefended model has, so it is shown
+    assert "clean, one draw" in text(accuracy_table([result(**undefended, accuracy=other)]))
+    assert "white-box" not in text(accuracy_table([result(accuracy=same, attack=STATED)]))
+    for draws, n_attacked, said in (
+        (3, 3, "white-box n=3"),
+        (3, 2, "multi n=2"),
+        (None, 9, "multi n=9"),
+    ):
+        one = result(protocol="multi", n_attacked=n_attacked)
+        assert seen(replace(one, model=replace(one.model, draws=draws))) == said
 
 
 def test_the_diversity_table() -> None:

@@ -34,6 +34,9 @@ rlskit convert test_resnet.r160_in1k --banks 2
 rlskit doctor | grep "^torchattacks  *not installed"
 rlskit eval --limit 64
 rlskit attack --method fgsm,pgd,deepfool,cw,ead --limit 64 --steps 10 --quiet -o run
+rlskit recipes table3 | grep "^  small/table3  "
+RLSKIT_DATA_DIR=nowhere rlskit run small/ci/table2-mnist --dry-run --trust > plan
+grep -- "convert $work/venv/.*/networks.py:vgg .*--data-dir nowhere" plan
 rlskit report run -o report
 test -s report/report.html
 status=0

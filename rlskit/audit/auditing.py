@@ -101,6 +101,7 @@ def audit_model(
     known = knowledge(case.labels.cpu(), [case.answers(case.images).cpu()], case.classes)
     check_knowledge(known, options, trained=True, final=True)
     checks = []
+    progress("auditing", 0, len(CHECKS))
     for done, (name, kind) in enumerate(CHECKS.items(), start=1):
         checks.append(_check(name, kind, case))
         progress("auditing", done, len(CHECKS))

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rlskit.attacks.options import EFFORT
+from rlskit.cli import complete
 from rlskit.cli.flags import MACHINE, OUTPUT, SCORING, VIEW, WHAT, SplitOption, under
+from rlskit.cli.forecast import forecast
 from rlskit.cli.option_sets import AttackOptions, Images, Network, RunOutput, Scoring
-from rlskit.cli.show import check_run, progress_bar, run_folder, show_run
+from rlskit.cli.show import check_run, run_folder, show_run
+from rlskit.cli.ticker import progress_shown
 from rlskit.errors import RequestError
 
 
@@ -17,10 +20,14 @@ def attack(
     method: Annotated[
         list[str] | None,
         under(
-            WHAT, "pgd by default; several with commas, as in --eps. `rlskit attacks` lists them."
+            WHAT,
+            "pgd by default; several with commas, as in --eps. `rlskit attacks` lists them.",
+            autocompletion=complete.methods,
         ),
     ] = None,
-    engine: Annotated[str, under(WHAT, "rlskit, torchattacks or adv-lib.")] = "rlskit",
+    engine: Annotated[
+        str, under(WHAT, "rlskit, torchattacks or adv-lib.", autocompletion=complete.engines)
+    ] = "rlskit",
     network: Network,
     pixel_range: Annotated[
         str, under(EFFORT, "Scale of all such numbers: 0:1, or the paper's -1:1.")
@@ -34,6 +41,7 @@ def attack(
             VIEW,
             "transfer (n = 1), multi, eot (fresh draws at every step), known (the draws that "
             "answer), or adaptive: the worst of several attacks, the honest number.",
+            autocompletion=complete.protocols,
         ),
     ] = None,
     surrogate: Annotated[
@@ -91,14 +99,22 @@ def attack(
     options = scoring.options(n_samples)
     model = network.load()
     data = images.load(model, split, scoring.order)
-    with run_folder(output.out, "attack") as folder, progress_bar(output.quiet) as progress:
+    others = [network.beside(one) for one in surrogate or ()]
+    given = {**params, "method": ",".join(method or ()) or None, "engine": engine}
+    given |= {"n_attacked": n_attacked, "protocol": protocol, "pixel_range": pixel_range}
+    given |= {"n_samples": n_samples, "repeats": scoring.repeats, "surrogate": bool(surrogate)}
+    forecast("attack", model, data, given, quiet=output.quiet, surrogate=others)
+    with (
+        run_folder(output.out, "attack") as folder,
+        progress_shown(output.progress, output.quiet) as progress,
+    ):
         common: dict[str, Any] = {
             "options": options, "out": folder, "force": output.force, "save_adversarial":
             save_adversarial, "progress": progress,
         }  # fmt: skip
         if protocol == PROTOCOL:
-            if surrogate:
-                own["surrogate"] = [network.beside(one) for one in surrogate]
+            if others:
+                own["surrogate"] = others
             results = [
                 rlskit.attack_adaptively(model, data, pixel_range=pixel_range, **own, **common)
             ]

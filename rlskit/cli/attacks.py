@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from rlskit.cli import complete
 from rlskit.cli.show import print_table
 from rlskit.errors import RequestError
+from rlskit.text import nearest
 
 _CAPTION = (
     "engines: what --engine may be; pixle and onepixel run on torchattacks only. "
@@ -16,7 +18,9 @@ _CAPTION = (
 
 
 def attacks(
-    pattern: Annotated[str, typer.Argument(help="Part of a name, or a glob.")] = "*",
+    pattern: Annotated[
+        str, typer.Argument(autocompletion=complete.methods, help="Part of a name, or a glob.")
+    ] = "*",
 ) -> None:
     """List the attacks: norm, what they need to know, randomness, options and their defaults."""
     import fnmatch
@@ -28,7 +32,7 @@ def attacks(
 
     names = [name for name in ATTACKS if fnmatch.fnmatch(name, pattern) or pattern in name]
     if not names:
-        raise RequestError(f"no attack's name matches {pattern!r}")
+        raise RequestError(f"no attack's name matches {pattern!r}; {nearest(pattern, ATTACKS)}")
     table = Table(
         Column("method", overflow="fold"),
         "norm",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rlskit.attacks.options import EFFORT
+from rlskit.cli import complete
 from rlskit.cli.flags import (
     SCORING,
     VIEW,
@@ -16,13 +17,16 @@ from rlskit.cli.flags import (
     ExpectCleanOption,
     ForceOption,
     JsonOption,
+    ProgressOption,
     QuietOption,
     SeedOption,
     SplitOption,
     under,
 )
+from rlskit.cli.forecast import forecast
 from rlskit.cli.option_sets import Images, Network, Rows
-from rlskit.cli.show import check_json, note, print_table, progress_bar
+from rlskit.cli.show import check_json, note, print_table
+from rlskit.cli.ticker import progress_shown
 from rlskit.cli.wording import worded
 from rlskit.errors import UntrustedError
 
@@ -35,14 +39,23 @@ def audit(
     surrogate: Annotated[Path | None, under(WHAT, "A second checkpoint, to transfer from.")] = None,
     method: Annotated[
         str,
-        under(WHAT, "The attack under audit, in linf and along gradients, as pgd or apgd-ce."),
+        under(
+            WHAT,
+            "The attack under audit, in linf and along gradients, as pgd or apgd-ce.",
+            autocompletion=complete.methods,
+        ),
     ] = "pgd",
     pixel_range: Annotated[
         str, under(EFFORT, "Scale of all such numbers: 0:1, or the paper's -1:1.")
     ] = "0:1",
     n_attacked: Annotated[int, under(VIEW, "Draws in the attacker's view.")] = 1,
     protocol: Annotated[
-        str | None, under(VIEW, "transfer (n = 1), multi, or eot (fresh draws at every step).")
+        str | None,
+        under(
+            VIEW,
+            "transfer (n = 1), multi, or eot (fresh draws at every step).",
+            autocompletion=complete.protocols,
+        ),
     ] = None,
     n_samples: Annotated[int | None, under(SCORING, "N: the defender's draws.")] = None,
     queries: Annotated[int, under(SCORING, "Of the square attack, per image.")] = 500,
@@ -54,6 +67,7 @@ def audit(
     seed: SeedOption = 0,
     force: ForceOption = False,
     json_to: JsonOption = None,
+    progress: ProgressOption = None,
     quiet: QuietOption = False,
     **params: Annotated[Any, Rows(("eps", "steps", "step_size", "restarts", "loss"))],
 ) -> int:
@@ -65,12 +79,16 @@ def audit(
     check_json(json_to, force)
     model = network.load()
     data = images.load(model, split)
-    with progress_bar(quiet) as progress:
+    given = {**params, "method": method, "protocol": protocol, "pixel_range": pixel_range}
+    given |= {"n_attacked": n_attacked, "n_samples": n_samples, "batch_size": batch_size}
+    given |= {"queries": queries, "points": points}
+    forecast("audit", model, data, given, quiet=quiet)
+    with progress_shown(progress, quiet) as told:
         found = rlskit.audit_model(
             model, data, method=method, pixel_range=pixel_range, n_attacked=n_attacked,
             protocol=protocol, n_samples=n_samples, limit=None, queries=queries, points=points,
             surrogate=None if surrogate is None else network.beside(surrogate),
-            batch_size=batch_size, seed=seed, expect_clean=expect_clean, progress=progress,
+            batch_size=batch_size, seed=seed, expect_clean=expect_clean, progress=told,
             **params,
         )  # fmt: skip
     for warning in found.warnings:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rlskit.cli import complete
 from rlskit.cli.flags import (
     DATA,
     OUTPUT,
@@ -24,7 +25,10 @@ from rlskit.errors import RequestError
 def convert(
     name: Annotated[
         str,
-        typer.Argument(help="timm or torchvision name, FILE.py:factory or package.module:factory."),
+        typer.Argument(
+            help="timm or torchvision name, FILE.py:factory or package.module:factory.",
+            autocompletion=complete.networks,
+        ),
     ],
     banks: Annotated[
         int | None, typer.Option(help="M; 2 for rls, 3 for ensemble, adp, gal.")
@@ -34,7 +38,8 @@ def convert(
         typer.Option(
             help="rls, ensemble, adp, gal, crossmax, rse, dropout, sap, smoothing, resize-pad, "
             "random-bits, random-filters, random-norm, weight-noise, stochastic (a network "
-            "with randomness of its own) or none; docs/defenses.md."
+            "with randomness of its own) or none; docs/defenses.md.",
+            autocompletion=complete.defenses,
         ),
     ] = "rls",
     settings: Annotated[
@@ -52,7 +57,11 @@ def convert(
     ] = None,
     data: Annotated[
         str | None,
-        under(DATA, "Data set that sets classes, channels, size, mean, std (digits)."),
+        under(
+            DATA,
+            "Data set that sets classes, channels, size, mean, std (digits).",
+            autocompletion=complete.data,
+        ),
     ] = None,
     data_dir: DataDirOption = None,
     num_classes: Annotated[int | None, under(DATA, "Instead of the data set's.")] = None,

@@ -12,14 +12,17 @@ from rlskit.cli.flags import (
     BatchSizeOption,
     ForceOption,
     JsonOption,
+    ProgressOption,
     QuietOption,
     SeedOption,
     SplitOption,
     WorkersOption,
     under,
 )
+from rlskit.cli.forecast import forecast
 from rlskit.cli.option_sets import Images, Network
-from rlskit.cli.show import check_json, check_source, progress_bar, show
+from rlskit.cli.show import check_json, check_source, show
+from rlskit.cli.ticker import progress_shown
 from rlskit.cli.wording import flag_of
 from rlskit.errors import RequestError
 
@@ -53,6 +56,7 @@ def diversity(
     seed: SeedOption = 0,
     force: ForceOption = False,
     json_to: JsonOption = None,
+    progress: ProgressOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Measure how much draws agree: interrater agreement kappa and its relatives."""
@@ -67,16 +71,16 @@ def diversity(
         check_plot(plot, force=force)
     model = network.load()
     data = images.load(model, split) if adversarial is None else None
+    asked = {"n_samples": n_samples, "repeats": repeats, "transfer": transfer}
+    forecast("diversity", model, data, asked, quiet=quiet)
     common: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "seed": seed}
     common |= _given({"n_samples": n_samples, "repeats": repeats})
-    with progress_bar(quiet) as progress:
+    with progress_shown(progress, quiet) as told:
         if transfer:
-            result = rlskit.measure_transfer(
-                model, data, progress=progress, **common, **_given(threat)
-            )
+            result = rlskit.measure_transfer(model, data, progress=told, **common, **_given(threat))
         else:
             result = rlskit.measure_diversity(
-                model, data, adversarial=adversarial, progress=progress, **common
+                model, data, adversarial=adversarial, progress=told, **common
             )
     if plot is not None:
         plot_transfer(result, plot, force=force)

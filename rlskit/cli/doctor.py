@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlskit.cli import complete
 from rlskit.cli.opening import WeightsOption, opened
 from rlskit.cli.option_sets import Images
 from rlskit.cli.show import say
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 def doctor(
     model: Annotated[
         str | None,
-        typer.Argument(help="A checkpoint, or a network's name with --weights and --data."),
+        typer.Argument(
+            autocompletion=complete.networks,
+            help="A checkpoint, or a network's name with --weights and --data.",
+        ),
     ] = None,
     *,
     weights: WeightsOption = None,

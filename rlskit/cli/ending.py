@@ -36,7 +36,8 @@ _KEPT = {
     "train": "what was done is kept: the same command goes on",
     "run": "what was finished is kept: the same command goes on",
 }
-"""What a command that was ended leaves; the others leave nothing."""
+"""What a command that was ended leaves, unless a note of the interruption says more; the others
+leave nothing."""
 
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO)
 """Of the disk or of open files: libraries wrap them in their own, and no request is at fault."""
@@ -46,6 +47,10 @@ _WRAPPED = re.compile(r"(?:\[Errno |\(os error |Os \{ code: )(\d+)")
 
 class _TerminatedError(BaseException):
     """SIGTERM came."""
+
+
+class _InterruptedError(BaseException):
+    """Ctrl-C came; Typer, which would make an exit code of that itself, lets this through."""
 
 
 def guarded(command: Callable[..., int | None]) -> Callable[..., int | None]:
@@ -60,7 +65,9 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., int | None]:
         check_values(given)
         try:
             return command(**given)
-        except (KeyboardInterrupt, _TerminatedError):
+        except KeyboardInterrupt as error:
+            raise _InterruptedError from error
+        except _TerminatedError:
             raise
         except BaseException as error:
             ends = not isinstance(error, Exception) or isinstance(
@@ -115,8 +122,10 @@ def ended(call: Callable[[], int | None], name: str, *, debug: bool) -> int:
         return fail(str(error), _code(error), debug)
     except (KeyboardInterrupt, typer.Abort):
         return fail(f"interrupted; {kept}", 130, debug)
-    except _TerminatedError:
-        return fail(f"terminated; {kept}", 143, debug)
+    except _InterruptedError as error:
+        return fail(f"interrupted; {_noted(error) or kept}", 130, debug)
+    except _TerminatedError as error:
+        return fail(f"terminated; {_noted(error) or kept}", 143, debug)
     except (SystemExit, BrokenPipeError) as error:  # Typer and Rich make an exit of a closed pipe
         if _closed_pipe(error):
             return CLOSED_PIPE
@@ -148,6 +157,11 @@ def fail(message: str, code: int, debug: bool) -> int:
             traceback.print_exc()
         sys.stderr.write(f"rlskit: {printable(' '.join(worded(message).split()))}\n")
     return code
+
+
+def _noted(error: BaseException) -> str:
+    """Return what was noted on an interruption on its way here."""
+    return " ".join(note for one in _chain(error) for note in getattr(one, "__notes__", ()))
 
 
 def _code(error: RlskitError) -> int:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rlskit.cli.flags import ABSTAIN, DATA, SCORING, SplitOption, under
+from rlskit.cli.forecast import forecast
 from rlskit.cli.option_sets import Images, Network, RunOutput, Scoring
-from rlskit.cli.show import check_run, check_source, progress_bar, run_folder, show_run
+from rlskit.cli.show import check_run, check_source, run_folder, show_run
+from rlskit.cli.ticker import progress_shown
 from rlskit.cli.wording import flag_of
 from rlskit.errors import RequestError
 
@@ -55,7 +57,12 @@ def evaluate(
     options = scoring.options(counts_of(n_samples))
     model = network.load()
     data = images.load(model, split, scoring.order) if adversarial is None else None
-    with run_folder(output.out, "eval") as folder, progress_bar(output.quiet) as progress:
+    asked = {"n_samples": n_samples, "repeats": scoring.repeats, "abstain": abstain}
+    forecast("eval", model, data, asked, quiet=output.quiet)
+    with (
+        run_folder(output.out, "eval") as folder,
+        progress_shown(output.progress, output.quiet) as progress,
+    ):
         common: dict[str, Any] = {
             "options": options, "out": folder, "force": output.force, "progress": progress
         }  # fmt: skip

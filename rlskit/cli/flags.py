@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rlskit.attacks.options import OPTIONS
+from rlskit.cli import complete
+from rlskit.errors import RequestError
 
 WHAT = "What to run"
 TRANSFER = "With --transfer"
@@ -42,6 +45,17 @@ def under(heading: str, help: str, *spelled: str, **more: Any) -> Any:  # noqa: 
     return typer.Option(*spelled, help=help, rich_help_panel=heading, **more)
 
 
+def one_of(option: str, names: Sequence[str]) -> Callable[[str | None], str | None]:
+    """Return what has Typer refuse all but some values of an option."""
+
+    def checked(value: str | None) -> str | None:
+        if value is not None and value not in names:
+            raise RequestError(f"{option} is {', '.join(names[:-1])} or {names[-1]}, not {value!r}")
+        return value
+
+    return checked
+
+
 CheckpointArgument = Annotated[
     Path, typer.Argument(envvar="RLSKIT_CHECKPOINT", help="The model.", metavar="CHECKPOINT")
 ]
@@ -57,6 +71,7 @@ DataOption = Annotated[
         "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, folder:PATH or npz:PATH; "
         "by default what the model was made for.",
         "--data",
+        autocompletion=complete.data,
     ),
 ]
 DataDirOption = Annotated[
@@ -90,6 +105,18 @@ OutOption = Annotated[
 ForceOption = Annotated[bool, under(OUTPUT, "Replace an existing output.", "--force")]
 JsonOption = Annotated[
     str | None, under(OUTPUT, "Also write the result as JSON to FILE, or - (stdout).", "--json")
+]
+NONE, PLAIN, BAR = "none", "plain", "bar"
+PROGRESS = (NONE, PLAIN, BAR)
+ProgressOption = Annotated[
+    str | None,
+    under(
+        OUTPUT,
+        "none, plain (a line every half minute) or bar; bar on a terminal, else plain.",
+        "--progress",
+        callback=one_of("--progress", PROGRESS),
+        autocompletion=lambda incomplete: [one for one in PROGRESS if one.startswith(incomplete)],
+    ),
 ]
 QuietOption = Annotated[bool, under(OUTPUT, "No progress, no notes.", "--quiet", "-q")]
 FailUnderOption = Annotated[

@@ -50,9 +50,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "init resnet18 --weights weights.pth --data folder:photos --github",
     ),
     "run": (
-        "run recipes/small/table3.toml --dry-run",
-        "run recipes/small/table3.toml --set train.epochs=1 --only 'rls/*'",
+        "run small/table3 --dry-run",
+        "run small/table3 --set train.epochs=1 --only 'rls/*'",
     ),
+    "recipes": ("recipes", "recipes table3"),
     "report": (
         "report runs/small-table3 -o report",
         "report runs/before runs/after -o both --data folder:photos",
@@ -60,6 +61,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "baseline": (
         "baseline runs/small-table3 -o last-release.zip",
         "baseline runs/release -o baseline.zip --force",
+    ),
+    "verify": (
+        "verify runs/attack-001 --checkpoint rls.safetensors",
+        "verify runs/photos --data folder:photos --json -",
+    ),
+    "card": (
+        "card runs/release -o card",
+        "card runs/eval-001 runs/attack-001 --checkpoint rls.safetensors",
     ),
 }
 """Command -> command lines that show what it is for, without the `rlskit` before them."""

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlskit.cli import complete
 from rlskit.cli.flags import OUTPUT, ForceOption, under
+from rlskit.cli.forecast import said
 from rlskit.cli.opening import WeightsOption, is_checkpoint, opened
 from rlskit.cli.option_sets import Images
-from rlskit.cli.recipe import check, said, taken
+from rlskit.cli.recipe import check, taken
 from rlskit.cli.show import note, say
 from rlskit.errors import RequestError
 
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
 
 def init(
     model: Annotated[
-        str, typer.Argument(help="A checkpoint, or a network's name with --weights and --data.")
+        str,
+        typer.Argument(
+            autocompletion=complete.networks,
+            help="A checkpoint, or a network's name with --weights and --data.",
+        ),
     ],
     *,
     weights: WeightsOption = None,

@@ -29,6 +29,7 @@ from rlskit.cli.flags import (
     ModelOption,
     OutOption,
     PerExampleOption,
+    ProgressOption,
     QuietOption,
     RepeatsOption,
     SeedOption,
@@ -137,6 +138,7 @@ class RunOutput:
     out: OutOption = None
     force: ForceOption = False
     json_to: JsonOption = None
+    progress: ProgressOption = None
     quiet: QuietOption = False
 
 

@@ -11,21 +11,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlskit.cli import complete
 from rlskit.cli.ending import check_values
-from rlskit.cli.flags import OUTPUT, QuietOption, under
+from rlskit.cli.flags import OUTPUT, ProgressOption, QuietOption, one_of, under
+from rlskit.cli.forecast import said
 from rlskit.cli.show import check_json, note, print_table, say
 from rlskit.errors import RequestError
 from rlskit.text import printable
 
 if TYPE_CHECKING:
-    from rlskit.recipes import Cost, Recipe
+    from rlskit.recipes import Recipe
 
 
 FORMATS = ("text", "github")
 
+LONG = ("train", "attack", "eval", "diversity", "audit")
+"""The commands of a stage that show how far they are."""
+
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file; see docs/recipes.md.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            autocompletion=complete.recipes,
+            help="A TOML file, docs/recipes.md, or a name of `rlskit recipes`.",
+        ),
+    ],
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value: train.epochs=1."),
@@ -53,8 +64,14 @@ def run(
     ] = False,
     output_format: Annotated[
         str,
-        under(OUTPUT, "text, or github: also annotations of the verdicts.", "--output-format"),
+        under(
+            OUTPUT,
+            "text, or github: also annotations of the verdicts.",
+            "--output-format",
+            callback=one_of("--output-format", FORMATS),
+        ),
     ] = FORMATS[0],
+    progress: ProgressOption = None,
     quiet: QuietOption = False,
 ) -> int:
     """Run the stages of a recipe that are not finished yet; print its table beside the paper's."""
@@ -64,9 +81,8 @@ def run(
     from rlskit.storage.files import write_text
 
     check_json(json_to, force)
-    if output_format not in FORMATS:
-        raise RequestError(f"--output-format is {' or '.join(FORMATS)}, not {output_format!r}")
-    execute = _executor(quiet)
+    recipe = recipes.found(recipe)
+    execute = _executor(quiet, progress)
     if dry_run:
         _print_plan(recipes.load(recipe, sets or (), taken()), only, out, trust=trust)
         return 0
@@ -100,14 +116,17 @@ def run(
     return done.code
 
 
-def _executor(quiet: bool) -> Callable[[list[str]], int]:
+def _executor(quiet: bool, progress: str | None = None) -> Callable[[list[str]], int]:
     """Return what runs one command line in this process; stdout is kept for the table."""
+    shown = () if progress is None else ("--progress", progress)
 
     def execute(arguments: list[str]) -> int:
         from rlskit import cli
 
         if quiet and "--quiet" not in arguments:
             arguments = [*arguments, "--quiet"]
+        if arguments[0] in LONG:
+            arguments = [*arguments, *shown]
         with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):
             return cli.run(arguments)
 
@@ -167,20 +186,3 @@ def _print_plan(recipe: Recipe, only: str | None, out: Path | None, *, trust: bo
     if unknown:
         say(f"not counted, because nothing tells their cost: {', '.join(unknown)}")
     say(f"times are on {estimate.device}, from one batch per row, measured now")
-
-
-def said(cost: Cost | None, hours: float | None) -> str:
-    """Return what something computes, and how long it takes."""
-    if cost is None or hours is None:
-        return "cost unknown"
-    passes = f"{cost.forwards:,} forward and {cost.backwards:,} backward passes"
-    bound, about = ("at most ", "at most") if cost.at_most else ("", "about")
-    return f"{cost.images:,} images, {bound}{passes}, {about} {_duration(hours)}"
-
-
-def _duration(hours: float) -> str:
-    """Return a time in the unit in which it is no small fraction."""
-    minutes = 60 * hours
-    if minutes < 1:
-        return f"{max(60 * minutes, 1):.0f} s"
-    return f"{minutes:.0f} min" if minutes < 120 else f"{hours:,.3g} hours"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlskit.cli.wording import worded
 from rlskit.errors import RequestError
-from rlskit.progress import Progress, no_progress
 from rlskit.text import lines
 
 if TYPE_CHECKING:
@@ -23,36 +21,8 @@ _WIDTH = 110  # of tables where no terminal says
 
 
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator[Progress]:
-    """Give a `Progress` that draws Rich bars on stderr; nothing when that is no terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        with redirect_stdout(sys.stderr):  # what a model's own code prints is no result
-            yield no_progress
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with redirect_stdout(sys.stderr), Bars(*columns, console=console) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(step: str, done: int, total: int, **facts: float) -> None:
-            if step not in tasks:
-                tasks[step] = bars.add_task(step, total=total, facts="")
-            bars.update(tasks[step], completed=done, total=total, facts=_facts(facts))
-
-        yield show
-
-
-@contextmanager
 def run_folder(out: Path | None, name: str) -> Iterator[Path]:
-    """Give the run's folder, by default a new one in runs/, and name it when it is interrupted."""
+    """Give the run's folder, by default a new one in runs/; say what is in it when interrupted."""
     from rlskit.results import free_folder
 
     folder = out or free_folder(Path("runs"), name)
@@ -60,11 +30,21 @@ def run_folder(out: Path | None, name: str) -> Iterator[Path]:
         yield folder
     except BaseException as error:
         if not isinstance(error, Exception):
-            note(f"run folder: {folder}", loud=True)
+            error.add_note(_left(folder, named=out is not None))
         if out is None:
             with suppress(OSError):
                 folder.rmdir()  # unless something was finished
         raise
+
+
+def _left(folder: Path, *, named: bool) -> str:
+    """Return what an interrupted run leaves in its folder, and how it goes on."""
+    count = sum(1 for _ in folder.glob("**/blocks/*.safetensors"))
+    if not count:
+        return "no block was finished, so nothing is kept: run the same command again"
+    blocks = "1 finished block is" if count == 1 else f"{count} finished blocks are"
+    again = "the same command" if named else f"the same command with --out {folder}"
+    return f"{blocks} kept in {folder}: {again} goes on"
 
 
 def check_run(scoring: Scoring, output: RunOutput) -> None:
@@ -209,12 +189,11 @@ def check_gate(fail_under: float | None) -> None:
 def gated(results: Sequence[Result], fail_under: float | None, folder: Path) -> list[Result]:
     """Return the results with the gate's verdicts, which the run's `results.json` gets, too."""
     from rlskit import results as finished
-    from rlskit.storage.files import write_text
 
     if fail_under is None:
         return list(results)
     found = [finished.gated(result, fail_under) for result in results]
-    write_text(folder / finished.RESULTS, finished.dump(found), force=True)
+    finished.write_results(folder, finished.dump(found))
     return found
 
 
@@ -227,15 +206,3 @@ def gate(results: Sequence[Result], *, quiet: bool) -> int:
     for result in gates:
         note(gate_sentence(result), quiet=quiet, loud=result in failed)
     return 1 if failed else 0
-
-
-def _facts(facts: dict[str, float]) -> str:
-    shown = []
-    for name, value in facts.items():
-        if name == "accuracy":
-            shown.append(f"accuracy {100 * value:.1f} %")
-        elif name == "images_per_second":
-            shown.append(f"{value:.0f} images/s")
-        else:
-            shown.append(f"{name} {value:.4f}")
-    return "  ".join(shown)

@@ -8,9 +8,19 @@ from typing import Annotated
 
 import typer
 
-from rlskit.cli.flags import OUTPUT, ForceOption, QuietOption, SeedOption, WorkersOption, under
+from rlskit.cli.flags import (
+    OUTPUT,
+    ForceOption,
+    ProgressOption,
+    QuietOption,
+    SeedOption,
+    WorkersOption,
+    under,
+)
+from rlskit.cli.forecast import forecast
 from rlskit.cli.option_sets import Images, Network
-from rlskit.cli.show import note, progress_bar, say
+from rlskit.cli.show import note, say
+from rlskit.cli.ticker import progress_shown
 
 
 def train(
@@ -57,6 +67,7 @@ def train(
         ),
     ] = "10min",
     force: ForceOption = False,
+    progress: ProgressOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Train a model by group optimization; writes the last and the best epoch, and a log.
@@ -76,10 +87,11 @@ def train(
     )  # fmt: skip
     model = network.load()
     data = images.load(model, "train")
-    with progress_bar(quiet) as progress:
+    forecast("train", model, data, vars(options), quiet=quiet)
+    with progress_shown(progress, quiet) as told:
         result = rlskit.train(
             model, data, options=options, out=out or network.checkpoint, force=force,
-            save_every=save_every, progress=progress, note=partial(note, quiet=quiet),
+            save_every=save_every, progress=told, note=partial(note, quiet=quiet),
         )  # fmt: skip
     last = result.epochs[-1]
     held = (

@@ -34,6 +34,7 @@ from rlskit.models.trace import Trace, tensor_names, trace
 from rlskit.models.trial import try_own
 from rlskit.pixels import Pixels
 from rlskit.seeds import Purpose
+from rlskit.text import nearest
 
 LIBRARY = "library"
 """A card's `pretrained` where timm's or torchvision's weights were taken."""
@@ -128,7 +129,7 @@ def convert(
         RunError: Pretrained weights could not be downloaded.
     """
     if defense not in DEFENSES:
-        raise RequestError(f"`defense` {defense!r} is unknown; it is one of {', '.join(DEFENSES)}")
+        raise RequestError(f"`defense` {defense!r} is unknown; {nearest(defense, DEFENSES)}")
     size, files = _checked_size(image_size), _files(weights)
     _check_counts(num_classes=num_classes, in_chans=in_chans)
     _check_constants(mean=mean, std=std)
@@ -282,7 +283,7 @@ def _checked_init(init: str | None, *, pretrained: bool, files: Sequence[Path]) 
     if init is None:
         return "copy" if given else "independent"
     if init not in INITS:
-        raise RequestError(f"`init` {init!r} is unknown; it is one of {', '.join(INITS)}")
+        raise RequestError(f"`init` {init!r} is unknown; {nearest(init, INITS)}")
     if given and init == "independent":
         raise RequestError("`init='independent'` would throw the weights away; use copy or jitter")
     return init

@@ -137,7 +137,7 @@ def load_folder(path: str, split: str) -> Data:
     """
     name, root = f"folder:{path}", Path(path).expanduser()
     roots = _split_roots(root, name)
-    if split not in SPLITS:
+    if split not in (*SPLITS, *roots):  # what a result calls it is read again, `all` included
         raise RequestError(f"`split` {split!r} is unknown; it is {', '.join(SPLITS)}")
     for found in (split, "all", *(["val"] if split == "test" else [])):
         if found in roots:

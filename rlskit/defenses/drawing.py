@@ -16,6 +16,7 @@ from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import ready_for_attack
 from rlskit.seeds import Purpose, purpose_of
+from rlskit.text import nearest
 
 _TRIED = 16
 """Draws of a network with randomness of its own that are compared with each other."""
@@ -29,7 +30,7 @@ def defense_of(model: BankedModel) -> Defense:
     """
     name = model.card.defense
     if name not in DEFENSES:
-        raise RequestError(f"the defense {name!r} is unknown; it is one of {', '.join(DEFENSES)}")
+        raise RequestError(f"the defense {name!r} is unknown; {nearest(name, DEFENSES)}")
     defense = DEFENSES[name]
     if model.card.settings.keys() != defense.settings.keys():
         known = ", ".join(defense.settings) or "none"

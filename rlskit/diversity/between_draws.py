@@ -96,6 +96,7 @@ def _correct(
     model, data = subject.model, subject.data
     members = draws(model, count, seed=options.seed, purpose=Purpose.DIVERSITY, repeat=repeat)
     columns = []
+    progress("measuring diversity", repeat * len(data), options.repeats * len(data))
     for indices, images, labels in blocks(data, options.batch_size, options.num_workers):
         answers = finite_logits(members, images.to(model.device)).argmax(-1)
         columns.append(answers.cpu() == labels)

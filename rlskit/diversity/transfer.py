@@ -270,6 +270,7 @@ def _measure(
     attacked = _ready(model, _draws(model, count, options.seed, repeat))
     seed = seeds.derive(options.seed, Purpose.DRAW_TO_DRAW, repeat)
     found = []
+    progress("measuring transfer", repeat * len(data), options.repeats * len(data))
     for indices, images, labels in blocks(data, options.batch_size, options.num_workers):
         images, labels = images.to(model.device), labels.to(model.device)
         found.append(

@@ -225,14 +225,19 @@ class Run:
         defenders = None if options.per_example else self._defenders(repeat)
         sizes = runs(len(data), options.batch_size)
         finished = {i for i, run in enumerate(sizes) if journal.get(repeat, run.start)}
-        step = "evaluating" if self.threat is None else f"attacking with {self.threat.label}"
+        if len(finished) < len(sizes):
+            self._tell(journal, progress)  # the first block may take long
         stream = blocks(data, options.batch_size, options.num_workers, done=finished)
         for indices, images, labels in stream:
-            journal.put(
-                repeat, indices.start, self._block(repeat, indices, images, labels, defenders)
-            )
+            block = self._block(repeat, indices, images, labels, defenders, progress)
+            journal.put(repeat, indices.start, block)
             return_memory()
-            progress(step, journal.rows, len(data) * options.repeats)
+            self._tell(journal, progress)
+
+    def _tell(self, journal: Journal, progress: Progress) -> None:
+        """Say how many images are done, of all repeats."""
+        step = "evaluating" if self.threat is None else f"attacking with {self.threat.label}"
+        progress(step, journal.rows, len(self.subject.data) * self.options.repeats)
 
     def _block(
         self,
@@ -241,16 +246,16 @@ class Run:
         images: Tensor,
         labels: Tensor,
         defenders: list[nn.Module] | None,
+        progress: Progress,
     ) -> dict[str, Tensor]:
         """Do the work on a block, image by image where there are no defenders for all of them."""
         if defenders is not None:
-            return self._attack_and_score(repeat, indices, images, labels, defenders)
+            return self._attack_and_score(repeat, indices, images, labels, defenders, progress)
         parts = []
         for i, index in enumerate(indices):
             one, own = slice(i, i + 1), self._defenders(repeat, index)
-            parts.append(
-                self._attack_and_score(repeat, indices[one], images[one], labels[one], own, index)
-            )
+            some = indices[one], images[one], labels[one]
+            parts.append(self._attack_and_score(repeat, *some, own, progress, index))
         block = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return block | {name: block[name].sum(0, keepdim=True) for name in summary.COSTS}
 
@@ -261,6 +266,7 @@ class Run:
         images: Tensor,
         labels: Tensor,
         defenders: list[nn.Module],
+        progress: Progress,
         image: int | None = None,
     ) -> dict[str, Tensor]:
         """Attack and score some images; return their columns, each with B rows, and their cost.
@@ -279,7 +285,7 @@ class Run:
         if self.threat is not None:
             crafted = self.threat.craft(
                 self.subject.model, images, wanted, seed=self.options.seed, repeat=repeat,
-                image=image,
+                image=image, progress=progress,
             )  # fmt: skip
             changed = crafted.images
             block |= crafted.columns

@@ -10,6 +10,7 @@ from typing import Any
 
 from rlskit.data import MEMORY, Data, are_numbers, load
 from rlskit.data.adversarial_file import SavedAdversarial, SavedData, SavedFacts, read_adversarial
+from rlskit.defenses import defense_of
 from rlskit.documents import from_json, to_json
 from rlskit.errors import RequestError, RlskitError, reason
 from rlskit.models import checkpoint
@@ -101,6 +102,7 @@ class Subject:
             parameters=sum(p.numel() for p in model.banks[0].parameters()),
             trained=model.card.trained,
             outputs=model.card.outputs or "logits",
+            draws=defense_of(model).distinct(model),
         )
 
     def _warnings(self) -> tuple[str, ...]:

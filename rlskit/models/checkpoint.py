@@ -138,6 +138,16 @@ def inspect(path: str | Path) -> dict[str, Any]:
     return metadata
 
 
+def digest_of_file(path: str | Path) -> str:
+    """Return what `digest_of` says of the model in a checkpoint, without building it.
+
+    Raises:
+        RequestError: The file is missing, damaged or no checkpoint of rlskit's.
+    """
+    metadata, tensors, card, partition = _checked(Path(path))
+    return _digest(_definition(card, partition, int(metadata["banks"])), tensors)
+
+
 def export(
     model: BankedModel, plan: Tensor | Sequence[int], path: str | Path, *, force: bool = False
 ) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rlskit.errors import RequestError
+from rlskit.text import nearest
 
 OUTPUTS = ("logits", "probabilities", "log-probabilities", "sigmoid")
 """What the numbers that a network answers with may be (`--outputs`)."""
@@ -173,7 +174,7 @@ def check_outputs(outputs: str) -> None:
         RequestError: It is another.
     """
     if outputs and outputs not in OUTPUTS:
-        raise RequestError(f"`outputs` {outputs!r} is unknown; it is one of {', '.join(OUTPUTS)}")
+        raise RequestError(f"`outputs` {outputs!r} is unknown; {nearest(outputs, OUTPUTS)}")
 
 
 def _tensors(output: object, key: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -20,6 +20,7 @@ from torch import nn
 
 from rlskit.errors import RequestError
 from rlskit.models.trace import Trace, tensor_names
+from rlskit.text import nearest
 
 NESTED = ("layer", "block", "stage", "model")
 """Granularities whose layers are each merged from those of the one before."""
@@ -105,7 +106,7 @@ def partition(
     """
     if granularity not in GRANULARITIES:
         raise RequestError(
-            f"`granularity` {granularity!r} is unknown; it is one of {', '.join(GRANULARITIES)}"
+            f"`granularity` {granularity!r} is unknown; {nearest(granularity, GRANULARITIES)}"
         )
     if not tensor_names(network):
         raise RequestError(

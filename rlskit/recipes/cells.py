@@ -17,7 +17,7 @@ from rlskit.results import Result, read_results
 from rlskit.results.comparing import hidden_among
 from rlskit.results.result import Measure
 from rlskit.results.verdict import Verdict
-from rlskit.results.words import figures, number, protocol
+from rlskit.results.words import figures, number, protocol, seen
 from rlskit.stats import Accuracy
 
 SCHEMA = "rlskit.recipe/1"
@@ -81,7 +81,9 @@ def grid(recipe: Recipe, folder: Path, is_finished: IsFinished) -> Grid:
         for line in found
         for cell in line
     )
-    return Grid(recipe.title, heads, lines, _CAPTION + _LOOKED * shuffled, notes)
+    return Grid(
+        recipe.title, heads, lines, _CAPTION + _LOOKED * shuffled, [*_white_box(found), *notes]
+    )
 
 
 def to_json(
@@ -149,6 +151,16 @@ def cells(recipe: Recipe, folder: Path, is_finished: IsFinished) -> list[list[Ce
 def _hidden(line: list[Cell]) -> list[str]:
     """Return what a row's results under `known` say about those under `eot`."""
     return hidden_among([cell.result for cell in line if cell.result is not None])
+
+
+def _white_box(lines: list[list[Cell]]) -> list[str]:
+    """Return a sentence on the rows whose attackers saw every draw that there is."""
+    rows = [
+        line[0].row.label
+        for line in lines
+        if any(one.result and seen(one.result) != protocol(one.result) for one in line)
+    ]
+    return [f"a white-box attack, as all draws were attacked: {', '.join(rows)}"] if rows else []
 
 
 _CAPTION = "accuracies in % with Wilson's 95 % interval; N draws answer together"

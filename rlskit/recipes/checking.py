@@ -6,6 +6,7 @@ The command's own parser has seen them already; what only the model can tell sho
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from rlskit.arguments import argument
@@ -94,27 +95,35 @@ def audited(stage: Stage) -> PreparedAttack:
     return audited_attack(str(given.get("method", "pgd")), scale, params)
 
 
-def adaptive_of(stage: Stage, model: BankedModel, samples: int) -> Adaptive | None:
+def adaptive_of(
+    stage: Stage,
+    model: BankedModel,
+    samples: int,
+    surrogate: Sequence[BankedModel] | None = None,
+) -> Adaptive | None:
     """Return the attacks of a stage of the adaptive protocol; None with a surrogate, a file.
 
     Args:
         stage: The stage.
         model: What is attacked.
         samples: N, of the defender.
+        surrogate: What the stage's `surrogate` names, where that was loaded.
 
     Raises:
         RequestError: An option is wrong.
     """
     given = _given(stage)
     own = _adaptive_options(given)
-    if "surrogate" in own:
+    if own.pop("surrogate", None) is not None and surrogate is None:
         return None
     for name in own.keys() & OPTIONS.keys():
         own[name] = OPTIONS[name].reader.kind(own[name])
     if "n_attacked" in own:
         own["n_attacked"] = int(own["n_attacked"])
     scale = str(given.get("pixel_range", "0:1"))
-    return prepare_adaptive(model, **own, n_samples=samples, pixel_range=scale)
+    return prepare_adaptive(
+        model, **own, n_samples=samples, pixel_range=scale, surrogate=surrogate or ()
+    )
 
 
 def _adaptive_options(given: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from rlskit.defenses import classifier_of, defense_of, draws
 from rlskit.errors import RlskitError
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
+from rlskit.models.streams import kept, sources_of
 from rlskit.recipes.checking import adaptive_of, audited, prepared, samples_of, train_options
 from rlskit.recipes.recipe import Recipe
 from rlskit.recipes.stages import AUDIT, Stage
@@ -44,6 +45,12 @@ SIZES = {
     "svhn": (73257, 26032),
 }
 """Images to train on and to test on, so that nothing has to be there to be counted."""
+
+SHORTEST = 1 / 60
+"""Hours that a command takes at least, for it to be worth a word how long it will be."""
+
+_LARGEST_BATCH = 128
+_MOMENT = 0.03  # seconds
 
 
 @dataclass(frozen=True)
@@ -126,9 +133,7 @@ def estimate_of(stages: Iterable[Stage], model: BankedModel | None) -> Estimate:
     if model is None:
         unknown = dict.fromkeys(stage.name for stage in stages)
         return Estimate(unknown, unknown, "")
-    defended = trained = rate(model)
-    if defense_of(model).post_hoc:
-        trained = rate(model, bare=True)
+    defended, trained = rate(model), rate(model, training=True)
     costs, hours = {}, {}
     for stage in stages:
         costs[stage.name] = found = cost(stage, model)
@@ -146,16 +151,51 @@ def _described(device: torch.device) -> str:
     return f"{device.type} ({torch.get_num_threads()} threads)"
 
 
-def cost(stage: Stage, model: BankedModel) -> Cost | None:
+def foreseen(
+    stage: Stage, model: BankedModel, images: int, surrogate: Sequence[BankedModel] = ()
+) -> Estimate | None:
+    """Return what a command of some minutes will cost; None where nothing tells it.
+
+    For a shorter command this takes a pass of one image, and None is returned, too. Nobody's random
+    numbers are moved.
+
+    Args:
+        stage: The command.
+        model: What it is about.
+        images: Number of images.
+        surrogate: What else the adaptive protocol attacks.
+    """
+    with kept(sources_of(model)):
+        found = cost(stage, model, images, surrogate)
+        if found is None or not found.forwards:
+            return None
+        once = rate(model, 1, times=1)
+        if hours_of(found, once) < SHORTEST:  # one image by itself is the slowest
+            return None
+        hours = hours_of(found, rate(model, training=stage.command == "train"))
+    if hours < SHORTEST:
+        return None
+    return Estimate({stage.name: found}, {stage.name: hours}, _described(model.device))
+
+
+def cost(
+    stage: Stage,
+    model: BankedModel,
+    images: int | None = None,
+    surrogate: Sequence[BankedModel] | None = None,
+) -> Cost | None:
     """Count what a stage computes; None where its data, or a surrogate's part, cannot be counted.
 
     Args:
         stage: The stage.
         model: What the stage's `convert` makes.
+        images: Number of images; by default what the stage's data are.
+        surrogate: What a `surrogate` of the stage names, where that was loaded.
     """
     if stage.command == "convert":
         return Cost(0, 0, 0)
-    images = _count(stage, "train" if stage.command == "train" else "test", model)
+    if images is None:
+        images = _count(stage, "train" if stage.command == "train" else "test", model)
     if images is None:
         return None
     if stage.command == "train":
@@ -166,12 +206,14 @@ def cost(stage: Stage, model: BankedModel) -> Cost | None:
     scored = images * samples * repeats
     if "abstain" in stage.options:
         return None  # several attacks, whose cost depends on what each leaves
+    if "transfer" in stage.options:
+        return None  # every draw attacked, and scored on what all get right
     if stage.command == AUDIT:
         return _audit_cost(stage, model, images, samples)
     if stage.command != "attack":
         return Cost(images, scored, 0)
     if stage.options.get("protocol") == ADAPTIVE:
-        return _adaptive_cost(stage, model, images, samples, repeats)
+        return _adaptive_cost(stage, model, images, samples, repeats, surrogate)
     known = stage.options.get("protocol") == KNOWN
     seen = samples if known else int(stage.options.get("n-attacked", 1))
     setting = Setting(model.card.pixels.shape, model.card.classes, seen)
@@ -204,10 +246,15 @@ def _audit_cost(stage: Stage, model: BankedModel, images: int, samples: int) -> 
 
 
 def _adaptive_cost(
-    stage: Stage, model: BankedModel, images: int, samples: int, repeats: int
+    stage: Stage,
+    model: BankedModel,
+    images: int,
+    samples: int,
+    repeats: int,
+    surrogate: Sequence[BankedModel] | None,
 ) -> Cost | None:
     """Count all parts on all images: each leaves out what an earlier one surely broke."""
-    found = adaptive_of(stage, model, samples)
+    found = adaptive_of(stage, model, samples, surrogate)
     if found is None:
         return None
     attacked = images * repeats
@@ -227,17 +274,27 @@ def hours_of(found: Cost, speed: tuple[float, float]) -> float:
     return (found.forwards * speed[0] + found.backwards * speed[1]) / 3600
 
 
-def rate(model: BankedModel, *, bare: bool = False) -> tuple[float, float]:
+def rate(
+    model: BankedModel, count: int | None = None, *, times: int = 3, training: bool = False
+) -> tuple[float, float]:
     """Measure the seconds per image of one draw's forward pass, and of its backward pass.
 
     Args:
         model: The defended model.
-        bare: Leave out what the defense does to the sampled model.
+        count: Images in a pass; by default, on a CPU, as many as take a moment, up to 128.
+        times: Of which the best counts; after one pass that does not, where there are several.
+        training: As `rlskit train` has it: with the weights' gradients, and without what a
+            defense does after training only.
     """
-    count = 8 if model.device.type == "cpu" else 128
-    images = torch.rand(count, *model.card.pixels.shape, device=model.device)
+    if count is None:
+        count = _batch(model) if model.device.type == "cpu" else _LARGEST_BATCH
+    shape, device = model.card.pixels.shape, model.device
+    images = torch.rand(count, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     (draw,) = draws(model, 1, seed=0, purpose=Purpose.RATE)
-    draw = classifier_of(draw) if bare else draw
+    if training:
+        draw = classifier_of(draw) if defense_of(model).post_hoc else draw
+        for weight in draw.parameters():
+            weight.requires_grad_(weight.is_floating_point())
 
     def forward() -> None:
         with torch.no_grad():
@@ -246,20 +303,28 @@ def rate(model: BankedModel, *, bare: bool = False) -> tuple[float, float]:
     def both() -> None:
         draw(images.clone().requires_grad_()).sum().backward()
 
-    ahead, whole = seconds_of(forward, model.device), seconds_of(both, model.device)
+    ahead, whole = (seconds_of(work, device, times) for work in (forward, both))
     return ahead / count, max(whole - ahead, 0.0) / count
 
 
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Return the best of three times after one that is not counted; of fewer if they are long."""
-    times: list[float] = []
-    while len(times) < 2 or (len(times) < 4 and sum(times) < 1):
+def _batch(model: BankedModel) -> int:
+    """Return how many images a forward pass needs to take a moment, at most a block's."""
+    count = 8
+    while count < _LARGEST_BATCH and rate(model, count, times=1)[0] * count < _MOMENT:
+        count *= 4
+    return count
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, times: int = 3) -> float:
+    """Return the best of some times after one that is not counted; of fewer if they are long."""
+    found: list[float] = []
+    while len(found) < 2 or (len(found) <= times and sum(found) < 1):
         start = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+        found.append(time.perf_counter() - start)
+    return min(found[1:])
 
 
 def _train_cost(stage: Stage, model: BankedModel, images: int) -> Cost:

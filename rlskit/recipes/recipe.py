@@ -15,9 +15,8 @@ In a row, `COMMAND = false` leaves the command out, `columns = [NAME, ...]` meas
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from rlskit.recipes.gates import MAX_DROP, Gate, read_gates
 from rlskit.recipes.stages import AUDIT, MEASURING, Stage, listing, option_text
 from rlskit.recipes.toml_file import merged, read, texts
 from rlskit.results.comparison import KNOWN
+from rlskit.text import nearest
 
 SHOWN = {
     "attack": (
@@ -46,7 +46,16 @@ COMMANDS = ("convert", "train", *MEASURING)
 _SECTIONS = ("title", "all", *COMMANDS, "rows", "columns", "paper", "gates", "baseline")
 _ROW = ("label", "of", "checkpoint", "columns", *COMMANDS)
 _COLUMN = ("label", "show", "audit", "budget", *MEASURING)
-_OURS = ("out", "json", "force", "quiet", "checkpoint", "help", "trust")  # `run` itself decides
+_OURS = (  # `run` itself decides
+    "out",
+    "json",
+    "force",
+    "quiet",
+    "progress",
+    "checkpoint",
+    "help",
+    "trust",
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")  # `"model=x" = true` would be another option than it seems
 _MOST_STAGES = 10_000
@@ -140,6 +149,8 @@ def load(path: str | Path, sets: Sequence[str] = (), takes: Takes | None = None)
     listing.cache_clear()
     path = Path(path)
     values = read(path, sets)
+    if path.name == "rlskit.toml":
+        values.pop("defaults", None)  # of commands that are typed; stages have [all]
     if values.get("paper") is False:
         del values["paper"]
     _require_known(values, _SECTIONS, f"{path}")
@@ -172,13 +183,6 @@ def load(path: str | Path, sets: Sequence[str] = (), takes: Takes | None = None)
         gates=gates,
         baseline=_baseline(values, columns, path),
     )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint at what was probably meant."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"it is one of {', '.join(names)}"
 
 
 def _baseline(values: Mapping[str, Any], columns: Mapping[str, Any], path: Path) -> Path | None:

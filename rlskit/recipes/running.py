@@ -29,7 +29,7 @@ from rlskit.recipes.cells import cells, grid, to_json
 from rlskit.recipes.checking import check_options
 from rlskit.recipes.judging import NOT_AUDITED, NOT_MEASURED, verdicts
 from rlskit.recipes.looks import OVER
-from rlskit.recipes.recipe import Recipe, Takes, load, nearest
+from rlskit.recipes.recipe import Recipe, Takes, load
 from rlskit.recipes.stages import AUDIT, Stage
 from rlskit.recipes.staging import Execute, StageError, is_finished, run_stage, state_of, tidy
 from rlskit.recipes.trust import require_trust
@@ -38,6 +38,7 @@ from rlskit.results import NOT_MET, RESULTS, gate_sentence, read_results
 from rlskit.results.verdict import PASS, UNTRUSTED, Verdict
 from rlskit.storage.files import parse_json, write_text
 from rlskit.storage.locks import LOCK, only_writer
+from rlskit.text import nearest
 
 MARKER = "recipe.json"
 _FORMAT = "rlskit.recipe-run/1"

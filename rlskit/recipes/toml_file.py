@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 from rlskit.errors import RequestError
 
 _MOST_FILES = 100
+_HERE = "${HERE}"
+_DATA_DIR = re.compile(r"\$\{RLSKIT_DATA_DIR:-([^}]*)\}")
 _LARGEST = 2**18  # bytes
 _LONGEST = 2**13  # characters in a line: of a dotted key, tomllib's time grows with the square
 
@@ -87,13 +91,31 @@ def _parsed(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         if max(map(len, text.splitlines()), default=0) > _LONGEST:
             raise RequestError(f"{path} is no file of a recipe: a line is too long")
-        return tomllib.loads(text)
+        found: dict[str, Any] = _expanded(tomllib.loads(text), path)
+        return found
     except RequestError:
         raise
     except OSError as error:
         raise RequestError(f"the recipe {path} cannot be read ({error.strerror})") from error
     except ValueError as error:  # TOML's and UTF-8's
         raise RequestError(f"the recipe {path} is no valid TOML: {error}") from error
+
+
+def _expanded(value: Any, path: Path) -> Any:
+    """Return a value with the places filled in that only the machine or the file knows.
+
+    `${HERE}` is the folder of the file; `${RLSKIT_DATA_DIR:-FOLDER}` that of the environment, or
+    FOLDER where it names none.
+    """
+    if isinstance(value, Mapping):
+        return {key: _expanded(one, path) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_expanded(one, path) for one in value]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    if value.startswith(_HERE):
+        value = os.path.normpath(path.parent / value.removeprefix(_HERE).lstrip("/"))
+    return _DATA_DIR.sub(lambda found: os.environ.get("RLSKIT_DATA_DIR") or found[1], value)
 
 
 def _change(text: str) -> dict[str, Any]:

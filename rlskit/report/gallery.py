@@ -26,7 +26,7 @@ from rlskit.errors import RequestError, RlskitError, reason
 from rlskit.report.reported import Row
 from rlskit.results import ADVERSARIAL, Result
 from rlskit.results.journal import PER_IMAGE
-from rlskit.results.words import attack_label, protocol
+from rlskit.results.words import attack_label, seen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -197,7 +197,7 @@ def _sheet(
     after = one.saved.data.images(places)
     sheet: dict[str, Any] = {
         "row": one.row,
-        "attack": f"{attack_label(one.result)}, {protocol(one.result)}",
+        "attack": f"{attack_label(one.result)}, {seen(one.result)}",
         "adversarial": album.place(_picture(after, edge)),
         "clean": None,
         "difference": None,

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rlskit.report.reported import Row
+from rlskit.results import words
 from rlskit.results.comparing import hidden_among
 from rlskit.results.comparison import KNOWN
-from rlskit.results.result import AttackFacts, Result
-from rlskit.results.words import attack_label, protocol
+from rlskit.results.result import Result
+from rlskit.results.words import attack_label
 from rlskit.stats import Accuracy
+from rlskit.threat.budget import budget_of
 
 PROTOCOLS = ("transfer", "multi", "eot", "adaptive", KNOWN)
 """From the attacker who sees least to the one who sees most."""
@@ -92,7 +94,7 @@ def without_adaptive(found: Sequence[Honest]) -> str:
 def _over_budgets(result: Result) -> bool:
     """Whether a result is the worst case over several budgets, which the largest one tells."""
     assert result.attack is not None
-    budgets = {_budget(attack) for attack in result.attack.of}
+    budgets = {budget_of(attack) for attack in result.attack.of}
     return len(budgets) > 1 and None not in budgets
 
 
@@ -108,7 +110,7 @@ def is_untargeted(result: Result) -> bool:
 def threat(result: Result) -> str:
     """Return the budget with its norm, or the attack where nothing bounds it."""
     assert result.attack is not None
-    budgets = {_budget(attack) for attack in result.attack.of or (result.attack,)}
+    budgets = {budget_of(attack) for attack in result.attack.of or (result.attack,)}
     (only,) = budgets if len(budgets) == 1 else (None,)
     return attack_label(result) if only is None else f"{only[0]} eps {said_budget(only[1])}"
 
@@ -117,17 +119,6 @@ def said_budget(eps: float) -> str:
     """Return a budget in [0, 1], as a multiple of 1/255 where it is one."""
     steps = round(255 * eps, 6)
     return f"{steps:g}/255" if 0 < steps == round(steps) < 255 else f"{eps:.4g}"
-
-
-def _budget(attack: AttackFacts) -> tuple[str, float] | None:
-    """Return norm and size of what an attack may change; None where it has no budget."""
-    from rlskit.attacks import ATTACKS
-
-    eps, norm = attack.params.get("eps"), attack.params.get("norm")
-    if not isinstance(eps, int | float):
-        return None
-    known = ATTACKS.get(attack.method)
-    return str(norm or (known.norms[0] if known else "eps")), float(eps)
 
 
 def _sentences(results: Sequence[Result]) -> Iterator[str]:
@@ -148,7 +139,7 @@ def _sentences(results: Sequence[Result]) -> Iterator[str]:
 def _how(result: Result) -> str:
     assert result.attack is not None
     same = result.attack.method == result.protocol
-    return protocol(result) if same else f"{result.attack.method}, {protocol(result)}"
+    return words.seen(result) if same else f"{result.attack.method}, {words.seen(result)}"
 
 
 def _percent(result: Result) -> str:

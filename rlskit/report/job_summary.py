@@ -12,7 +12,7 @@ from rlskit.report.reported import Measured, Reported
 from rlskit.report.triage import Triage, triage
 from rlskit.results.result import Measure
 from rlskit.results.verdict import FAIL, PASS, UNDECIDED, UNTRUSTED, Verdict
-from rlskit.results.words import figures, number, protocol
+from rlskit.results.words import figures, number, seen
 from rlskit.stats import Accuracy
 from rlskit.text import printable
 
@@ -30,18 +30,18 @@ def job_summary(reported: Reported) -> str:
     parts = [f"## {escaped(reported.title)}", f"**{headline(reported)}**"]
     if judged:
         lines = [[SIGNS[one.verdict], escaped(one.sentence)] for one in judged]
-        parts.append(_table(["verdict", "gate"], lines))
+        parts.append(table(["verdict", "gate"], lines))
     changes = [one for one in reported.verdicts if one.asked == _CHANGED]
     if changes:
-        parts += ["### Against the baseline", _table(_CHANGES, list(map(_change, changes)))]
+        parts += ["### Against the baseline", table(_CHANGES, list(map(_change, changes)))]
     parts += map(_fallen, triage(reported.verdicts))
     honest = honest_numbers(reported.rows)
     if honest:
         lines = [[escaped(one.row), escaped(one.threat), escaped(one.sentence)] for one in honest]
-        parts += ["### The honest number", _table(["model", "threat", "what is left"], lines)]
+        parts += ["### The honest number", table(["model", "threat", "what is left"], lines)]
         parts += [escaped(said) for said in [without_adaptive(honest)] if said]
     if reported.rows:
-        parts += ["### Measured", _table(_CELLS, list(_cells(reported)), numbers_from=3)]
+        parts += ["### Measured", table(_CELLS, list(_cells(reported)), numbers_from=3)]
     warnings = dict.fromkeys(said for result in reported.results for said in result.warnings)
     if warnings:
         listed = "\n".join(f"- {escaped(one)}" for one in warnings)
@@ -58,7 +58,8 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#!|~&@$])", r"\\\1", printable(text))
 
 
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], numbers_from: int = 99) -> str:
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]], numbers_from: int = 99) -> str:
+    """Return a table in Markdown; its cells are `escaped` already."""
     ruler = ["---" if i < numbers_from else "---:" for i in range(len(heads))]
     return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ruler, *lines))
 
@@ -75,7 +76,7 @@ def _number(cell: Measured) -> list[str]:
     paper = "" if cell.paper is None else escaped(str(cell.paper))
     if result is None or value is None:
         return ["", "", "not measured" if result is None else "undefined", "", "", paper]
-    view = "clean" if cell.show.startswith("clean") else protocol(result)
+    view = "clean" if cell.show.startswith("clean") else seen(result)
     how = [escaped(view), str(result.n_samples)]
     if isinstance(value, Accuracy):
         mean, interval, images = figures(value)

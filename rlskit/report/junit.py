@@ -9,7 +9,7 @@ from rlskit.report.outcome import AUDIT, Judgement, judgements
 from rlskit.report.reported import Measured, Reported, Row
 from rlskit.results.result import Measure
 from rlskit.results.verdict import FAIL, UNDECIDED, UNTRUSTED
-from rlskit.results.words import figures, number, protocol
+from rlskit.results.words import figures, number, seen
 from rlskit.stats import Accuracy
 from rlskit.text import lines, printable
 
@@ -98,7 +98,7 @@ def _said(cell: Measured) -> str:
     """Return a cell's number with its protocol, interval and images."""
     value, result = cell.value, cell.result
     assert result is not None
-    view = "clean" if cell.show.startswith("clean") else protocol(result)
+    view = "clean" if cell.show.startswith("clean") else seen(result)
     how = f"({view}, N={result.n_samples}, {result.data.n:,} images of {result.data.name})"
     if isinstance(value, Accuracy):
         mean, interval, _ = figures(value)

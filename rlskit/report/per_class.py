@@ -12,7 +12,7 @@ import numpy as np
 from rlskit.errors import RequestError
 from rlskit.report.reported import Row
 from rlskit.results import Finished, read_answers
-from rlskit.results.words import attack_label, protocol
+from rlskit.results.words import attack_label, seen
 
 MOST = 50
 """Classes that a table shows; of more than that the worst."""
@@ -94,5 +94,5 @@ def _table(row: str, part: Finished) -> ClassTable:
         for label in labels
     ]
     shares.sort(key=lambda share: share.right.get("robust", share.right.get("clean", 0.0)))
-    how = f"{attack_label(result)}, {protocol(result)}" if result.attack else "clean images"
+    how = f"{attack_label(result)}, {seen(result)}" if result.attack else "clean images"
     return ClassTable(row, how, tuple(shares[:MOST]), len(shares))

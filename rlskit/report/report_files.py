@@ -39,13 +39,22 @@ def report_runs(
     Raises:
         RequestError: A run cannot be read, or a report is there and `force` is not given.
     """
-    names = _names([Path(run) for run in runs])
-    reported = side_by_side([read_reported(run) for run in runs], names)
+    reported = read_runs(runs)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     for name in REPORTS:
         refuse_existing(folder / name, force)
     return write_reports(reported, folder, Origin(data, data_dir))
+
+
+def read_runs(runs: Sequence[str | Path]) -> Reported:
+    """Return finished runs, side by side where there are several.
+
+    Raises:
+        RequestError: One cannot be read.
+    """
+    names = _names([Path(run) for run in runs])
+    return side_by_side([read_reported(run) for run in runs], names)
 
 
 def write_reports(reported: Reported, folder: Path, origin: Origin) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.markup import escape
 from rich.table import Table
@@ -10,7 +10,8 @@ from rich.table import Table
 from rlskit.errors import RequestError
 from rlskit.results.comparison import Comparison, Difference
 from rlskit.results.result import Matrix, Result
-from rlskit.results.words import attack_label, figures, heading, number, protocol
+from rlskit.results.words import attack_label, draws_of, figures, heading, number, protocol, seen
+from rlskit.stats import Accuracy
 
 _NAMES = {
     "clean": "clean",
@@ -42,15 +43,34 @@ def accuracy_table(results: Sequence[Result]) -> Table:
     table.add_column("%", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("images", justify="right")
+    said: set[tuple[str, ...]] = set()
     for result in results:
         attack = [attack_label(result)] if first.attack else []
-        for name, accuracy in result.accuracy.items():
-            view = "clean" if name.startswith("clean") else protocol(result)
-            n = 1 if name.endswith("_gibbs") else result.n_samples
-            table.add_row(*attack, _NAMES[name], view, str(n), *figures(accuracy))
+        for name, view, row in _rows(result):
+            if view == "clean" and row in said:  # of several attacks the same, too
+                continue
+            said.add(row)
+            table.add_row(*attack, name, view, *row[1:])
             attack = [""] if attack else []
         table.add_section()
     return table
+
+
+def _rows(result: Result) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield name, protocol and figures of the accuracies; of one draw only where there are more."""
+    alone = result.n_samples == 1 or draws_of(result) == 1
+    for name, accuracy in result.accuracy.items():
+        single = name.endswith("_gibbs")
+        if single and alone and figures(accuracy) == figures(_of_mean(result, name)):
+            continue
+        view = "clean" if name.startswith("clean") else seen(result)
+        n = 1 if single else result.n_samples
+        yield _NAMES[name], view, (name, str(n), *figures(accuracy))
+
+
+def _of_mean(result: Result, name: str) -> Accuracy:
+    """Return the accuracy of the mean beside that of one draw."""
+    return result.accuracy[name.removesuffix("_gibbs")]
 
 
 def diversity_table(result: Result) -> Table:

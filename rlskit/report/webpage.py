@@ -28,7 +28,7 @@ from rlskit.report.per_class import class_tables, guessing
 from rlskit.report.reported import Measured, Reported, Row
 from rlskit.report.triage import triage
 from rlskit.results.result import Measure, Result
-from rlskit.results.words import attack_label, figures, number, protocol
+from rlskit.results.words import attack_label, figures, number, seen
 from rlskit.stats import Accuracy
 from rlskit.text import printable
 
@@ -120,7 +120,7 @@ def _environment() -> jinja2.Environment:
     )  # fmt: skip
     found.filters |= {
         "percent": lambda share: f"{100 * share:.1f}", "figures": figures, "number": number,
-        "attack": attack_label, "protocol": protocol, "shown": _shown, "limit": measured_and_limit,
+        "attack": attack_label, "protocol": seen, "shown": _shown, "limit": measured_and_limit,
     }  # fmt: skip
     found.globals |= {"said_x": curves.said_x, "cost": _cost}
     return found
@@ -146,7 +146,7 @@ def _shown(cell: Measured) -> dict[str, str]:
     if result is None or value is None:
         said = "not measured" if result is None else "undefined"
         return {"value": said, "interval": "", "images": "", "how": "", "n": ""}
-    view = "clean" if cell.show.startswith("clean") else protocol(result)
+    view = "clean" if cell.show.startswith("clean") else seen(result)
     facts = {"how": view, "n": str(result.n_samples), "images": f"{result.data.n:,}"}
     if isinstance(value, Accuracy):
         mean, interval, images = figures(value)

@@ -7,6 +7,7 @@ from rlskit.results.gate import NOT_MET, gate_sentence, gated
 from rlskit.results.journal import (
     ADVERSARIAL,
     PARTS,
+    PROOF,
     RESULTS,
     Journal,
     claim,
@@ -14,6 +15,7 @@ from rlskit.results.journal import (
     digest,
     free_folder,
     refuse_finished,
+    write_results,
 )
 from rlskit.results.reading import read_results
 from rlskit.results.result import SCHEMA, Result, dump
@@ -22,6 +24,7 @@ __all__ = [
     "ADVERSARIAL",
     "NOT_MET",
     "PARTS",
+    "PROOF",
     "RESULTS",
     "SCHEMA",
     "Comparison",
@@ -42,4 +45,5 @@ __all__ = [
     "read_results",
     "read_run",
     "refuse_finished",
+    "write_results",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rlskit.results.result import Gate, Result
-from rlskit.results.words import attack_label, protocol
+from rlskit.results.words import attack_label, seen
 
 MET, NOT_MET = "met", "not met"
 
@@ -30,6 +30,6 @@ def gate_sentence(result: Result) -> str:
     what = attack_label(result) if result.attack else result.command
     said = "under" if result.gate.verdict == NOT_MET else "not under"
     return (
-        f"gate {result.gate.verdict}: {what} ({protocol(result)}) accuracy is at least "
+        f"gate {result.gate.verdict}: {what} ({seen(result)}) accuracy is at least "
         f"{bound:.{digits}f} % with 95 % confidence, {said} {threshold:.{digits}f} %"
     )

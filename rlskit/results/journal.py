@@ -5,6 +5,7 @@ run/
 ├── blocks/0-1000.safetensors   repeat 0, the block whose first image is 1000
 ├── per_image.csv
 ├── adversarial.safetensors  when asked for
+├── SHA256SUMS               of it and of the two files beside, see `rlskit.storage.sums`
 ├── results.json             written last
 └── pgd-0.1/, fgsm-0.1/      where there are several attacks: the run of each, and no blocks above
 
@@ -31,11 +32,14 @@ from rlskit.results.result import SCHEMA
 from rlskit.storage.files import parse_json, replacing, write_text
 from rlskit.storage.locks import only_writer
 from rlskit.storage.sealed import read_sealed, write_sealed
+from rlskit.storage.sums import SUMS, write_sums
 
 MANIFEST = "run.json"
 RESULTS = "results.json"
 PER_IMAGE = "per_image.csv"
 ADVERSARIAL = "adversarial.safetensors"
+PROOF = (ADVERSARIAL, PER_IMAGE, RESULTS)
+"""What a run that kept its images can be verified by; its SHA256SUMS are of these."""
 
 FORMAT = "rlskit.run/1"
 BLOCK = "rlskit.block/1"
@@ -234,12 +238,19 @@ class Journal:
         """Write `results.json`, the sign that the run is finished; return its path."""
         if self.folder is None:
             return None
-        write_text(self.folder / RESULTS, text, force=True)
+        write_results(self.folder, text)
         return self.folder / RESULTS
 
     def _file(self, repeat: int, first: int) -> Path:
         assert self.folder is not None
         return self.folder / "blocks" / f"{repeat}-{first}.safetensors"
+
+
+def write_results(folder: Path, text: str) -> None:
+    """Write a folder's `results.json`, and the digests of a run that kept its images."""
+    write_text(folder / RESULTS, text, force=True)
+    if (folder / ADVERSARIAL).is_file():
+        write_sums(folder, PROOF)
 
 
 def clear(folder: Path) -> None:
@@ -266,7 +277,7 @@ def _clear_own(folder: Path) -> None:
         block.unlink()
     with contextlib.suppress(OSError):
         (folder / "blocks").rmdir()
-    for name in (PER_IMAGE, ADVERSARIAL, MANIFEST):
+    for name in (SUMS, PER_IMAGE, ADVERSARIAL, MANIFEST):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -338,7 +349,7 @@ def _refuse_foreign(folder: Path) -> None:
     if _is_request(_read(folder / MANIFEST)):
         return
     ours = _is_results(_read(folder / RESULTS))
-    names = [MANIFEST] if ours else [MANIFEST, RESULTS, PER_IMAGE, ADVERSARIAL]
+    names = [MANIFEST] if ours else [MANIFEST, RESULTS, PER_IMAGE, ADVERSARIAL, SUMS]
     foreign = [folder / name for name in names if (folder / name).exists()]
     foreign += [file for file in _blocks(folder) if not _is_block(file)]
     if foreign:

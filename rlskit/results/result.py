@@ -60,6 +60,7 @@ class ModelFacts:
         parameters: Of one bank.
         trained: Whether its weights are more than a random initialisation.
         outputs: What it answers: `logits`, or what they were read from.
+        draws: How many different draws its defense has; None where they are many, or not known.
     """
 
     architecture: str
@@ -70,6 +71,7 @@ class ModelFacts:
     parameters: Whole | None = field(default=None, metadata=OPTIONAL)
     trained: bool | None = field(default=None, metadata=OPTIONAL)
     outputs: str | None = field(default=None, metadata=OPTIONAL)
+    draws: Count | None = field(default=None, metadata=OPTIONAL)
 
     __getitem__ = item
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from rlskit.results.result import Result
 from rlskit.stats import Accuracy
 
+_OF_FRESH = ("transfer", "multi", "eot")
+"""The protocols whose attacker is scored on other draws than he saw, where there are others."""
+
 
 def figures(accuracy: Accuracy) -> tuple[str, str, str]:
     """Return accuracy in percent (with its spread over repeats), interval and denominator."""
@@ -22,6 +25,22 @@ def protocol(result: Result) -> str:
         return result.protocol + own
     gibbs = " gibbs" if result.attack and result.attack.risk == "gibbs" else ""
     return f"{result.protocol} n={result.n_attacked}{gibbs}{own}"
+
+
+def draws_of(result: Result) -> int | None:
+    """Return how many different draws the defense has; None where they are many, or not known."""
+    return 1 if result.defense == "none" else result.model.draws
+
+
+def seen(result: Result) -> str:
+    """Return the protocol for people: `white-box` where the attacker saw every draw there is.
+
+    `transfer` says of a defense with one draw that another one answered, and none did.
+    """
+    draws, said = draws_of(result), protocol(result)
+    if result.protocol not in _OF_FRESH or draws is None or (result.n_attacked or 0) < draws:
+        return said
+    return said.replace(result.protocol, "white-box", 1)
 
 
 def number(value: float | None) -> str:

@@ -25,6 +25,7 @@ from rlskit.errors import RequestError
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
+from rlskit.progress import PART, Progress, no_progress
 from rlskit.results.result import AttackFacts, PartFacts
 from rlskit.seeds import Purpose
 from rlskit.threat.meter import Meter
@@ -140,6 +141,7 @@ class Adaptive:
         seed: int,
         repeat: int,
         image: int | None = None,
+        progress: Progress = no_progress,
     ) -> Crafted:
         """Run the parts; keep of each image the version that the judges like least.
 
@@ -155,6 +157,7 @@ class Adaptive:
             rows = self._open(part, lead, sure).nonzero().squeeze(1)
             if not len(rows):
                 continue
+            progress(PART + part.name, index + 1, len(self.parts))
             meter = Meter(part.view(seed=seed, repeat=repeat, image=image), part.n_attacked)
             noise = seeds.generator(seed, Purpose.ADAPTIVE, repeat, index)
             clean = in_layout(images[rows], layout)

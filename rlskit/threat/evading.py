@@ -23,6 +23,7 @@ from rlskit.defenses.answers import finite_logits, mean_log_probabilities, mutua
 from rlskit.documents import ASIDE
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
+from rlskit.progress import PART, Progress, no_progress
 from rlskit.results.result import AttackFacts, PartFacts
 from rlskit.seeds import Purpose
 from rlskit.threat.meter import Meter
@@ -115,6 +116,7 @@ class Evading:
         seed: int,
         repeat: int,
         image: int | None = None,
+        progress: Progress = no_progress,
     ) -> Crafted:
         """Return of each image the version that does best before draws which nobody scores.
 
@@ -128,7 +130,8 @@ class Evading:
         forwards, backwards = moved.forwards, moved.backwards
         tried, clean = [images, moved.images], in_layout(images, layout_of(model))
         noise = seeds.generator(seed, Purpose.ATTACK, repeat)
-        for weight in WEIGHTS:
+        for index, weight in enumerate(WEIGHTS, 1):
+            progress(f"{PART}ascent", index, len(WEIGHTS))
             meter = Meter(self.ascent.seen(model, **key), 1)
             changed = self.ascent.attack(
                 meter, clean, labels, generator=noise, ascended=evading(weight)

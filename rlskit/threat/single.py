@@ -16,8 +16,10 @@ from rlskit.documents import ASIDE
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
+from rlskit.progress import Progress, no_progress
 from rlskit.results.result import AttackFacts, PrecisionCheck
 from rlskit.seeds import Purpose
+from rlskit.text import nearest
 from rlskit.threat.meter import Meter
 from rlskit.threat.preflight import masked_gradients, preflight
 from rlskit.threat.reached import weaker_sentence
@@ -34,7 +36,7 @@ def check_risk(risk: str) -> None:
         RequestError: It is another.
     """
     if risk not in RISKS:
-        raise RequestError(f"`risk` {risk!r} is unknown; it is one of {', '.join(RISKS)}")
+        raise RequestError(f"`risk` {risk!r} is unknown; {nearest(risk, RISKS)}")
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,7 @@ class Threat:
         seed: int,
         repeat: int,
         image: int | None = None,
+        progress: Progress = no_progress,  # noqa: ARG002
     ) -> Crafted:
         """Attack some images.
 
@@ -228,6 +231,7 @@ class Threat:
             seed: The user's seed.
             repeat: Index of the repeat.
             image: The index of the one image, where each has draws of its own.
+            progress: Told nothing: this attack has no parts.
 
         Raises:
             UntrustedError: Non-finite logits or gradients, or a broken budget.

@@ -22,6 +22,7 @@ from rlskit.models.folding import InPieces, compile_draw
 from rlskit.models.gradient_precision import GradientsInBf16
 from rlskit.models.layout import layout_of
 from rlskit.seeds import Purpose
+from rlskit.text import nearest
 
 PROTOCOLS = ("transfer", "multi", "eot", "known")
 VIEWS = ("mean-prob", "mean-logit")
@@ -47,7 +48,7 @@ def protocol_of(protocol: str | None, n_attacked: int) -> str:
         return "transfer" if n_attacked == 1 else "multi"
     if protocol not in PROTOCOLS:
         raise RequestError(
-            f"`protocol` {protocol!r} is unknown; it is one of {', '.join(PROTOCOLS)}, or use "
+            f"`protocol` {protocol!r} is unknown; {nearest(protocol, PROTOCOLS)}, or use "
             "`rlskit.attack_adaptively`"
         )
     if protocol == "transfer" and n_attacked != 1:
@@ -78,7 +79,7 @@ def check_view(view: str) -> None:
         RequestError: It is another.
     """
     if view not in VIEWS:
-        raise RequestError(f"`view` {view!r} is unknown; it is one of {', '.join(VIEWS)}")
+        raise RequestError(f"`view` {view!r} is unknown; {nearest(view, VIEWS)}")
 
 
 class DrawsView(nn.Module):

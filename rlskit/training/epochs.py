@@ -196,6 +196,7 @@ class Run:
                     f"epoch {epoch + 1}/{options.epochs}", step, self.steps_per_epoch,
                     loss=tally.loss / seen, accuracy=tally.correct / seen,
                     images_per_second=seen / tally.seconds,
+                    share=(epoch + step / self.steps_per_epoch) / options.epochs,
                 )  # fmt: skip
                 stop = interruptions.came is not None  # what comes later waits for the next step
                 # Also after the last step: what follows may take minutes, and is done again.

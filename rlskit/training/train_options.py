@@ -9,6 +9,7 @@ from rlskit.arguments import argument, check_types
 from rlskit.data import AUGMENTATIONS
 from rlskit.errors import RequestError
 from rlskit.pixels import parse_budget
+from rlskit.text import nearest
 from rlskit.training.objectives import LOSSES
 
 SCHEDULES = ("step", "cosine", "one-cycle")
@@ -97,5 +98,6 @@ class TrainOptions:
         for name, values in known:
             if getattr(self, name) not in values:
                 raise RequestError(
-                    f"`{name}` {getattr(self, name)!r} is unknown; it is one of {', '.join(values)}"
+                    f"`{name}` {getattr(self, name)!r} is unknown; "
+                    f"{nearest(str(getattr(self, name)), values)}"
                 )
