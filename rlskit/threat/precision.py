@@ -16,10 +16,11 @@ from rlskit.attacks import ATTACKS
 from rlskit.attacks.losses import objective, trail
 from rlskit.defenses import defense_of
 from rlskit.defenses.answers import mean_log_probabilities
-from rlskit.errors import RequestError, RlskitError, reason
+from rlskit.errors import RequestError, RlskitError, UntrustedError, reason
 from rlskit.models.banks import BankedModel
 from rlskit.models.gradient_precision import gains_by_bf16
-from rlskit.threat.reached import Reached, compared
+from rlskit.text import nearest
+from rlskit.threat.reached import Reached, compared, weaker_sentence
 from rlskit.threat.single import Threat
 
 PRECISIONS = ("fp32", "bf16", "auto")
@@ -31,15 +32,25 @@ WORTH = 4 * CHECKED
 """With fewer images, the check costs more than bfloat16 saves."""
 
 
-def check_precision(precision: str, threat: Threat, model: BankedModel, *, shuffled: bool) -> None:
-    """Require one of `PRECISIONS`, and of bfloat16 that it can serve.
+def check_known(precision: str) -> None:
+    """Require one of `PRECISIONS`.
 
     Raises:
-        RequestError: It is another, or cannot.
+        RequestError: It is another.
     """
     if precision not in PRECISIONS:
-        known = ", ".join(PRECISIONS)
-        raise RequestError(f"`precision` {precision!r} is unknown; it is one of {known}")
+        raise RequestError(
+            f"`precision` {precision!r} is unknown; {nearest(precision, PRECISIONS)}"
+        )
+
+
+def check_precision(precision: str, threat: Threat, model: BankedModel, *, shuffled: bool) -> None:
+    """Require a precision that can serve: bfloat16 cannot every attack and model.
+
+    Raises:
+        RequestError: It cannot, or is none of `PRECISIONS`.
+    """
+    check_known(precision)
     if precision == "auto" and shuffled:
         raise RequestError(
             "`precision='auto'` decides by how many images there are, and with `shuffle` more may "
@@ -87,7 +98,7 @@ def settled(
 
     Args:
         threat: As it was asked for.
-        precision: One of `PRECISIONS`; `bf16` stays, however little it finds.
+        precision: One of `PRECISIONS`.
         model: The defended model.
         images: `[CHECKED, C, H, W]` in [0, 1] of those that will be attacked.
         labels: Theirs.
@@ -96,7 +107,8 @@ def settled(
 
     Raises:
         RequestError: The model cannot compute in bfloat16, which was asked for.
-        UntrustedError: Non-finite logits or gradients in float32.
+        UntrustedError: It was not shown to find as much, and was asked for; or non-finite logits
+            or gradients.
     """
     possible = precision == "bf16" or (
         precision == "auto" and gains_by_bf16(model.device) and not obstacle_to_bf16(threat, model)
@@ -119,9 +131,9 @@ def settled(
             f"the model cannot compute in `precision='bf16'` ({reason(error)}); leave it out"
         ) from error
     check = compared(exact, rough)
-    if precision == "auto" and not check.as_strong:
-        fast = threat
-    return dataclasses.replace(fast, precision_check=check)
+    if precision == "bf16" and not check.as_strong:
+        raise UntrustedError(weaker_sentence(check))
+    return dataclasses.replace(fast if check.as_strong else threat, precision_check=check)
 
 
 def _reached(

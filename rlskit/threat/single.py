@@ -22,7 +22,6 @@ from rlskit.seeds import Purpose
 from rlskit.text import nearest
 from rlskit.threat.meter import Meter
 from rlskit.threat.preflight import masked_gradients, preflight
-from rlskit.threat.reached import weaker_sentence
 from rlskit.threat.view import attackers_view
 
 RISKS = ("mean", "gibbs")
@@ -131,16 +130,7 @@ class Threat:
         return {"attack": attack, "protocol": self.protocol, "n_attacked": self.n_attacked}
 
     def warnings(self, model: BankedModel) -> tuple[str, ...]:
-        """Return sentences where the attacker could see more, or his gradients may be too rough."""
-        return (*self._unseen(model), *filter(None, (self.rough,)))
-
-    @property
-    def rough(self) -> str:
-        """The sentence on gradients in bfloat16 that may find less; empty where there are none."""
-        check = self.precision_check
-        return "" if check is None or self.precision == "fp32" else weaker_sentence(check)
-
-    def _unseen(self, model: BankedModel) -> tuple[str, ...]:
+        """Return a sentence where the attacker could see more than this view of the defense."""
         known = defense_of(model).distinct(model)
         if self.protocol in ("eot", "known") or (known is not None and self.n_attacked >= known):
             return ()

@@ -113,7 +113,7 @@ def main() -> int:
             for name, run in peers.items()
             if (name, method) not in LACKING
         }
-        base = Base(view, images, SETTINGS[method].get("steps", 1), options.compile)
+        base = Base(view, images[:128], SETTINGS[method].get("steps", 1), options.compile)
         for _ in range(options.rounds):
             base.measure(CLOCKS[options.clock])
             mine = entrants["rlskit"]
@@ -137,6 +137,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="compile what rlskit attacks")
     parser.add_argument("--bf16", action="store_true", help="run rlskit with such gradients, too")
     parser.add_argument("--steps", type=int, help="of PGD")
+    parser.add_argument("--gray", type=float, help="eps of PGD in gray levels; steps are eps / 4")
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall",
         help="cpu: processor time over all threads, for a machine that is not quiet",
@@ -145,6 +146,9 @@ def read_options() -> argparse.Namespace:
     options.attacks = options.attacks.split(",")
     if options.steps is not None:
         SETTINGS["pgd"] = {**SETTINGS["pgd"], "steps": options.steps}
+    if options.gray is not None:
+        eps = options.gray / 255
+        SETTINGS["pgd"] = {**SETTINGS["pgd"], "eps": eps, "step_size": eps / 4}
     for method in options.attacks:
         if method not in TARGETS:
             parser.error(f"--attacks {method!r} is unknown; it is {', '.join(TARGETS)}")
