@@ -202,7 +202,9 @@ def test_the_default_folder_is_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("spec", ["", "cifar", "folder", "folder:", "npz:", "zip:x", "MNIST"])
 def test_an_unknown_name_lists_the_known(spec: str) -> None:
-    with pytest.raises(RequestError, match=r"digits, mnist, .*, svhn, folder:PATH, npz:PATH"):
+    with pytest.raises(
+        RequestError, match=r"digits, mnist, .*, svhn, folder:PATH, manifest:PATH, npz:PATH"
+    ):
         load(spec)
 
 

@@ -111,6 +111,9 @@ F7, F10 = torch.zeros(5, 7), torch.ones(5, 10)
     [
         (F10, ""),
         ((F10, F7), "0"),
+        ((F10, torch.zeros(5, 10)), "0"),
+        ({"out": F10, "again": F10}, "out"),
+        ({"aux": {"logits": torch.zeros(5, 10)}, "logits": F10}, "logits"),
         ((F7, F10), "1"),
         ([torch.zeros(5, 3, 4, 4), F10], "1"),
         ({"features": F7, "out": F10}, "out"),
@@ -134,6 +137,21 @@ def test_an_answer_without_classes_says_what_there_is() -> None:
         tensor_at({"a": F7, "b": F10}, "x")
     with pytest.raises(RequestError, match=r"answers with torch\.int64, not"):
         Reading().logits(lambda images: images.flatten(1).long(), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices"),
+    [
+        ({"main": F10, "aux": torch.zeros(5, 10)}, "main, aux"),
+        ([F10, torch.zeros(5, 10)], "0, 1"),  # exits, the first of which is the worst
+        ((F7, F10, torch.zeros(5, 10)), "1, 2"),
+        ({"a": {"logits": F10}, "b": {"logits": torch.zeros(5, 10)}}, "a.logits, b.logits"),
+    ],
+)
+def test_between_tensors_that_nothing_tells_apart_is_not_chosen(answer: Any, choices: str) -> None:
+    listed = choices.replace(",", r" \[5, 10\],")
+    with pytest.raises(RequestError, match=rf"2 tensors.*\({listed} \[5, 10\]\).*`output_key="):
+        key_of(answer, 5, 10)
 
 
 FACTORIES = """

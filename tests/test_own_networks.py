@@ -251,7 +251,7 @@ def digits(limit: int, split: str = "test") -> Data:
         ("Stale", "keeps random state in conv.weight"),
         ("Kept", "answers otherwise once other tensors are in the place of its own"),
         ("Locked", "Locked cannot be copied .*lock"),
-        ("scripted", "nets.py:scripted gives a TorchScript module.*`weights`"),
+        ("scripted", "nets.py:scripted gives a TorchScript module.*its file itself"),
         ("exported", "nets.py:exported gives a module of torch.export"),
     ],
 )

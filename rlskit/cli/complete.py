@@ -14,6 +14,9 @@ _REGISTERED = re.compile(r"^@register_model\b(?:.*\n){1,9}?def (\w+)\(", re.MULT
 
 Completion = list[str]
 
+_FILES = (".pt2", ".py", ".safetensors")
+"""Endings of what may be a network of one's own."""
+
 
 def methods(incomplete: str) -> Completion:
     """Complete an attack, also behind a comma."""
@@ -54,7 +57,7 @@ def networks(incomplete: str) -> Completion:
         f"torchvision:{name}" if name in timm else name
         for name in sorted(_registered("torchvision"))
     ]
-    files = sorted(str(file) for file in Path().glob("*") if file.suffix in (".py", ".safetensors"))
+    files = sorted(str(file) for file in Path().glob("*") if file.suffix in _FILES)
     return _of([*sorted(timm), *torchvision, *files], incomplete)
 
 

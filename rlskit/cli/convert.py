@@ -26,7 +26,8 @@ def convert(
     name: Annotated[
         str,
         typer.Argument(
-            help="timm or torchvision name, FILE.py:factory or package.module:factory.",
+            help="timm or torchvision name, FILE.py:factory, package.module:factory, "
+            "FILE.pt2 (torch.export, TorchScript) or hf:FOLDER (transformers).",
             autocompletion=complete.networks,
         ),
     ],
@@ -90,8 +91,8 @@ def convert(
         str | None, typer.Option(help="The part of the file to take, as state_dict_ema or a.b.")
     ] = None,
     classes: Annotated[
-        Path | None,
-        under(DATA, "Text file: the classes' names, one a line, in order."),
+        str | None,
+        under(DATA, "Text file: the classes' names, one a line, in order; or imagenet."),
     ] = None,
     skip_bad: SkipBadOption = False,
     transform_input: Annotated[

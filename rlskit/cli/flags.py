@@ -68,8 +68,8 @@ DataOption = Annotated[
     str | None,
     under(
         DATA,
-        "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, folder:PATH or npz:PATH; "
-        "by default what the model was made for.",
+        "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, folder:PATH, manifest:FILE "
+        "(CSV or parquet: path, label) or npz:PATH; by default what the model was made for.",
         "--data",
         autocompletion=complete.data,
     ),
@@ -84,6 +84,15 @@ DownloadOption = Annotated[
 LimitOption = Annotated[int | None, under(DATA, "Use this many images, spread evenly.", "--limit")]
 SkipBadOption = Annotated[
     bool, under(DATA, "Leave out images that cannot be read, and count them.", "--skip-bad")
+]
+ClassesOption = Annotated[
+    str | None,
+    under(
+        DATA,
+        "Text file: what the model calls the data's classes, OWN = NAME a line; or, where they "
+        "are numbers, a name a line in order, or imagenet.",
+        "--classes",
+    ),
 ]
 ShuffleOption = Annotated[
     bool,
@@ -105,6 +114,10 @@ OutOption = Annotated[
 ForceOption = Annotated[bool, under(OUTPUT, "Replace an existing output.", "--force")]
 JsonOption = Annotated[
     str | None, under(OUTPUT, "Also write the result as JSON to FILE, or - (stdout).", "--json")
+]
+PerImageOption = Annotated[
+    Path | None,
+    under(OUTPUT, "Also write a line for each image to FILE.csv or FILE.parquet.", "--per-image"),
 ]
 NONE, PLAIN, BAR = "none", "plain", "bar"
 PROGRESS = (NONE, PLAIN, BAR)

@@ -95,6 +95,7 @@ def _start(
         "data-dir": "" if images.data_dir is None else str(images.data_dir),
         "download": images.download,
         "skip-bad": images.skip_bad,
+        "classes": images.classes or "",
     }
     data = dataclasses.replace(images, limit=None).load(banked, "test")
     return recipes.Start(

@@ -17,6 +17,7 @@ from rlskit.cli.flags import (
     DEFAULT_CHECKPOINT,
     BatchSizeOption,
     CheckpointArgument,
+    ClassesOption,
     DataDirOption,
     DataOption,
     DeviceOption,
@@ -29,6 +30,7 @@ from rlskit.cli.flags import (
     ModelOption,
     OutOption,
     PerExampleOption,
+    PerImageOption,
     ProgressOption,
     QuietOption,
     RepeatsOption,
@@ -78,6 +80,7 @@ class Images:
     download: DownloadOption = False
     limit: LimitOption = None
     skip_bad: SkipBadOption = False
+    classes: ClassesOption = None
 
     def load(self, model: BankedModel, split: str, order: int | None = None) -> Data:
         """Return a split of them; where nothing names them, of what the model was made for.
@@ -95,6 +98,7 @@ class Images:
         return rlskit.load_data(
             self.data or model.card.default_data(), split, data_dir=self.data_dir,
             download=self.download, limit=self.limit, skip_bad=self.skip_bad, order=order,
+            classes=self.classes,
         )  # fmt: skip
 
 
@@ -138,6 +142,7 @@ class RunOutput:
     out: OutOption = None
     force: ForceOption = False
     json_to: JsonOption = None
+    per_image: PerImageOption = None
     progress: ProgressOption = None
     quiet: QuietOption = False
 

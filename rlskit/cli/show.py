@@ -48,7 +48,7 @@ def _left(folder: Path, *, named: bool) -> str:
 
 
 def check_run(scoring: Scoring, output: RunOutput) -> None:
-    """Require a gate, a `--json` file and a folder that may be, before anything is read.
+    """Require a gate, files and a folder that may be, before anything is read.
 
     Raises:
         RequestError: One may not.
@@ -57,6 +57,10 @@ def check_run(scoring: Scoring, output: RunOutput) -> None:
     check_gate(scoring.fail_under)
     check_json(output.json_to, output.force)
     check_out(output.out, output.force)
+    if output.per_image is not None:
+        from rlskit.results import check_table
+
+        check_table(output.per_image, force=output.force)
 
 
 def show_run(
@@ -79,10 +83,13 @@ def show_run(
         more: To be said after the table.
     """
     from rlskit.report import accuracy_table
+    from rlskit.results import write_table
 
     results = gated(results, scoring.fail_under, folder)
     table = table or accuracy_table(results)
     show(table, results, json_to=output.json_to, force=output.force)
+    if output.per_image is not None:
+        write_table(folder, output.per_image, force=output.force)
     if more:
         note(more, quiet=output.quiet)
     note(f"results: {folder / 'results.json'}", quiet=output.quiet)

@@ -24,9 +24,11 @@ from rlskit.models.architecture import Architecture, resolve
 from rlskit.models.banks import BankedModel, Card
 from rlskit.models.building import build, build_on_meta, configure
 from rlskit.models.copying import duplicate
+from rlskit.models.hub_folder import read_folder
 from rlskit.models.outputs import check_outputs, kind_of
 from rlskit.models.own import heard
 from rlskit.models.partition import partition
+from rlskit.models.programs import program_shape
 from rlskit.models.published import WITH_AUXILIARY_HEADS, library_classes, library_pixels
 from rlskit.models.stem import first_convolution
 from rlskit.models.streams import kept, sources_of, started
@@ -88,8 +90,9 @@ def convert(
     """Build M networks of one architecture and partition them into the layers that are sampled.
 
     Args:
-        name: A timm or torchvision name, `timm:NAME`, `torchvision:NAME`, `FILE.py:factory` or
-            `package.module:factory`.
+        name: A timm or torchvision name, `timm:NAME`, `torchvision:NAME`, `FILE.py:factory`,
+            `package.module:factory`, a file with code and weights (torch.export, TorchScript), or
+            a folder of transformers with its weights (`hf:PATH`).
         banks: M; by default 2 for `rls`, 3 for `ensemble` and `adp`, 1 for the others.
         defense: A key of `rlskit.defenses.DEFENSES`.
         granularity: One of `rlskit.models.GRANULARITIES`; by default the defense's.
@@ -121,7 +124,8 @@ def convert(
         outputs: What the network answers with, one of `rlskit.models.outputs.OUTPUTS`; by default
             what its last step or its answers show.
         output_key: Where it answers with several tensors, the key or place of the one that holds
-            the classes, as `logits`, `0` or `out.logits`; by default the first `[B, classes]`.
+            the classes, as `logits`, `0` or `out.logits`; by default the one called logits, or the
+            first of a tuple.
         seed: Seeds the initialisation.
 
     Raises:
@@ -137,17 +141,30 @@ def convert(
     check_outputs(outputs)
     if bank_probs and defense != "rls":
         raise RequestError(f"`bank_probs` is for `defense='rls'`, not {defense}")
+    architecture = resolve(name)
+    if files and architecture.is_program:
+        raise RequestError(f"{name} is a program that holds its weights; leave `weights` out")
+    folder = read_folder(name) if architecture.is_hub_folder else None
+    if folder is not None:  # what an option says, holds
+        pretrained = not files
+        size, in_chans = size or folder.size, in_chans or folder.channels
+        mean, std = mean or folder.mean, std or folder.std
     if weights_key is not None and not files:
         raise RequestError("`weights_key` names a part of `weights='FILE'`; give that, too")
     init = _checked_init(init, pretrained=pretrained, files=files)
-    architecture = resolve(name)
-    if pretrained and architecture.source == "own":
+    if pretrained and architecture.source == "own" and folder is None:
         raise RequestError(f"`pretrained`: no library has weights of {name}; give `weights='FILE'`")
+    shape = program_shape(name, architecture.digest) if architecture.is_program else (None,) * 3
+    if size is None and shape[1] and shape[2]:
+        size = shape[1], shape[2]
+    in_chans = in_chans or shape[0]
     facts = _facts(
         architecture, data, data_dir, size, pretrained=pretrained, files=files, skip_bad=skip_bad
     )
     pixels = _pixels(facts, architecture, in_chans=in_chans, size=size, mean=mean, std=std)
     names = read_classes(classes)
+    if folder is not None and classes is None:
+        names = folder.class_names
     wanted = _wanted_classes(_agreed(num_classes, len(names)) or facts["classes"], name)
     asked = Asked(
         architecture, wanted, pixels.channels, (pixels.height, pixels.width), small_images
@@ -180,7 +197,7 @@ def convert(
         pretrained=LIBRARY if pretrained else found.source if found else "",
         outputs=outputs,
         output_key=shown.key,
-        assumed=assumed if files else (),
+        assumed=assumed if files or folder else (),
         notes=found.notes if found else (),
     )
     card.class_names = _named_classes(card, names, facts, given=pretrained or bool(files))
@@ -188,7 +205,8 @@ def convert(
     count = banks or (found.count if found else None) or DEFENSES[defense].banks
     _check_banks(count, defense)
     if architecture.source == "own" and try_own(card, parts) and not files:
-        _check_channels(architecture)
+        if not architecture.is_program:
+            _check_channels(architecture)
         card.pretrained, card.assumed = FACTORY, assumed
     if found and transforms and transform_input is None:
         told = _ASSUMED_TRANSFORM.format(name=architecture.name, file=found.source)
@@ -303,14 +321,14 @@ def _facts(
 
     Also data and class_names ("" and empty where no data set was named), and who says it all, `by`.
     """
-    if data is None and (pretrained or files):
+    if data is None and (pretrained or files or architecture.is_program):
         unnamed = {"data": "", "class_names": ()}
         if architecture.source == "own":
             nothing = dict.fromkeys(("classes", "channels", "height", "width", "mean", "std"))
             return {**nothing, **unnamed, "by": ""}
         by = f"as {architecture.source} has it for {architecture.name}"
         return {**library_pixels(architecture), **unnamed, "by": by}
-    library = library_pixels(architecture) if pretrained else {}
+    library = library_pixels(architecture) if pretrained and architecture.source != "own" else {}
     if size is None and library:
         size = (library["height"], library["width"])
     described = describe(data or "digits", data_dir=data_dir, size=size, skip_bad=skip_bad)

@@ -1,7 +1,7 @@
 """Data: real images in [0, 1] with labels, from arrays, folders and torchvision's data sets."""
 
 from rlskit.data.batches import AUGMENTATIONS, batches, blocks, runs
-from rlskit.data.classes import are_numbers, read_classes
+from rlskit.data.classes import ClassNames, are_numbers, read_classes
 from rlskit.data.dataset import Data, spread
 from rlskit.data.in_memory import MEMORY, from_memory, memory_images
 from rlskit.data.named import DATASETS, DataFacts, default_data_dir
@@ -12,6 +12,7 @@ __all__ = [
     "DATASETS",
     "MEMORY",
     "SPECS",
+    "ClassNames",
     "Data",
     "DataFacts",
     "are_numbers",

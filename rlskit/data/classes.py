@@ -5,13 +5,19 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rlskit.errors import RequestError
 
 MOST_CLASSES = 1_000_000
 """More classes than this are a mistake in a label, or an attack on memory."""
+
+IMAGENET = "imagenet"
+"""In the place of a file of names: ImageNet's 1000 classes, by their WordNet names, in order."""
+
+ClassNames = str | Path | Sequence[str] | Mapping[str, str]
+"""Names in order, names by other names, or a file of either."""
 
 _LARGEST_FILE = 2**26  # bytes
 _SHOWN = 5
@@ -22,7 +28,7 @@ def read_classes(names: str | Path | Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of classes in the order of the logits.
 
     Args:
-        names: The names, or a text file with one a line; None for none.
+        names: The names, a text file with one a line, or `IMAGENET`; None for none.
 
     Raises:
         RequestError: The file is missing or no text, or a name is empty or comes twice.
@@ -31,13 +37,7 @@ def read_classes(names: str | Path | Sequence[str] | None) -> tuple[str, ...]:
         return ()
     where = "the classes"
     if isinstance(names, str | Path):
-        where, path = str(names), Path(names)
-        if not path.is_file() or path.stat().st_size > _LARGEST_FILE:
-            raise RequestError(f"`classes` {path} is no file with a name a line")
-        try:
-            names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"`classes` {path} cannot be read as UTF-8 text") from error
+        where, names = str(names), _lines(Path(names))
     stripped = tuple(str(name).strip() for name in names)
     if not stripped or not all(stripped):
         raise RequestError(f"{where}: a class has no name; one stands on each line")
@@ -45,6 +45,41 @@ def read_classes(names: str | Path | Sequence[str] | None) -> tuple[str, ...]:
     if twice:
         raise RequestError(f"{where}: the name {twice[0]!r} comes twice")
     return stripped
+
+
+def read_names(names: ClassNames) -> tuple[str, ...] | dict[str, str]:
+    """Return what a model calls the classes of some data: by their names, or in their order.
+
+    Args:
+        names: As of `read_classes`, for data whose classes are numbers; or the model's name of a
+            class by the data's, also as a text file with a line `OWN = NAME` each.
+
+    Raises:
+        RequestError: The file is missing or no text, a name is empty, or an own one comes twice.
+    """
+    if isinstance(names, Mapping):
+        pairs = [(str(own), str(name)) for own, name in names.items()]
+    else:
+        given = _lines(Path(names)) if isinstance(names, str | Path) else list(names)
+        if not any("=" in line for line in given):
+            return read_classes(given)
+        split = [line.partition("=") for line in given if line.strip()]
+        pairs = [(own.strip(), name.strip()) for own, _, name in split]
+    found = dict(pairs)
+    if len(found) < len(pairs) or not all(own and name for own, name in pairs):
+        raise RequestError("`classes` needs one line OWN = NAME for each class of the data")
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    if str(path) == IMAGENET and not path.exists():
+        return list(_descriptions())
+    if not path.is_file() or path.stat().st_size > _LARGEST_FILE:
+        raise RequestError(f"`classes` {path} is no file with a name a line, nor {IMAGENET!r}")
+    try:
+        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"`classes` {path} cannot be read as UTF-8 text") from error
 
 
 def are_numbers(names: Sequence[str]) -> bool:
@@ -91,7 +126,8 @@ def placed(own: Sequence[str], head: Sequence[str], where: str) -> list[int] | N
     raise RequestError(
         f"{where} has other classes than the model: {', '.join(map(repr, odd[:_SHOWN]))}{more} "
         f"{'is' if len(odd) == 1 else 'are'} none of its {len(head)} ({', '.join(head[:_SHOWN])}"
-        f"{', ...' if len(head) > _SHOWN else ''}); use data of its classes"
+        f"{', ...' if len(head) > _SHOWN else ''}); use data of its classes, or say with `classes` "
+        "what it calls them"
     )
 
 

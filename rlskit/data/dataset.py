@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from rlskit.data.classes import placed
+from rlskit.data.classes import are_numbers, placed
 from rlskit.data.fit import MARGIN, MOST_LOST, lost
 from rlskit.errors import RequestError
 from rlskit.seeds import Purpose, generator
@@ -86,6 +86,7 @@ class Data:
         skipped: Images that cannot be read and were left out.
         indices: Of the images in the whole data set, long `[n]`, where these are but a part of it.
         paths: Of images from a folder, their paths in it, `[n]`.
+        by_name: Whether a model must know the classes by their names, as somebody named them.
         order: The seed of the random order that they are in; None for the data set's own order.
 
     Raises:
@@ -100,6 +101,7 @@ class Data:
     skipped: int = 0
     indices: Tensor | None = None
     paths: tuple[str, ...] | None = None
+    by_name: bool = False
     order: int | None = None
 
     def __post_init__(self) -> None:
@@ -193,6 +195,35 @@ class Data:
         kept = self.subset([index for index in range(len(self)) if index not in bad])
         return kept._replaced(skipped=self.skipped + len(bad))
 
+    def called(self, names: Sequence[str] | dict[str, str]) -> Data:
+        """Return the data under the names that a model has for their classes.
+
+        Args:
+            names: One for each number, if the classes are numbers; there may be more. Or one for
+                each name: several classes may be one and the same to a model.
+
+        Raises:
+            RequestError: One is missing, or the classes have names already.
+        """
+        own = self.class_names
+        if isinstance(names, dict):
+            lacking = [name for name in own if name not in names]
+            if lacking:
+                raise RequestError(f"`classes` says nothing of {lacking[0]!r} of {self.name}")
+            kept = tuple(dict.fromkeys(names[name] for name in own))
+            labels = torch.tensor([kept.index(names[name]) for name in own])[self.labels]
+            return self._replaced(class_names=kept, labels=labels, by_name=True)
+        if not are_numbers(own):
+            raise RequestError(
+                f"the classes of {self.name} have names; `classes` must say which is which, with "
+                f"a line such as {own[0]} = NAME each"
+            )
+        if len(names) < len(own):
+            raise RequestError(
+                f"`classes` has {len(names)} names, but {self.name} has labels up to {len(own) - 1}"
+            )
+        return self._replaced(class_names=tuple(names), by_name=not are_numbers(names))
+
     def limited(self, limit: int | None) -> Data:
         """Return at most `limit` images, spread evenly over the data set's order by `spread`.
 
@@ -237,14 +268,28 @@ class Data:
         if places is not None:
             labels = torch.tensor(places)[self.labels]
             return self._replaced(labels=labels, class_names=tuple(names), source=source)
+        if self.by_name:
+            raise RequestError(
+                f"`classes` names those of {self.name} ({self.class_names[0]}, ...), but the "
+                "checkpoint knows none of them; convert it with `classes`, its own in order"
+            )
         if classes != self.classes:
-            # Only an npz: file leaves its number of classes to its labels.
-            hint = " (its entry 'classes' can state it)" * self.name.startswith("npz:")
+            hint = self._hint_at_numbers()
             raise RequestError(
                 f"{self.name} has {self.classes} classes{hint}, but the checkpoint has {classes}; "
                 "use data of the same classes"
             )
         return self._replaced(source=source)
+
+    def _hint_at_numbers(self) -> str:
+        """Say what may be wrong with a number of classes that only the labels tell."""
+        if self.name.startswith("npz:"):
+            return " (its entry 'classes' can state it)"
+        if not (self.name.startswith("manifest:") and are_numbers(self.class_names)):
+            return ""
+        if not (self.labels == 0).any():
+            return " (no image has the label 0: are they counted from 1?)"
+        return " (its labels are numbers up to the largest; `classes` can name all)"
 
     @cached_property
     def alterations(self) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ def fault(path: Path) -> str | None:
     Any file that has its name is safe to look at: nothing is read of a pipe or a device.
     """
     if not path.is_file():
-        return f"{path} is {'no regular file' if path.exists() else 'a link to nothing'}"
+        return f"{path} is {_missing(path)}"
     try:
         with _opened(path) as image:
             image.draft(image.mode, (image.width // 8, image.height // 8))
@@ -84,6 +84,12 @@ def fault(path: Path) -> str | None:
     except RequestError as error:
         return str(error).rpartition("; ")[0]
     return None
+
+
+def _missing(path: Path) -> str:
+    if path.exists():
+        return "no regular file"
+    return "a link to nothing" if path.is_symlink() else "not there"
 
 
 def header(path: Path) -> tuple[int, int, int]:

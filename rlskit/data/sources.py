@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlskit.data.batches import blocks
+from rlskit.data.classes import ClassNames, read_names
 from rlskit.data.faults import MissingSplitError
 from rlskit.data.folder import load_folder
+from rlskit.data.manifest import load_manifest
 from rlskit.data.named import DATASETS, DataFacts, default_data_dir, load_digits, load_torchvision
 from rlskit.data.npz import load_npz
 from rlskit.errors import RequestError
@@ -21,7 +23,11 @@ from rlskit.pixels import Pixels
 if TYPE_CHECKING:
     from rlskit.data.dataset import Data
 
-KINDS: dict[str, Callable[[str, str], Data]] = {"folder": load_folder, "npz": load_npz}
+KINDS: dict[str, Callable[[str, str], Data]] = {
+    "folder": load_folder,
+    "manifest": load_manifest,
+    "npz": load_npz,
+}
 """Kind of data that lie at a path, as in `folder:PATH` -> what loads a split of them."""
 
 SPECS = (*DATASETS, *(f"{kind}:PATH" for kind in KINDS))
@@ -39,25 +45,30 @@ def load(
     download: bool = False,
     limit: int | None = None,
     skip_bad: bool = False,
+    classes: ClassNames | None = None,
     order: int | None = None,
 ) -> Data:
-    """Return one split of a data set, after every file of a folder was read once.
+    """Return one split of a data set, after every image file was read once.
 
     Args:
         spec: `digits`, a data set of torchvision by its key in `DATASETS`, `folder:PATH` (see
-            `load_folder`) or `npz:PATH` (see `load_npz`).
+            `load_folder`), `manifest:FILE` (see `load_manifest`) or `npz:PATH` (see `load_npz`).
         split: `train` or `test`; a folder may have `val` too.
         data_dir: Where torchvision's data sets are; None for `default_data_dir()`.
         download: Fetch one of torchvision's that is not there.
         limit: Keep at most this many images, spread evenly (`Data.limited`).
         skip_bad: Leave out images that cannot be read, and count them as `Data.skipped`.
+        classes: What a model calls the data's classes (see `read_names`).
         order: The seed of a random order (`Data.shuffled`), of which `limit` keeps the first.
 
     Raises:
         RequestError: `spec` is unknown, or its data are missing, unreadable or not as expected.
         RunError: The download failed.
     """
+    names = None if classes is None else read_names(classes)
     data = _load(spec, split, data_dir=data_dir, download=download)
+    if names is not None:
+        data = data.called(names)
     if order is not None:
         data = data.shuffled(order)
     return data.limited(limit).checked(skip_bad=skip_bad)
@@ -81,8 +92,9 @@ def _meant(spec: str) -> str:
     if spec and place.is_dir():
         return f"did you mean folder:{spec}?"
     if spec and place.exists():
-        kind = place.suffix == ".npz"
-        return f"did you mean npz:{spec}?" if kind else "a file of images must be npz:PATH.npz"
+        table = place.suffix.lower() in (".csv", ".tsv", ".parquet", ".pq")
+        kind = "manifest" if table else "npz" if place.suffix == ".npz" else ""
+        return f"did you mean {kind}:{spec}?" if kind else "a file of images must be npz:PATH.npz"
     near = get_close_matches(spec.lower().replace("_", "-"), DATASETS, n=1, cutoff=0.8)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{hint}it is one of {', '.join(SPECS)}"

@@ -8,7 +8,9 @@ from typing import Any
 
 from rlskit.errors import RequestError
 from rlskit.models import own
+from rlskit.models.hub_folder import PREFIX
 from rlskit.models.listing import LIBRARIES, lists, unknown_model
+from rlskit.models.programs import is_program
 
 SOURCES = (*LIBRARIES, "own")
 
@@ -54,6 +56,16 @@ class Architecture:
         """The name to print, with its source."""
         return self.name if self.source == "own" else f"{self.source}:{self.name}"
 
+    @property
+    def is_program(self) -> bool:
+        """Whether it is a file of one's own that holds code and weights together."""
+        return self.source == "own" and is_program(self.name)
+
+    @property
+    def is_hub_folder(self) -> bool:
+        """Whether it is a folder of transformers, `hf:NAME`."""
+        return self.source == "own" and self.name.startswith(PREFIX)
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return dict(vars(self))
@@ -94,9 +106,11 @@ class Architecture:
 
 
 def names_code(spec: str) -> bool:
-    """Whether `resolve` would run code of someone's own: `FILE.py:factory`, `module:factory`."""
+    """Whether `resolve` would run someone's own: `FILE.py:factory`, `module:factory`, a program."""
+    if is_program(spec):
+        return True
     prefix, _, name = spec.partition(":")
-    return bool(name) and prefix not in LIBRARIES
+    return bool(name) and prefix not in LIBRARIES and not spec.startswith(PREFIX)
 
 
 def unsaveable(name: str) -> str:
@@ -111,8 +125,9 @@ def resolve(spec: str) -> Architecture:
     """Find the architecture that `spec` names: timm before torchvision, or one's own factory.
 
     Args:
-        spec: `resnet50`, `timm:resnet50`, `torchvision:resnet50`, `FILE.py:factory` or
-            `package.module:factory`.
+        spec: `resnet50`, `timm:resnet50`, `torchvision:resnet50`, `FILE.py:factory`,
+            `package.module:factory`, a program's file (`FILE.pt2`, TorchScript), or a folder of
+            transformers (`hf:PATH`).
 
     Raises:
         RequestError: There is none; the message names the nearest.
@@ -122,11 +137,16 @@ def resolve(spec: str) -> Architecture:
         if not lists(prefix, name):
             raise unknown_model(name, prefix)
         return Architecture(prefix, name)
-    if names_code(spec):
+    if names_code(spec) or spec.startswith(PREFIX):
         shown, digest = own.introduce(spec)
         return Architecture("own", shown, digest=digest)
     if spec.endswith(".py"):
         raise RequestError(f"{spec} needs the name of its factory: {spec}:FACTORY")
+    if spec.lower().endswith(".onnx"):
+        raise RequestError(
+            f"{spec}: ONNX holds no network of torch's; give the network's Python code as "
+            "FILE.py:factory, or what torch.export.save writes of it"
+        )
     for library in LIBRARIES:
         if lists(library, spec):
             return Architecture(library, spec)

@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from rlskit.errors import RequestError, RlskitError, RunError, reason
 from rlskit.models import own
 from rlskit.models.architecture import Architecture
+from rlskit.models.hub_folder import build_from_folder
+from rlskit.models.programs import read_program
 from rlskit.models.published import WITH_AUXILIARY_HEADS, load_torchvision_weights
 from rlskit.models.small_images import adapt_to_small_images
 from rlskit.models.stem import set_input_channels
@@ -78,8 +80,8 @@ def build(
         RequestError: The library refuses, or has no such weights.
         RunError: The weights cannot be downloaded.
     """
-    network = _factory(architecture, pretrained)
-    if architecture.source == "own":
+    network = _factory(architecture, pretrained, image_shape)
+    if architecture.source == "own" and not architecture.is_program:
         network = _plain(network, architecture.name)
     if architecture.in_chans is not None:
         set_input_channels(network, architecture.in_chans)
@@ -155,11 +157,13 @@ def _takes(architecture: Architecture, argument: str, value: object) -> bool:
     return True
 
 
-def _factory(architecture: Architecture, pretrained: bool) -> nn.Module:
+def _factory(
+    architecture: Architecture, pretrained: bool, image_shape: tuple[int, int, int] | None
+) -> nn.Module:
     declare_missing_operators()
     name, kwargs = architecture.name, architecture.kwargs
     try:
-        network = _called(architecture, pretrained)
+        network = _called(architecture, pretrained, image_shape)
     except (RlskitError, MemoryError):
         raise
     except OSError as error:
@@ -183,8 +187,17 @@ def _factory(architecture: Architecture, pretrained: bool) -> nn.Module:
     return network
 
 
-def _called(architecture: Architecture, pretrained: bool) -> Any:
+def _called(
+    architecture: Architecture, pretrained: bool, image_shape: tuple[int, int, int] | None
+) -> Any:
     name, kwargs = architecture.name, dict(architecture.kwargs)
+    if architecture.is_program:
+        path = own.place_of(name, architecture.digest)
+        return read_program(path, architecture.digest, image_shape)
+    if architecture.is_hub_folder:
+        with own.heard():
+            path = own.place_of(name, architecture.digest)
+            return build_from_folder(path, pretrained=pretrained)
     if architecture.source == "own":
         with own.heard():
             return own.factory(name, architecture.digest)(**kwargs)
@@ -215,7 +228,7 @@ def _plain(network: nn.Module, name: str) -> nn.Module:
         kind = "TorchScript module" if scripted else "module of torch.export"
         raise RequestError(
             f"{name} gives a {kind}, in which no weights can be exchanged and which cannot be "
-            "trained; give the network's Python code, and its weights with `weights`"
+            "trained; give its file itself to `rlskit.convert`, or the network's Python code"
         )
     return _unwrapped(network)
 

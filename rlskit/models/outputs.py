@@ -95,7 +95,8 @@ def reading_of(network: nn.Module, key: str = "", outputs: str = "") -> Reading:
 def key_of(output: object, images: int | None = None, classes: int | None = None) -> str:
     """Return the key of the tensor that holds the classes.
 
-    It is `[B, K]`, of K classes if there is such a one, called logits if there is, else the first.
+    It is `[B, K]`, of K classes if there is such a one. Of several it is the one called logits, or
+    the first of a tuple; between others there is nothing to choose by.
 
     Args:
         output: What a network answered.
@@ -104,6 +105,7 @@ def key_of(output: object, images: int | None = None, classes: int | None = None
 
     Raises:
         HeadlessError: No tensor is `[B, K]`.
+        RequestError: Several are, and nothing says which is meant.
     """
     found = dict(_tensors(output))
     fitting = [k for k, t in found.items() if t.ndim == 2 and images in (None, len(t))]
@@ -116,7 +118,20 @@ def key_of(output: object, images: int | None = None, classes: int | None = None
             else f"it answers with a {type(output).__name__}, not with logits"
         )
     named = [key for key in fitting if key.rpartition(".")[2] == "logits"]
-    return (named or fitting)[0]
+    outermost = min((key.count(".") for key in named), default=0)
+    chosen = [key for key in named if key.count(".") == outermost] or fitting
+    if len({id(found[key]) for key in chosen}) > 1 and not _is_first(chosen[0], output):
+        listed = ", ".join(f"{key} {list(found[key].shape)}" for key in chosen)
+        raise RequestError(
+            f"the network answers with {len(chosen)} tensors that may hold the classes ({listed}), "
+            f"and nothing says which does; name it, as in `output_key={chosen[0]!r}`"
+        )
+    return chosen[0]
+
+
+def _is_first(key: str, output: object) -> bool:
+    """Whether it is the first of a plain tuple, where the logits stand; a list may hold exits."""
+    return key == "0" and isinstance(output, tuple)
 
 
 def tensor_at(output: object, key: str) -> Tensor:
@@ -216,16 +231,26 @@ def _logit(shares: Tensor) -> Tensor:
 
 _INVERSES: dict[str, Callable[[Tensor], Tensor]] = {"probabilities": _log, "sigmoid": _logit}
 
+_ATEN = torch.ops.aten  # what a program's graph calls
+
 _SQUASHES: dict[str, tuple[Any, ...]] = {
-    "probabilities": (F.softmax, torch.softmax, Tensor.softmax, torch.exp, Tensor.exp),
-    "sigmoid": (torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit),
-}
+    "probabilities": (
+        F.softmax, torch.softmax, Tensor.softmax, _ATEN.softmax.int, _ATEN._softmax.default,
+        torch.exp, Tensor.exp, _ATEN.exp.default,
+    ),
+    "sigmoid": (
+        torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit, _ATEN.sigmoid.default,
+    ),
+}  # fmt: skip
 """What `Reading` undoes -> the functions that are undone by reading what went into them.
 
 The exponential is one of them after a log-softmax only.
 """
 
-_LOG_SOFTMAX = (F.log_softmax, torch.log_softmax, Tensor.log_softmax)
+_LOG_SOFTMAX = (
+    F.log_softmax, torch.log_softmax, Tensor.log_softmax, _ATEN.log_softmax.int,
+    _ATEN._log_softmax.default,
+)  # fmt: skip
 
 
 class _Watch(TorchFunctionMode):
@@ -255,7 +280,7 @@ class _Watch(TorchFunctionMode):
         if name is not None and isinstance(result, Tensor) and result.ndim == 2:
             given = args[0] if args else kwargs["input"]
             over = args[1] if len(args) > 1 else kwargs.get("dim", 1)
-            exponential = func in (torch.exp, Tensor.exp)
+            exponential = func in (torch.exp, Tensor.exp, _ATEN.exp.default)
             if exponential and self.before(given)[0] != "log-probabilities":
                 return result
             if name == "sigmoid" or exponential or over in (1, -1, None):

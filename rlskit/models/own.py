@@ -1,4 +1,4 @@
-"""One's own architectures: `path/to/file.py:factory` and `package.module:factory`.
+"""One's own: `path/to/file.py:factory`, `package.module:factory`, and programs (`FILE.pt2`).
 
 A checkpoint is untrusted input, so nothing in it may decide which code runs. Whoever names a
 factory on the command line or in Python trusts it: it is remembered on this machine, by the sha256
@@ -24,6 +24,8 @@ from typing import Any
 from torch import nn
 
 from rlskit.errors import RequestError
+from rlskit.models.hub_folder import PREFIX, config_file
+from rlskit.models.programs import is_program
 from rlskit.storage.files import parse_json, write_text
 from rlskit.torchvision_ops import declare_missing_operators
 
@@ -36,13 +38,14 @@ def introduce(spec: str) -> tuple[str, str]:
     Raises:
         RequestError: There is no such file, module or factory.
     """
+    if _is_file(spec):
+        return _introduce_file(spec)
     place, _, factory_name = spec.rpartition(":")
     file = _source_file(place)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = _sha256(file)
     load_as = f"{file.resolve() if place.endswith('.py') else place}:{factory_name}"
     _load(load_as)
-    _introduced[f"{digest}:{factory_name}"] = load_as
-    _remember(f"{digest}:{factory_name}", load_as)
+    _trust(f"{digest}:{factory_name}", load_as)
     shown = file.name if place.endswith(".py") else place
     return f"{shown}:{factory_name}", digest
 
@@ -57,6 +60,19 @@ def factory(name: str, digest: str) -> Callable[..., nn.Module]:
     Raises:
         RequestError: It was never introduced on this machine, or its source has changed since.
     """
+    return _load(_introduced_spec(name, digest))
+
+
+def place_of(name: str, digest: str) -> str:
+    """Return where the program, or the folder of `hf:`, that was introduced so lies.
+
+    Raises:
+        RequestError: As `factory`.
+    """
+    return _introduced_spec(name, digest).removeprefix(PREFIX)
+
+
+def _introduced_spec(name: str, digest: str) -> str:
     key = f"{digest}:{name.rpartition(':')[2]}"
     spec = _introduced.get(key) or _remembered().get(key)
     hint = f"name it with `architecture`, as in `architecture={name!r}`"
@@ -64,14 +80,16 @@ def factory(name: str, digest: str) -> Callable[..., nn.Module]:
         raise RequestError(
             f"the model is built by {name}, code of its author's unknown on this machine; {hint}"
         )
-    source = _source_file(spec.rpartition(":")[0])
-    if hashlib.sha256(source.read_bytes()).hexdigest() != digest:
+    source = _source_file(spec if _is_file(spec) else spec.rpartition(":")[0])
+    if _sha256(source) != digest:
         raise RequestError(f"{source} has changed since the model was converted; {hint}")
-    return _load(spec)
+    return spec
 
 
 def takes(name: str, digest: str, argument: str) -> bool:
     """Whether the factory has a parameter called `argument`."""
+    if _is_file(name):
+        return False
     parameters = inspect.signature(factory(name, digest)).parameters
     return argument in parameters
 
@@ -79,6 +97,30 @@ def takes(name: str, digest: str, argument: str) -> bool:
 def heard() -> contextlib.AbstractContextManager[object]:
     """Let what one's own code prints go to stderr: stdout is for results."""
     return contextlib.redirect_stdout(sys.stderr)
+
+
+def _is_file(spec: str) -> bool:
+    """Whether it is a program, or a folder of `hf:`, and not a factory."""
+    return is_program(spec) or spec.startswith(PREFIX)
+
+
+def _introduce_file(spec: str) -> tuple[str, str]:
+    file = _source_file(spec)
+    digest = _sha256(file)
+    prefix = PREFIX if spec.startswith(PREFIX) else ""
+    place = file.resolve().parent if prefix else file.resolve()
+    _trust(f"{digest}:{place.name}", f"{prefix}{place}")
+    return f"{prefix}{place.name}", digest
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _trust(key: str, load_as: str) -> None:
+    _introduced[key] = load_as
+    _remember(key, load_as)
 
 
 def _load(spec: str) -> Callable[..., nn.Module]:
@@ -113,7 +155,9 @@ def _file_module(path: Path) -> ModuleType:
 
 
 def _source_file(place: str) -> Path:
-    if place.endswith(".py"):
+    if place.startswith(PREFIX):
+        return config_file(place)
+    if place.endswith(".py") or is_program(place):
         file = Path(place)
         if not file.is_file():
             raise RequestError(f"there is no file {place}")

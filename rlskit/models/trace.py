@@ -21,7 +21,7 @@ from rlskit.models.copying import duplicate
 from rlskit.models.outputs import HeadlessError, key_of, reading_of, tensor_at
 from rlskit.models.streams import kept, sources_of
 
-_MAPS = {"conv1d", "conv2d", "conv3d", "linear", "bilinear"} | {
+_MAPS = {"conv1d", "conv2d", "conv3d", "convolution", "linear", "bilinear"} | {
     f"conv_transpose{n}d" for n in (1, 2, 3)
 }
 _PRODUCTS = {
@@ -85,8 +85,8 @@ def trace(
     Args:
         network: The network; it is not changed.
         image_shape: `(C, H, W)`.
-        key: Of the tensor that holds the classes, where it answers with several; "" for the first
-            that may.
+        key: Of the tensor that holds the classes, where it answers with several; "" for that of
+            `key_of`.
         classes: Number of classes, which tells that tensor; None for any.
 
     Raises:
@@ -190,7 +190,9 @@ class _Observer(TorchFunctionMode):
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if results:
             self._note_uses(operands)
-            self._note_weights(func.__name__, args, kwargs)
+            self._note_weights(
+                func.__name__.partition(".")[0], args, kwargs
+            )  # aten: conv2d.default
             self._note_results(operands, results)
         return result
 

@@ -68,7 +68,9 @@ def try_own(card: Card, parts: Partition) -> bool:
     architecture, shape = card.architecture, card.pixels.shape
     with _reading() as read:
         first, second = (_built(architecture, shape, bank) for bank in range(2))
-    brings = bool(read) and _are_equal(tensor_names(first), tensor_names(second))
+    brings = (bool(read) or architecture.is_program) and _are_equal(
+        tensor_names(first), tensor_names(second)
+    )
     model = BankedModel([first, second], parts, replace(card, bank_probs=()))
     with own.heard(), kept(sources_of(model)):
         try:

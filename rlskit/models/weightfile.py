@@ -108,7 +108,8 @@ def _check_archive(path: Path) -> None:
     names = {Path(member.filename).name for member in members}
     if "constants.pkl" in names:
         raise RequestError(
-            f"{path} is a TorchScript program; save the state_dict() of its module instead"
+            f"{path} is a TorchScript program, which `rlskit.convert({str(path)!r})` takes whole; "
+            "or save the state_dict() of its module"
         )
     if "data.pkl" not in names:
         raise RequestError(

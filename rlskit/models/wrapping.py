@@ -22,7 +22,7 @@ from rlskit.errors import RequestError, RlskitError, reason
 from rlskit.models.architecture import MEMORY, Architecture
 from rlskit.models.banks import BankedModel, Card
 from rlskit.models.copying import duplicate
-from rlskit.models.outputs import check_outputs, key_of, kind_of
+from rlskit.models.outputs import HeadlessError, check_outputs, key_of, kind_of
 from rlskit.models.partition import Layer, Partition
 from rlskit.models.streams import sources_of, streamed
 from rlskit.models.trace import tensor_names
@@ -56,7 +56,8 @@ def wrap(
         classes: Number of classes; by default the number that the module answers with.
         outputs: What it answers with, one of `rlskit.models.outputs.OUTPUTS`; by default what its
             last step or its answers show.
-        output_key: Which of several tensors holds the classes; by default the first that may.
+        output_key: Which of several tensors holds the classes, as `logits` or `0`; by default the
+            one called logits, or the first of a tuple.
         defense: `stochastic` for a module whose forward pass draws random numbers.
 
     Raises:
@@ -149,8 +150,10 @@ def _introduce(model: BankedModel, classes: int | None) -> None:
             card.output_key = card.output_key or key_of(network(inputs), 2, classes)
             card.outputs = card.outputs or kind_of(network, inputs, card.output_key)
             logits = model.sampled(plan)(images)
-        except RlskitError as error:
+        except HeadlessError as error:
             raise RequestError(f"{card.architecture.name} is no classifier: {error}") from error
+        except RlskitError as error:
+            raise RequestError(f"{card.architecture.name}: {error}") from error
         except Exception as error:  # whatever a forward pass raises
             raise RequestError(
                 f"{card.architecture.name} cannot process images of "

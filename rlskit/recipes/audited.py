@@ -23,13 +23,13 @@ OWN = ("limit", "points", "queries", "surrogate")
 """What the audit may be told besides: how much it looks at. The attack is the column's."""
 
 TAKEN = (
-    "batch-size", "data", "data-dir", "device", "download", "eps", "expect-clean", "limit", "loss",
-    "method", "model", "n-attacked", "n-samples", "pixel-range", "protocol", "restarts", "seed",
-    "skip-bad", "split", "step-size", "steps",
+    "batch-size", "classes", "data", "data-dir", "device", "download", "eps", "expect-clean",
+    "limit", "loss", "method", "model", "n-attacked", "n-samples", "pixel-range", "protocol",
+    "restarts", "seed", "skip-bad", "split", "step-size", "steps",
 )  # fmt: skip
 """Options of `attack` that `audit` takes as well."""
 
-_ASIDE = ("compile", "fail-under", "num-workers", "repeats", "save-adversarial")
+_ASIDE = ("compile", "fail-under", "num-workers", "per-image", "repeats", "save-adversarial")
 """Options of `attack` that leave the attack as it is."""
 
 _ALIKE = {

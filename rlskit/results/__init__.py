@@ -2,6 +2,7 @@
 
 from rlskit.results.comparing import compare
 from rlskit.results.comparison import Comparison, Difference, Pair
+from rlskit.results.exported import check_table, write_table
 from rlskit.results.finished import Finished, read_answers, read_run
 from rlskit.results.gate import NOT_MET, gate_sentence, gated
 from rlskit.results.journal import (
@@ -33,6 +34,7 @@ __all__ = [
     "Journal",
     "Pair",
     "Result",
+    "check_table",
     "claim",
     "clear",
     "compare",
@@ -46,4 +48,5 @@ __all__ = [
     "read_run",
     "refuse_finished",
     "write_results",
+    "write_table",
 ]
