@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from rlskit.defenses import draws
     from rlskit.diversity import measure_diversity
     from rlskit.diversity.transfer import measure_transfer
-    from rlskit.errors import RequestError, RlskitError, RunError, UntrustedError
+    from rlskit.errors import (
+        RequestError,
+        RlskitError,
+        RunError,
+        UnmergedError,
+        UntrustedError,
+    )
     from rlskit.evaluation import (
         attack,
         attack_adaptively,
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
         measure_abstention,
     )
     from rlskit.evaluation.verifying import verify
+    from rlskit.merging import merge
     from rlskit.models import BankedModel, list_models
     from rlskit.models.checkpoint import export, inspect, load, save
     from rlskit.models.wrapping import wrap
@@ -44,6 +51,7 @@ _HOMES = {
     "RequestError": "rlskit.errors",
     "RlskitError": "rlskit.errors",
     "RunError": "rlskit.errors",
+    "UnmergedError": "rlskit.errors",
     "UntrustedError": "rlskit.errors",
     "attack": "rlskit.evaluation",
     "attack_adaptively": "rlskit.evaluation",
@@ -60,6 +68,7 @@ _HOMES = {
     "measure_abstention": "rlskit.evaluation",
     "measure_diversity": "rlskit.diversity.between_draws",
     "measure_transfer": "rlskit.diversity.transfer",
+    "merge": "rlskit.merging",
     "load_data": "rlskit.data:load",
     "save": "rlskit.models.checkpoint",
     "train": "rlskit.training",
@@ -73,6 +82,7 @@ __all__ = [
     "RequestError",
     "RlskitError",
     "RunError",
+    "UnmergedError",
     "UntrustedError",
     "attack",
     "attack_adaptively",
@@ -90,6 +100,7 @@ __all__ = [
     "measure_abstention",
     "measure_diversity",
     "measure_transfer",
+    "merge",
     "save",
     "train",
     "verify",

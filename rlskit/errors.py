@@ -3,7 +3,8 @@
     RlskitError
     ├── RequestError     exit 2   the request was wrong: an option, a file, the data
     ├── RunError         exit 3   the run failed: memory, disk, a non-finite loss
-    └── UntrustedError   exit 4   it ran, but the result would not mean what it says
+    ├── UntrustedError   exit 4   it ran, but the result would not mean what it says
+    └── UnmergedError    exit 0   a shard did its part, and there is no result before all are merged
 
 The message is one sentence that says what was wrong, where, and what to do about it; the command
 line prints it on stderr and ends with the error's exit code.
@@ -32,6 +33,12 @@ class UntrustedError(RlskitError, RuntimeError):
     """It ran, but the result cannot be trusted: the preflight or a budget check failed."""
 
     exit_code = 4
+
+
+class UnmergedError(RlskitError):
+    """A shard did its part of a run; there is no result until all shards are merged."""
+
+    exit_code = 0
 
 
 def reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import rlskit
+import small_models
 from known_defenses import (
     EPS,
     Dropped,
@@ -32,7 +33,9 @@ from rlskit.audit.advice import advice
 from rlskit.audit.auditing import METHODS
 from rlskit.audit.case import Case
 from rlskit.audit.chance import clearly_above, clearly_more_than
+from rlskit.audit.checks import Kind
 from rlskit.audit.defended import Own, influence, randomness
+from rlskit.audit.measurement import Measurement
 from rlskit.cli import run
 from rlskit.data import Data, load
 from rlskit.errors import RequestError, UntrustedError
@@ -644,3 +647,50 @@ def test_cli_json_on_stdout_is_all_of_it(
 def test_cli_names_what_is_wrong(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["audit", checkpoint, *QUICK, "--method", "square"]) == 2
     assert "steps along gradients" in capsys.readouterr().err
+
+
+def test_an_interrupted_audit_goes_on_at_its_check(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Finished checks count, of the same audit only, and as long as nobody changed them."""
+    model = small_models.trained("rls", 2)
+    file, stop = tmp_path / "audit.json.unfinished", 6
+
+    def call(**options: Any) -> AuditResult:
+        def progress(step: str, done: int, total: int, **facts: float) -> None:
+            if done == stop:
+                raise KeyboardInterrupt
+
+        few = {"steps": 2, "queries": 3, "points": 2, "n_samples": 2, "batch_size": 16}
+        return audit_model(model, digits(30), eps=0.1, progress=progress, **few | options)
+
+    def measured(**options: Any) -> tuple[list[str], AuditResult | None]:
+        seen: list[str] = []
+        with pytest.MonkeyPatch.context() as patched:
+            for name, kind in CHECKS.items():
+
+                def noted(case: Case, name: str = name, kind: Kind = kind) -> Measurement:
+                    seen.append(name)
+                    return kind.measure(case)
+
+                patched.setitem(CHECKS, name, dataclasses.replace(kind, measure=noted))
+            try:
+                return seen, call(**options)
+            except KeyboardInterrupt:
+                return seen, None
+
+    assert measured(keep=file) == (NAMES[:6], None)
+    stop = 0
+    seen, found = measured(keep=file)
+    assert seen == NAMES[6:]
+    assert found == call()
+    assert measured(keep=file) == ([], found)
+    assert not caplog.records
+    assert measured(keep=file, seed=1)[0] == NAMES
+    text = file.read_text()
+    assert text.count('"fail"') + text.count('"pass"') > 5
+    file.write_text(text.replace('"fail"', '"pass"').replace('"pass"', '"fail"', 1))
+    assert measured(keep=file, seed=1)[0] == NAMES
+    assert "is damaged, or of another audit" in caplog.text
+    with pytest.raises(RequestError, match="`keep` needs a model of rlskit"):
+        audit(rlskit.draws(model, 1, seed=0, purpose="defender")[0], 30, keep=file)

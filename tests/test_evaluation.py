@@ -28,7 +28,7 @@ from rlskit.evaluation import EvalOptions, subject_of
 from rlskit.evaluation.run import Run
 from rlskit.models.banks import BankedModel
 from rlskit.pixels import round_to_8bit
-from rlskit.results import Result, digest, read_run
+from rlskit.results import Journal, Result, digest, read_run
 from rlskit.results.result import ImageFacts
 from rlskit.seeds import Purpose
 from rlskit.threat.adaptive import prepare_adaptive
@@ -460,6 +460,76 @@ def test_a_finished_run_is_replaced_by_force_only(rls: BankedModel, tmp_path: Pa
     assert (tmp_path / "results.json").read_text() == before
     evaluate(rls, DATA, n_samples=2, out=tmp_path, force=True)
     assert json.loads((tmp_path / "results.json").read_text())["n_samples"] == 2
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_force_goes_on_with_what_it_left_and_does_the_finished_again(
+    rls: BankedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool
+) -> None:
+    attacks = [prepare("fgsm", eps=0.1), prepare("pgd", eps=0.1, steps=2)][: 1 + several]
+    blocks = 5 * len(attacks)
+    seen: list[int] = []
+
+    put, stop = Journal.put, 0
+
+    def noted(self: Journal, repeat: int, first: int, block: dict[str, Tensor]) -> None:
+        put(self, repeat, first, block)
+        seen.append(first)
+        if len(seen) == stop:
+            raise StopError
+
+    monkeypatch.setattr(Journal, "put", noted)
+
+    def call(blocks: int, seed: int = 0) -> None:
+        nonlocal stop
+        stop = blocks
+        seen.clear()
+        options = EvalOptions(n_samples=1, batch_size=10, seed=seed)
+        attack_all(rls, DATA, attacks=attacks, options=options, out=tmp_path, force=True)
+
+    def interrupted(blocks: int, seed: int = 0) -> None:
+        with pytest.raises(StopError):
+            call(blocks, seed)
+
+    interrupted(2, seed=1)
+    interrupted(blocks - 2)  # another request is replaced
+    interrupted(1)
+    assert seen == [30]
+    call(0)
+    assert seen == [40]
+    call(0)  # a finished run is done again
+    assert seen == [0, 10, 20, 30, 40] * len(attacks)
+    interrupted(3)
+    call(0)
+    assert len(seen) == blocks - 3
+
+
+def test_whoever_is_killed_while_he_replaces_a_run_leaves_no_blocks_of_it(
+    rls: BankedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next one would take them for his own, though the run is to be done again."""
+    request: dict[str, Any] = {"n_samples": 1, "batch_size": 10, "out": tmp_path}
+    evaluate(rls, DATA, **request)
+    removed: list[Path] = []
+    unlink = Path.unlink
+
+    def killed(self: Path, missing_ok: bool = False) -> None:
+        if self.suffix == ".safetensors":
+            removed.append(self)
+            if len(removed) == 3:
+                raise StopError
+        unlink(self, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", killed)
+        with pytest.raises(StopError):
+            evaluate(rls, DATA, **request, force=True)
+    seen: list[int] = []
+    evaluate(
+        rls, DATA, **request, force=True,
+        progress=lambda step, done, total, **facts: seen.append(done),
+    )  # fmt: skip
+    assert seen == [0, 10, 20, 30, 40, 50]
 
 
 def test_blocks_of_another_run_or_changed_ones_are_done_again(

@@ -98,16 +98,13 @@ class Commands:
         self.results: dict[str, dict[str, Any]] = {}
 
     def __call__(self, arguments: list[str]) -> int:
-        option = "--json" if arguments[0] == "diversity" else "--out"
-        out = Path(arguments[arguments.index(option) + 1])
+        out = Path(arguments[arguments.index("--out") + 1])
         name = f"{out.parent.name}/{arguments[0]}"
-        if arguments[0] in ("attack", "eval"):
+        if arguments[0] in ("attack", "eval", "diversity"):
             name = f"{out.parent.name}/{out.name}"
             self.left[name] = (out / "blocks").is_dir()
             (out / "blocks").mkdir(parents=True, exist_ok=True)
             out = out / "results.json"
-        elif arguments[0] == "diversity":
-            name = f"{out.parents[1].name}/{out.parent.name}"
         assert not out.exists(), "the commands refuse to replace what is there"
         self.ran.append(name)
         code = self.codes.get(name, 0)
@@ -188,7 +185,7 @@ def test_stages_and_their_command_lines(recipe: Path) -> None:
         "attack o/rls/rls.safetensors --limit 64 --pixel-range=-1:1 --method pgd --eps 0.2 "
         "--n-attacked 5 --out o/rls5/pgd"
     )
-    assert lines["rls/kappa"].endswith("--repeats 2 --json o/rls/kappa/results.json")
+    assert lines["rls/kappa"].endswith("--repeats 2 --out o/rls/kappa")
     assert [column.label for column in loaded.columns] == ["clean", "pgd eps=0.2 in -1:1", "kappa"]
 
 

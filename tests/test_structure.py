@@ -21,7 +21,7 @@ PACKAGE = ROOT / "rlskit"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cli"}),
     frozenset({"recipes"}),
-    frozenset({"report"}),
+    frozenset({"report", "merging"}),
     frozenset({"conversion", "training", "diversity", "audit"}),
     frozenset({"evaluation"}),
     frozenset({"threat"}),

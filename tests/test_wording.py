@@ -26,7 +26,7 @@ PACKAGE = Path(rlskit.__file__).parent
 COMMAND_LINES = {"recipes/stages.py", "recipes/cost.py", "recipes/drafting.py"}
 """They put commands together for the command line."""
 
-PYTHON_ONLY = {"purpose"}
+PYTHON_ONLY = {"keep", "purpose"}
 """Arguments of functions that no command has."""
 
 

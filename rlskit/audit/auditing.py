@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from rlskit.audit.audit_result import FAIL, PASS, SKIPPED, AuditedAttack, AuditR
 from rlskit.audit.case import Case
 from rlskit.audit.checks import CHECKS, Kind
 from rlskit.audit.defended import SHOWN, Defended, at_the_boundary, attacked, banked, own
+from rlskit.audit.finished_checks import FinishedChecks
 from rlskit.audit.material import Material, material
 from rlskit.audit.measurement import Measurement
 from rlskit.data import Data
@@ -27,6 +29,8 @@ from rlskit.models.banks import BankedModel
 from rlskit.progress import Progress, no_progress
 from rlskit.seeds import Purpose
 from rlskit.stats import Accuracy, accuracy
+from rlskit.storage.files import fingerprint
+from rlskit.storage.locks import only_writer_of
 from rlskit.threat.view import draws_seen, protocol_of
 
 METHODS = tuple(name for name, one in ATTACKS.items() if one.ascends and "linf" in one.norms)
@@ -53,6 +57,7 @@ def audit_model(
     batch_size: int = 128,
     seed: int = 0,
     expect_clean: float | None = None,
+    keep: str | Path | None = None,
     progress: Progress = no_progress,
     **params: Any,
 ) -> AuditResult:
@@ -79,6 +84,8 @@ def audit_model(
         batch_size: Images that are attacked together.
         seed: All randomness derives from it.
         expect_clean: The least clean accuracy in [0, 1] that is expected of the model.
+        keep: A file in which finished checks are kept, so that the same call goes on after an
+            interruption; it stays, and may be removed once the result is written.
         progress: Told of every check.
         **params: The attack's options, such as eps (8/255), steps, step_size, restarts, loss.
 
@@ -100,11 +107,16 @@ def audit_model(
     )  # fmt: skip
     known = knowledge(case.labels.cpu(), [case.answers(case.images).cpu()], case.classes)
     check_knowledge(known, options, trained=True, final=True)
-    checks = []
-    progress("auditing", 0, len(CHECKS))
-    for done, (name, kind) in enumerate(CHECKS.items(), start=1):
-        checks.append(_check(name, kind, case))
-        progress("auditing", done, len(CHECKS))
+    file = None if keep is None else Path(keep)
+    with only_writer_of(file):
+        kept = FinishedChecks(file, {} if file is None else _request(case, found, surrogate))
+        checks = []
+        progress("auditing", 0, len(CHECKS))
+        for done, (name, kind) in enumerate(CHECKS.items(), start=1):
+            if (check := kept.get(name)) is None:
+                kept.put(check := _check(name, kind, case))
+            checks.append(check)
+            progress("auditing", done, len(CHECKS))
     return AuditResult(
         **found.facts,
         attack=AuditedAttack(method, attack.params),
@@ -115,6 +127,27 @@ def audit_model(
         accuracy=_accuracies(case),
         checks=tuple(checks),
     )
+
+
+def _request(
+    case: Case, found: Material, surrogate: BankedModel | nn.Module | None
+) -> dict[str, Any]:
+    """Return all that decides what the checks find.
+
+    Raises:
+        RequestError: Nothing tells two models apart, as the code of a module is not known.
+    """
+    if not isinstance(found.model, BankedModel):
+        raise RequestError("`keep` needs a model of rlskit, which is known again")
+    other = None if surrogate is None else fingerprint(dict(surrogate.state_dict()))
+    facts = {name: one for name, one in found.facts.items() if name != "warnings"}
+    counts = ("protocol", "n_attacked", "seed", "batch_size", "queries", "points")
+    return {
+        **facts, "checkpoint": facts["checkpoint"].sha256, "surrogate": other,
+        "method": case.attack.method, "params": case.attack.params,
+        "n_samples": case.defended.n_samples, "threads": torch.get_num_threads(),
+        **{name: getattr(case, name) for name in counts},
+    }  # fmt: skip
 
 
 def audited_attack(method: str, pixel_range: str, params: Mapping[str, Any]) -> PreparedAttack:

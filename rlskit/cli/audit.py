@@ -77,6 +77,7 @@ def audit(
     from rlskit.storage.files import write_text
 
     check_json(json_to, force)
+    kept = None if json_to in (None, "-") else Path(f"{json_to}.unfinished")
     model = network.load()
     data = images.load(model, split)
     given = {**params, "method": method, "protocol": protocol, "pixel_range": pixel_range}
@@ -88,7 +89,8 @@ def audit(
             model, data, method=method, pixel_range=pixel_range, n_attacked=n_attacked,
             protocol=protocol, n_samples=n_samples, limit=None, queries=queries, points=points,
             surrogate=None if surrogate is None else network.beside(surrogate),
-            batch_size=batch_size, seed=seed, expect_clean=expect_clean, progress=told,
+            batch_size=batch_size, seed=seed, expect_clean=expect_clean, keep=kept,
+            progress=told,
             **params,
         )  # fmt: skip
     for warning in found.warnings:
@@ -99,6 +101,8 @@ def audit(
     else:
         if json_to is not None:
             write_text(Path(json_to), text, force=force)
+        if kept is not None:
+            kept.unlink()
         said = [
             dataclasses.replace(one, detail=worded(one.detail), meaning=worded(one.meaning))
             for one in found.checks

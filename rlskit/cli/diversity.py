@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from rlskit.cli.flags import (
     DATA,
+    OUTPUT,
     TRANSFER,
     WHAT,
     BatchSizeOption,
@@ -15,13 +16,20 @@ from rlskit.cli.flags import (
     ProgressOption,
     QuietOption,
     SeedOption,
+    ShardOption,
     SplitOption,
     WorkersOption,
     under,
 )
 from rlskit.cli.forecast import forecast
 from rlskit.cli.option_sets import Images, Network
-from rlskit.cli.show import check_json, check_source, show
+from rlskit.cli.show import (
+    check_json,
+    check_out,
+    check_shard,
+    check_source,
+    show,
+)
 from rlskit.cli.ticker import progress_shown
 from rlskit.cli.wording import flag_of
 from rlskit.errors import RequestError
@@ -54,6 +62,11 @@ def diversity(
     batch_size: BatchSizeOption = 128,
     num_workers: WorkersOption = 0,
     seed: SeedOption = 0,
+    shard: ShardOption = None,
+    out: Annotated[
+        Path | None,
+        under(OUTPUT, "Folder to go on in after an interruption; none by default.", "--out", "-o"),
+    ] = None,
     force: ForceOption = False,
     json_to: JsonOption = None,
     progress: ProgressOption = None,
@@ -65,7 +78,9 @@ def diversity(
 
     threat = {"eps": eps, "steps": steps, "step_size": step_size}
     _check_options(transfer, adversarial, {**threat, "plot": plot})
+    check_shard(shard, out, {"--json": json_to, "--plot": plot})
     check_json(json_to, force)
+    check_out(out, force)
     check_source(adversarial, data=images.data, split=split, limit=images.limit)
     if plot is not None:
         check_plot(plot, force=force)
@@ -74,6 +89,7 @@ def diversity(
     asked = {"n_samples": n_samples, "repeats": repeats, "transfer": transfer}
     forecast("diversity", model, data, asked, quiet=quiet)
     common: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "seed": seed}
+    common |= {"shard": shard, "out": out, "force": force}
     common |= _given({"n_samples": n_samples, "repeats": repeats})
     with progress_shown(progress, quiet) as told:
         if transfer:

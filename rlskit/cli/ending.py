@@ -33,6 +33,8 @@ _RUN = "what was finished is kept: the same command with --out the run's folder 
 _KEPT = {
     "attack": _RUN,
     "eval": _RUN,
+    "audit": "finished checks are kept, if there is --json FILE: the same command goes on",
+    "diversity": "what was finished is kept, if there is --out: the same command goes on",
     "train": "what was done is kept: the same command goes on",
     "run": "what was finished is kept: the same command goes on",
 }

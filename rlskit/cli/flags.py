@@ -132,6 +132,15 @@ ProgressOption = Annotated[
     ),
 ]
 QuietOption = Annotated[bool, under(OUTPUT, "No progress, no notes.", "--quiet", "-q")]
+ShardOption = Annotated[
+    str | None,
+    under(
+        MACHINE,
+        "Do this part of the blocks, as 0/3, 1/3, 2/3 beside each other in one --out or several; "
+        "`rlskit merge` makes the result. auto: what torchrun or a Slurm array says.",
+        "--shard",
+    ),
+]
 FailUnderOption = Annotated[
     float | None,
     under(

@@ -33,6 +33,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diversity rls.safetensors --n-samples 10",
         "diversity --transfer --eps 0.03 --plot transfer.png",
     ),
+    "merge": (
+        "merge runs/whole",
+        "merge runs/shard-0 runs/shard-1 -o runs/whole --fail-under 0.4",
+    ),
     "compare": (
         "compare runs/before runs/after --max-drop 0.02",
         "compare a/results.json b/results.json --json -",

@@ -35,6 +35,7 @@ from rlskit.cli.flags import (
     QuietOption,
     RepeatsOption,
     SeedOption,
+    ShardOption,
     ShuffleOption,
     SkipBadOption,
     WorkersOption,
@@ -113,6 +114,7 @@ class Scoring:
     batch_size: BatchSizeOption = 128
     num_workers: WorkersOption = 0
     seed: SeedOption = 0
+    shard: ShardOption = None
     shuffle: ShuffleOption = False
 
     @property
@@ -132,6 +134,7 @@ class Scoring:
             n_samples=n_samples, repeats=self.repeats, batch_size=self.batch_size,
             num_workers=self.num_workers, seed=self.seed, per_example=self.per_example,
             expect_clean=self.expect_clean, gated=self.fail_under is not None,
+            shard=self.shard,
         )  # fmt: skip
 
 

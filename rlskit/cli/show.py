@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlskit.cli.wording import worded
 from rlskit.errors import RequestError
@@ -55,12 +55,39 @@ def check_run(scoring: Scoring, output: RunOutput) -> None:
         RunError: Another process writes in the folder.
     """
     check_gate(scoring.fail_under)
+    asked = {
+        "--fail-under": scoring.fail_under, "--json": output.json_to,
+        "--per-image": output.per_image,
+    }  # fmt: skip
+    check_shard(scoring.shard, output.out, asked)
     check_json(output.json_to, output.force)
     check_out(output.out, output.force)
     if output.per_image is not None:
         from rlskit.results import check_table
 
         check_table(output.per_image, force=output.force)
+
+
+def check_shard(shard: str | None, out: Path | None, asked: Mapping[str, Any]) -> None:
+    """Require that nothing is asked of a shard that only all of them together have.
+
+    Args:
+        shard: What was given.
+        out: The run's folder.
+        asked: Flag -> what was given to it, of what a shard does not have.
+
+    Raises:
+        RequestError: Something is.
+    """
+    if shard is None:
+        return
+    from rlskit.runtime.sharding import Shard
+
+    Shard.read(shard)
+    for flag in (flag for flag, value in asked.items() if value is not None):
+        raise RequestError(f"a shard has no result; leave {flag} to `rlskit merge`")
+    if out is None:
+        raise RequestError("--shard needs --out, the folder that its blocks are kept in")
 
 
 def show_run(

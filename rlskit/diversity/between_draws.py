@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +10,17 @@ from torch import Tensor, nn
 
 from rlskit import seeds
 from rlskit.arguments import checked
-from rlskit.data import blocks
 from rlskit.defenses import draws
 from rlskit.defenses.answers import finite_logits
 from rlskit.diversity.agreement import Agreement, Intervals, agreement, intervals
 from rlskit.diversity.comparable import comparing
-from rlskit.evaluation import EvalOptions, Subject, doubts_of, subject_of
+from rlskit.diversity.kept_blocks import Compared, Work, common, compared, finished
+from rlskit.evaluation import doubts_of, subject_of
 from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
 from rlskit.progress import Progress, no_progress
-from rlskit.results.result import Measure, Result, Timing
+from rlskit.results import Journal
+from rlskit.results.result import Measure, Result
 from rlskit.seeds import Purpose
 from rlskit.stats import accuracy, spread
 
@@ -42,6 +41,9 @@ def measure_diversity(
     batch_size: int = 128,
     num_workers: int = 0,
     seed: int = 0,
+    shard: str | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
     progress: Progress = no_progress,
 ) -> Result:
     """Measure how much N draws agree on which images they get right.
@@ -59,6 +61,9 @@ def measure_diversity(
         batch_size: Images per block.
         num_workers: Threads that decode images.
         seed: All randomness derives from it.
+        shard: See `EvalOptions`.
+        out: The run's folder; an unfinished run of the same request is continued.
+        force: Replace a finished run that the folder holds.
         progress: Told of every block.
 
     Returns:
@@ -74,63 +79,48 @@ def measure_diversity(
     model, data = taken(model, data)
     options = comparing(
         model, "diversity compares", n_samples, repeats=repeats, batch_size=batch_size,
-        num_workers=num_workers, seed=seed,
+        num_workers=num_workers, seed=seed, shard=shard,
     )  # fmt: skip
-    (count,) = options.counts(model)
     subject = subject_of(model, data, adversarial)
-    doubts = doubts_of(subject, options)
-    start = time.perf_counter()
-    correct = [_correct(subject, options, count, repeat, progress) for repeat in range(repeats)]
-    seconds = time.perf_counter() - start
-    resampling = np.random.default_rng(seeds.derive(seed, Purpose.BOOTSTRAP))
+    basis = compared(subject, options, doubts_of(subject, options))
+
+    def begin(repeat: int) -> Work:
+        return _work(model, basis.count, seed, repeat)
+
+    return finished(
+        subject, options, basis, begin, conclude_agreement, step="measuring diversity",
+        request={}, out=None if out is None else Path(out), force=force, progress=progress,
+    )  # fmt: skip
+
+
+def _work(model: BankedModel, count: int, seed: int, repeat: int) -> Work:
+    """Return what says whether draw t is right on image j, bool `[B, T]`."""
+    members = draws(model, count, seed=seed, purpose=Purpose.DIVERSITY, repeat=repeat)
+
+    @torch.no_grad()
+    def right(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        answers = finite_logits(members, images).argmax(-1)
+        passes = torch.tensor([len(images) * count])
+        return {
+            "right": (answers == labels).T, "forwards": passes, "backwards": torch.tensor([0])
+        }  # fmt: skip
+
+    return right
+
+
+def conclude_agreement(basis: Compared, journal: Journal) -> Result:
+    """Return the result of a run whose blocks are all there."""
+    facts = basis.facts
+    correct = [journal.column("right", repeat).T for repeat in range(facts.repeats)]
     found = [agreement(one) for one in correct]
-    result = _result(subject, options, count, found, intervals(correct, resampling), seconds)
-    return dataclasses.replace(result, warnings=result.warnings + doubts)
-
-
-@torch.no_grad()
-def _correct(
-    subject: Subject, options: EvalOptions, count: int, repeat: int, progress: Progress
-) -> Tensor:
-    """Return whether draw t is right on image j, bool `[T, n]`."""
-    model, data = subject.model, subject.data
-    members = draws(model, count, seed=options.seed, purpose=Purpose.DIVERSITY, repeat=repeat)
-    columns = []
-    progress("measuring diversity", repeat * len(data), options.repeats * len(data))
-    for indices, images, labels in blocks(data, options.batch_size, options.num_workers):
-        answers = finite_logits(members, images.to(model.device)).argmax(-1)
-        columns.append(answers.cpu() == labels)
-        done = repeat * len(data) + indices.stop
-        progress("measuring diversity", done, options.repeats * len(data))
-    return torch.cat(columns, dim=1)
-
-
-def _result(
-    subject: Subject,
-    options: EvalOptions,
-    count: int,
-    found: list[Agreement],
-    spans: Intervals,
-    seconds: float,
-) -> Result:
-    facts, n = subject.facts(), len(subject.data)
-    facts["warnings"] += _undefined(found)
-    name = "clean_gibbs" if subject.saved is None else "robust_gibbs"
+    resampling = np.random.default_rng(seeds.derive(facts.seed, Purpose.BOOTSTRAP))
+    spans = intervals(correct, resampling)
+    name = "robust_gibbs" if basis.saved else "clean_gibbs"
     return Result(
-        **facts,
-        command="diversity",
-        n_samples=count,
-        repeats=options.repeats,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        accuracy={name: accuracy([a.mean_accuracy for a in found], n)},
+        **common(basis, journal),
+        accuracy={name: accuracy([a.mean_accuracy for a in found], facts.data.n)},
         agreement={name: _measure(name, found, spans) for name in _MEASURES},
-        timing=Timing(
-            images_per_second=n * options.repeats / seconds,
-            seconds=seconds,
-            forwards=float(n * count * options.repeats),
-            backwards=0.0,
-        ),
+        warnings=basis.warnings + _undefined(found) + basis.doubts,
     )
 
 

@@ -9,9 +9,9 @@ Shapes: T draws, B images of a block, n images in all.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,17 +22,19 @@ from rlskit.arguments import checked
 from rlskit.attacks import PreparedAttack, prepare
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import gradient, objective
-from rlskit.data import blocks
 from rlskit.defenses import draws, made_ready
 from rlskit.defenses.answers import finite_logits
 from rlskit.diversity.comparable import comparing
-from rlskit.evaluation import EvalOptions, Subject, doubts_of, subject_of
+from rlskit.diversity.kept_blocks import Compared, Work, common, compared, finished
+from rlskit.documents import to_json
+from rlskit.evaluation import Subject, doubts_of, subject_of
 from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces
 from rlskit.models.layout import in_layout, layout_of
 from rlskit.progress import Progress, no_progress
-from rlskit.results.result import AttackFacts, Matrix, Result, Timing, TransferFacts
+from rlskit.results import Journal
+from rlskit.results.result import AttackFacts, Matrix, Result, TransferFacts
 from rlskit.seeds import Purpose
 from rlskit.stats import accuracy, spread
 from rlskit.threat.meter import Meter
@@ -94,6 +96,9 @@ def measure_transfer(
     batch_size: int = 128,
     num_workers: int = 0,
     seed: int = 0,
+    shard: str | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
     progress: Progress = no_progress,
 ) -> Result:
     """Measure how far gradients agree, and attacks carry over, between the draws of a model.
@@ -117,6 +122,9 @@ def measure_transfer(
         batch_size: Images per block.
         num_workers: Threads that decode images.
         seed: All randomness derives from it.
+        shard: See `EvalOptions`.
+        out: The run's folder; an unfinished run of the same request is continued.
+        force: Replace a finished run that the folder holds.
         progress: Told of every block.
 
     Returns:
@@ -132,22 +140,22 @@ def measure_transfer(
     model, data = taken(model, data)
     options = comparing(
         model, "transfer is between", n_samples, repeats=repeats, batch_size=batch_size,
-        num_workers=num_workers, seed=seed,
+        num_workers=num_workers, seed=seed, shard=shard,
     )  # fmt: skip
-    (count,) = options.counts(model)
     attack = _attack(eps, steps, step_size)
     subject = subject_of(model, data)
     _preflight(subject, attack, seed)
-    doubts = doubts_of(subject, options)
-    start = time.perf_counter()
-    cost = _Cost()
-    found = [
-        _measure(subject, options, count, attack, repeat, cost, progress)
-        for repeat in range(repeats)
-    ]
-    cost.seconds = time.perf_counter() - start
-    result = _result(subject, options, count, attack, found, cost)
-    return replace(result, warnings=result.warnings + doubts)
+    threat = Threat(attack, PROTOCOL, 1, "mean-prob")
+    basis = compared(subject, options, doubts_of(subject, options), threat.facts())
+
+    def begin(repeat: int) -> Work:
+        return _work(model, basis.count, attack, seed, repeat)
+
+    return finished(
+        subject, options, basis, begin, conclude_transfer, step="measuring transfer",
+        request=to_json(threat), out=None if out is None else Path(out), force=force,
+        progress=progress,
+    )  # fmt: skip
 
 
 def block_of(
@@ -220,15 +228,6 @@ def summarise(found: Sequence[Block]) -> Transfer:
     )
 
 
-@dataclass
-class _Cost:
-    """What was computed: images through single draws, those that score included."""
-
-    forwards: int = 0
-    backwards: int = 0
-    seconds: float = 0.0
-
-
 def _attack(eps: float | str, steps: int, step_size: float | str | None) -> PreparedAttack:
     attack = prepare("pgd", eps=eps, steps=steps)
     stride = attack.stated["eps"] / STEPS_PER_EPS if step_size is None else step_size
@@ -255,33 +254,47 @@ def _preflight(subject: Subject, attack: PreparedAttack, seed: int) -> None:
     preflight(model, draw, view, attack, images, labels)
 
 
-def _measure(
-    subject: Subject,
-    options: EvalOptions,
-    count: int,
-    attack: PreparedAttack,
-    repeat: int,
-    cost: _Cost,
-    progress: Progress,
-) -> Transfer:
-    """Return the matrices of one set of draws, and add to the cost."""
-    model, data = subject.model, subject.data
-    scored = _draws(model, count, options.seed, repeat)
-    attacked = _ready(model, _draws(model, count, options.seed, repeat))
-    seed = seeds.derive(options.seed, Purpose.DRAW_TO_DRAW, repeat)
-    found = []
-    progress("measuring transfer", repeat * len(data), options.repeats * len(data))
-    for indices, images, labels in blocks(data, options.batch_size, options.num_workers):
-        images, labels = images.to(model.device), labels.to(model.device)
-        found.append(
-            block_of(scored, attacked, attack, images, labels, seed=seed, layout=layout_of(model))
+def _work(model: BankedModel, count: int, attack: PreparedAttack, seed: int, repeat: int) -> Work:
+    """Return what compares one set of draws on a block; the columns are a `Block`'s."""
+    scored = _draws(model, count, seed, repeat)
+    attacked = _ready(model, _draws(model, count, seed, repeat))
+    own = seeds.derive(seed, Purpose.DRAW_TO_DRAW, repeat)
+
+    def work(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        before = sum(one.forwards for one in attacked), sum(one.backwards for one in attacked)
+        found = block_of(
+            scored, attacked, attack, images, labels, seed=own, layout=layout_of(model)
         )
-        cost.forwards += count * (len(images) + found[-1].fooled[0].numel())
-        done = repeat * len(data) + indices.stop
-        progress("measuring transfer", done, options.repeats * len(data))
-    cost.forwards += sum(meter.forwards for meter in attacked)
-    cost.backwards += sum(meter.backwards for meter in attacked)
-    return summarise(found)
+        forwards = count * (len(images) + found.fooled[0].numel())
+        forwards += sum(one.forwards for one in attacked) - before[0]
+        backwards = sum(one.backwards for one in attacked) - before[1]
+        columns = {name: one.movedim(-1, 0) for name, one in found._asdict().items()}
+        return columns | {
+            "forwards": torch.tensor([forwards]), "backwards": torch.tensor([backwards])
+        }  # fmt: skip
+
+    return work
+
+
+def conclude_transfer(basis: Compared, journal: Journal) -> Result:
+    """Return the result of a run whose blocks are all there."""
+    facts = basis.facts
+    found = [
+        summarise([Block(*(_last(journal.column(name, repeat)) for name in Block._fields))])
+        for repeat in range(facts.repeats)
+    ]
+    assert facts.attack is not None
+    return Result(
+        **common(basis, journal),
+        accuracy={"clean_gibbs": accuracy([one.accuracy for one in found], facts.data.n)},
+        transfer=_transfer_facts(found, facts.attack),
+        warnings=basis.warnings + _warnings(found, facts.data.n) + basis.doubts,
+    )
+
+
+def _last(column: Tensor) -> Tensor:
+    """Return a column with the images in the last dimension, as a block has them."""
+    return column.movedim(0, -1).contiguous()
 
 
 def _gradient(draw: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -308,35 +321,6 @@ def _fooled(
     with torch.no_grad():
         answers = finite_logits(scored, changed.contiguous()).argmax(-1)
     return (answers != labels).cpu()
-
-
-def _result(
-    subject: Subject,
-    options: EvalOptions,
-    count: int,
-    attack: PreparedAttack,
-    found: Sequence[Transfer],
-    cost: _Cost,
-) -> Result:
-    facts = subject.facts() | Threat(attack, PROTOCOL, 1, "mean-prob").facts()
-    facts["warnings"] += _warnings(found, len(subject.data))
-    clean = accuracy([one.accuracy for one in found], len(subject.data))
-    return Result(
-        **facts,
-        command="diversity",
-        n_samples=count,
-        repeats=options.repeats,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        accuracy={"clean_gibbs": clean},
-        transfer=_transfer_facts(found, facts["attack"]),
-        timing=Timing(
-            images_per_second=len(subject.data) * options.repeats / cost.seconds,
-            seconds=cost.seconds,
-            forwards=float(cost.forwards),
-            backwards=float(cost.backwards),
-        ),
-    )
 
 
 def _transfer_facts(found: Sequence[Transfer], attack: AttackFacts) -> TransferFacts:

@@ -15,13 +15,12 @@ from rlskit.data import Data, blocks
 from rlskit.defenses import defense_of, draws
 from rlskit.errors import RequestError
 from rlskit.evaluation.eval_options import OPTION_NAMES, EvalOptions
-from rlskit.evaluation.run import Run, run_folder
+from rlskit.evaluation.run import Run, beginning, require_whole, run_folder
 from rlskit.evaluation.subject import Subject, subject_of
 from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
 from rlskit.progress import Progress, no_progress
 from rlskit.results import Result, dump
-from rlskit.results.abstained import abstention
 from rlskit.seeds import Purpose
 from rlskit.stats import conformal_threshold
 from rlskit.threat.evading import answered, prepare_evading
@@ -78,7 +77,7 @@ def measure_abstention(
     n_samples = _several(model, options)
     _check_request(abstain, norm)
     out = None if out is None else Path(out)
-    with run_folder(out, force):
+    with run_folder(out, force, options):
         subject, held_out = _halves(subject_of(model, data), options.seed)
         if subject.data.order is not None:
             raise RequestError("abstaining knows no images in random order; leave `shuffle` out")
@@ -88,19 +87,18 @@ def measure_abstention(
         )
         threat = prepare_evading(
             model, eps=eps, norm=norm, steps=steps, n_attacked=n_attacked, n_samples=n_samples,
-            abstain=abstain, held_out=held_out.sha256, thresholds=thresholds,
+            abstain=abstain, held_out=held_out.sha256, held_out_images=len(held_out),
+            thresholds=thresholds,
         )  # fmt: skip
         run = Run(subject, options, threat)
         run.preflight()
         run.look()
-        journal = run.journal(out, force=force)
-        (found,) = run.finish(journal, progress)
-        facts = abstention(
-            journal, false_alarms=abstain, held_out=len(held_out), thresholds=thresholds
-        )
-        result = dataclasses.replace(found, abstention=facts)
-        journal.write_results(dump([result]))
-    return result
+        with beginning(out, options):
+            journal = run.journal(out, force=force)
+        results = run.finish(journal, progress)
+        require_whole(out, options)
+        journal.write_results(dump(results))
+    return results[0]
 
 
 def _several(model: BankedModel, options: EvalOptions) -> int:

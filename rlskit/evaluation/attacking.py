@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from rlskit.attacks import PreparedAttack, prepare
 from rlskit.attacks.options import OPTIONS
 from rlskit.data import Data, spread
 from rlskit.evaluation.eval_options import OPTION_NAMES, EvalOptions
-from rlskit.evaluation.run import Run, run_folder
+from rlskit.evaluation.run import Run, beginning, require_whole, run_folder, writer
 from rlskit.evaluation.subject import subject_of
 from rlskit.evaluation.suitability import check_request, check_scoring
 from rlskit.inputs import GivenData, taken
@@ -154,7 +155,7 @@ def attack_all(
     for threat in threats:
         check_request(threat, model, options, out)
         check_precision(precision, threat, model, shuffled=shuffled)
-    with run_folder(out, force):
+    with run_folder(out, force, options):
         works = [_settled(run, precision) for run in _works(model, data, threats, options)]
         return _finish_all(works, _folders(out, attacks), out, force, progress)
 
@@ -167,26 +168,47 @@ def _finish_all(
     progress: Progress,
 ) -> list[Result]:
     """Do the runs of several attacks, each in its folder below `out`, or of one in `out` itself."""
+    options = works[0].options
     below = [folder for folder in folders if folder not in (None, out)]
-    if out is not None and below:
-        for folder in below:
-            refuse_busy(folder)
-        parts = {
-            folder.name: digest(run.request()) for run, folder in zip(works, below, strict=True)
-        }
-        claim(out, {"command": works[0].command, PARTS: parts}, force=force)
-    with only_writer(*below):
-        journals = [
-            run.journal(folder, force=force) for run, folder in zip(works, folders, strict=True)
-        ]
+    with contextlib.ExitStack() as held:
+        with beginning(out, options):
+            if out is not None and below:
+                _claim(works, out, below, force)
+            held.enter_context(only_writer(*below, part=writer(options)))
+            journals = [
+                run.journal(folder, force=force, below=bool(below))
+                for run, folder in zip(works, folders, strict=True)
+            ]
         results = []
         for run, journal in zip(works, journals, strict=True):
             results += (found := run.finish(journal, progress))
-            journal.write_results(dump(found))
-        if len(results) > 1:
-            results.append(_worst_case(results, journals))
-            if out is not None:
-                write_text(out / RESULTS, dump(results), force=True)
+            if found:
+                journal.write_results(dump(found))
+        require_whole(out, options)
+        return with_worst_case(results, journals, out)
+
+
+def _claim(works: Sequence[Run], out: Path, below: Sequence[Path], force: bool) -> None:
+    """Make a folder that of several attacks, each of which has its own below.
+
+    Raises:
+        RequestError: It holds another run, and `force` is not given.
+        RunError: Somebody writes in one of those below.
+    """
+    for folder in below:
+        refuse_busy(folder)
+    parts = {folder.name: digest(run.request()) for run, folder in zip(works, below, strict=True)}
+    claim(out, {"command": works[0].command, PARTS: parts}, force=force)
+
+
+def with_worst_case(
+    results: list[Result], journals: Sequence[Journal], out: Path | None
+) -> list[Result]:
+    """Return the results of several attacks with that of all together; write them, too."""
+    if len(results) > 1:
+        results = [*results, _worst_case(results, journals)]
+        if out is not None:
+            write_text(out / RESULTS, dump(results), force=True)
     return results
 
 
@@ -241,7 +263,7 @@ def attack_adaptively(
     threat = prepare_adaptive(model, eps=eps, n_samples=counts[0], save=save_adversarial, **params)
     out = None if out is None else Path(out)
     check_scoring(counts, save=save_adversarial, out=out)
-    with run_folder(out, force):
+    with run_folder(out, force, options):
         works = _works(model, data, [threat], options)
         (result,) = _finish_all(works, [out], out, force, progress)
     return result

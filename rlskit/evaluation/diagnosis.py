@@ -20,9 +20,9 @@ from rlskit.attacks import prepare
 from rlskit.data import Data
 from rlskit.defenses import defense_of, draws
 from rlskit.errors import UntrustedError
+from rlskit.evaluation.basis import A_FEW
 from rlskit.evaluation.clean import check_knowledge, look
 from rlskit.evaluation.eval_options import EvalOptions
-from rlskit.evaluation.run import A_FEW
 from rlskit.evaluation.subject import Subject, library_versions, subject_of
 from rlskit.models.banks import BankedModel, Card
 from rlskit.runtime.devices import choose_device

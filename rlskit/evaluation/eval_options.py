@@ -12,6 +12,7 @@ from rlskit.defenses import defense_of
 from rlskit.documents import ASIDE, to_json
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
+from rlskit.runtime.sharding import Shard
 from rlskit.threat.view import MOST_DRAWS
 
 
@@ -34,6 +35,8 @@ class EvalOptions:
             nothing goes on.
         gated: Whether a gate decides on the result, so that what cannot be told from guessing is
             refused, however few the images, and untrained models, too.
+        shard: The part of the blocks that is done here, as `0/3`; None for all. There is no result
+            then: what would return it raises `UnmergedError`, and `merge` makes it of all shards.
     """
 
     n_samples: int | Sequence[int] | None = None
@@ -44,6 +47,7 @@ class EvalOptions:
     per_example: bool = False
     expect_clean: float | None = field(default=None, metadata=ASIDE)
     gated: bool = field(default=False, metadata=ASIDE)
+    shard: str | None = field(default=None, metadata=ASIDE)
 
     def __post_init__(self) -> None:
         check_types(vars(self), EvalOptions)
@@ -57,6 +61,20 @@ class EvalOptions:
             if value > MOST_DRAWS:
                 raise RequestError(f"{flag} {value} is beyond reason; it is {MOST_DRAWS} at most")
         check_expected(self.expect_clean)
+        _ = self.part  # which refuses what it cannot be
+
+    @property
+    def part(self) -> Shard | None:
+        """The shard.
+
+        Raises:
+            RequestError: It is none.
+        """
+        return None if self.shard is None else Shard.read(self.shard)
+
+    def takes(self, repeat: int, block: int, blocks: int) -> bool:
+        """Whether a block is done here, which is one of so many in a repeat."""
+        return self.part is None or self.part.takes(repeat * blocks + block)
 
     def counts(self, model: BankedModel) -> tuple[int, ...]:
         """Return the Ns to score, ascending."""

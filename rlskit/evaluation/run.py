@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,37 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlskit.attacks import ATTACKS
 from rlskit.data import blocks, runs, spread
-from rlskit.data.adversarial_file import write_adversarial
 from rlskit.defenses import draws
 from rlskit.defenses.answers import finite_logits, mean_log_probabilities
 from rlskit.documents import to_json
-from rlskit.errors import RequestError, UntrustedError
-from rlskit.evaluation.clean import (
-    Knowledge,
-    check_expectable,
-    check_knowledge,
-    check_unseen,
-    knowledge,
-    look,
-)
+from rlskit.errors import RequestError, UnmergedError
+from rlskit.evaluation.basis import Abstaining, Basis, Clean, Facts, Gradients, conclude
+from rlskit.evaluation.clean import check_expectable, check_knowledge, look
 from rlskit.evaluation.eval_options import EvalOptions
 from rlskit.evaluation.subject import Subject
 from rlskit.pixels import perturbation_norms, round_to_8bit
 from rlskit.progress import Progress
-from rlskit.results import ADVERSARIAL, Journal, Result, refuse_finished, summary
+from rlskit.results import Journal, Result, note_shard, refuse_finished, summary
 from rlskit.runtime.allocator import return_memory
 from rlskit.seeds import Purpose
-from rlskit.stats import lower_bound
-from rlskit.storage.locks import only_writer
-from rlskit.threat.adaptive import CLEAN, Adaptive
+from rlskit.storage.locks import in_turn, only_writer
+from rlskit.threat.adaptive import Adaptive
 from rlskit.threat.evading import Evading
 from rlskit.threat.preflight import IMAGES, LOOKED_AT, check_answers
 from rlskit.threat.single import Threat
-
-A_FEW = 0.01
-"""Share of images without a gradient, or without success, that no word is lost about."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +80,13 @@ class Run:
             "threads": torch.get_num_threads(),
         }
 
-    def journal(self, folder: Path | None, *, force: bool) -> Journal:
+    def journal(self, folder: Path | None, *, force: bool, below: bool = False) -> Journal:
         """Return the journal of the run, whose blocks say which images they are of.
+
+        Args:
+            folder: Where it is kept; None for nowhere.
+            force: Whether it replaces a finished run, and one of another request.
+            below: Whether it is one of several attacks, which are finished together.
 
         Raises:
             RequestError: The folder holds another run, and `force` is not given.
@@ -104,7 +98,7 @@ class Run:
         def images(first: int) -> str:
             return data.subset(blocks[first]).sha256 if first in blocks else ""
 
-        return Journal(folder, self.request(), force=force, images=images)
+        return Journal(folder, self.request(), force=force, images=images, below=below)
 
     def preflight(self) -> None:
         """Look at a few images before any number is computed."""
@@ -134,83 +128,75 @@ class Run:
         check_knowledge(found, self.options, trained=subject.model.card.trained, final=False)
 
     def finish(self, journal: Journal, progress: Progress) -> list[Result]:
-        """Do every block that the journal does not hold yet; return one result per N."""
+        """Do every block that the journal does not hold yet; return one result per N.
+
+        Of a shard, do its own blocks only, note that they are done, and return none.
+        """
         for repeat in range(self.options.repeats):
             self._finish_repeat(repeat, journal, progress)
+        if self.options.part is not None:
+            note_shard(journal, self.options.part, self.request(), self._basis())
+            return []
         assert journal.rows == len(self.subject.data) * self.options.repeats
-        # Before anything is written that a reader might believe.
-        doubts = self._doubts(journal) + self._masked(journal) + self._failed(journal)
-        if self.threat is not None and self.threat.save:
-            self._write_adversarial(self.threat, journal)
-        images: dict[str, Sequence[Any]] = {"index": self.subject.data.index.tolist()}
-        if self.subject.data.paths is not None:
-            images["path"] = self.subject.data.paths
-        columns = summary.per_image(journal, self.options.repeats, images)
-        per_image = journal.write_per_image(columns)
-        return [self._result(journal, n, per_image, doubts) for n in range(len(self.counts))]
+        return conclude(self._basis(), journal, gated=self.options.gated)
 
-    def _doubts(self, journal: Journal) -> tuple[str, ...]:
-        """Return a sentence where the model may know nothing of the clean images.
-
-        Raises:
-            UntrustedError: It surely does not, or less than was expected of it.
-        """
+    def _basis(self) -> Basis:
+        """Return what the end of the run needs beside its blocks."""
         subject, options = self.subject, self.options
-        trained = subject.model.card.trained
+        facts = subject.facts()
+        warnings, hints = facts.pop("warnings"), tuple[str, ...]()
+        if self.threat is not None:
+            facts |= self.threat.facts()
+            hints = self.threat.warnings(subject.model)
+        abstaining = None
+        if isinstance(self.threat, Evading):
+            abstaining = Abstaining(
+                false_alarms=self.threat.abstain,
+                held_out=self.threat.held_out_images,
+                thresholds=self.threat.thresholds,
+            )
+        return Basis(
+            facts=Facts(
+                **facts, command=self.command, repeats=options.repeats, seed=options.seed,
+                batch_size=options.batch_size, per_example=options.per_example,
+            ),
+            warnings=warnings,
+            hints=hints,
+            counts=self.counts,
+            index=tuple(subject.data.index.tolist()),
+            paths=subject.data.paths,
+            clean=self._clean(),
+            gradients=self._gradients(),
+            saves=self.threat is not None and self.threat.save,
+            abstaining=abstaining,
+        )  # fmt: skip
+
+    def _clean(self) -> Clean:
+        """Return how it is told whether the model knows anything."""
+        subject, options = self.subject, self.options
+        by, known, trained = "", None, subject.model.card.trained
         if subject.saved is None:
-            found = self._knowledge(journal, "clean")
+            by = "clean"
         elif subject.clean is not None:
             limit = LOOKED_AT if options.expect_clean is None else None
-            found = look(subject.model, subject.clean.limited(limit), options)
-        elif subject.made_here and trained:
-            return ()  # the attack that made them looked
-        else:
-            return check_unseen(self._knowledge(journal, "robust"), options)
-        shuffled = subject.data.order is not None
-        return check_knowledge(found, options, trained=trained, final=True, shuffled=shuffled)
+            known = look(subject.model, subject.clean.limited(limit), options)
+        elif not (subject.made_here and trained):  # else the attack that made them looked
+            by = "robust"
+        classes, expected = subject.model.card.classes, options.expect_clean
+        return Clean(by=by, known=known, classes=classes, trained=trained, expected=expected)
 
-    def _knowledge(self, journal: Journal, kind: str) -> Knowledge:
-        """Return what the largest N knows of a kind of images that were scored."""
-        repeats = range(self.options.repeats)
-        answers = [journal.column(kind, repeat)[:, -1] for repeat in repeats]
-        return knowledge(journal.column("label", 0), answers, self.subject.model.card.classes)
-
-    def _masked(self, journal: Journal) -> tuple[str, ...]:
-        """Return a sentence where the attack's gradients vanish, told from a block's images.
-
-        Raises:
-            UntrustedError: The margin's do, too, at clearly more than a few that count as robust.
-        """
+    def _gradients(self) -> Gradients | None:
+        """Look for gradients that vanish, at as many images as a block has."""
         if self.threat is None:
-            return ()
+            return None
         model, data = self.subject.model, self.subject.data
         some = spread(len(data), min(LOOKED_AT, self.options.batch_size, len(data)))
         images, labels = data.images(some).to(model.device), data.labels[some].to(model.device)
         found = self.threat.masked(model, images, labels, self.options.seed)
-        robust = journal.column("robust", 0)[some, -1] == data.labels[some]
-        count = int((found.lost.cpu() & robust).sum())
-        if lower_bound([count / len(some)], len(some)) > A_FEW:
-            raise UntrustedError(
-                f"{found.sentence}. {count} of them do count, and the margin has no gradient "
-                "either: the model masks it, and there is no result"
-            )
-        return (f"{found.sentence}.",) if found.sentence else ()
-
-    def _failed(self, journal: Journal) -> tuple[str, ...]:
-        """Return a sentence where an attack that nothing limits gave images back as they were."""
-        if not isinstance(self.threat, Threat) or not ATTACKS[self.threat.attack.method].unlimited:
-            return ()
-        robust = journal.column("robust", 0)[:, -1] == journal.column("label", 0)
-        left = int((robust & (journal.column("l0", 0) == 0)).sum())
-        if lower_bound([left / len(robust)], len(robust)) <= A_FEW:
-            return ()
-        method = self.threat.attack.method
-        fixed = self.threat.attack.params.get("search_steps") == 1
-        more = "`search_steps=9`" if fixed else "more `steps`"
-        return (
-            f"FAILED SEARCHES: {method} gave {left} of {len(robust)} images back as they were. "
-            f"Nothing limits how far it may go, so unless the draws it saw err there, it failed, "
-            f"and its robust accuracy says nothing of the model; give {more}.",
+        return Gradients(
+            images=tuple(torch.as_tensor(some).tolist()),
+            lost=tuple(found.lost.tolist()),
+            sentence=found.sentence,
         )
 
     @property
@@ -224,10 +210,12 @@ class Run:
         data, options = self.subject.data, self.options
         defenders = None if options.per_example else self._defenders(repeat)
         sizes = runs(len(data), options.batch_size)
-        finished = {i for i, run in enumerate(sizes) if journal.get(repeat, run.start)}
-        if len(finished) < len(sizes):
+        own = {i for i in range(len(sizes)) if options.takes(repeat, i, len(sizes))}
+        left = {i for i in own if not journal.get(repeat, sizes[i].start)}
+        if left:
             self._tell(journal, progress)  # the first block may take long
-        stream = blocks(data, options.batch_size, options.num_workers, done=finished)
+        done = set(range(len(sizes))) - left
+        stream = blocks(data, options.batch_size, options.num_workers, done=done)
         for indices, images, labels in stream:
             block = self._block(repeat, indices, images, labels, defenders, progress)
             journal.put(repeat, indices.start, block)
@@ -237,7 +225,18 @@ class Run:
     def _tell(self, journal: Journal, progress: Progress) -> None:
         """Say how many images are done, of all repeats."""
         step = "evaluating" if self.threat is None else f"attacking with {self.threat.label}"
-        progress(step, journal.rows, len(self.subject.data) * self.options.repeats)
+        progress(step, journal.rows, self._images)
+
+    @property
+    def _images(self) -> int:
+        """How many images of all repeats are to be done here."""
+        sizes = runs(len(self.subject.data), self.options.batch_size)
+        return sum(
+            len(run)
+            for repeat in range(self.options.repeats)
+            for i, run in enumerate(sizes)
+            if self.options.takes(repeat, i, len(sizes))
+        )
 
     def _block(
         self,
@@ -326,69 +325,42 @@ class Run:
             repeat=repeat, image=image,
         )  # fmt: skip
 
-    def _write_adversarial(self, threat: Threat | Adaptive | Evading, journal: Journal) -> None:
-        """Write the first repeat's adversarial images to the run's folder."""
-        assert journal.folder is not None
-        about = {
-            "checkpoint_sha256": self.subject.digest,
-            "classes": self.subject.model.card.classes,
-            "data": self.subject.image_facts(),
-            "seed": self.options.seed,
-            **threat.facts(),
-        }
-        data = self.subject.data
-        if data.paths is not None:
-            about["paths"] = data.paths
-        images, labels = (journal.column(name, 0) for name in ("adversarial", "label"))
-        write_adversarial(journal.folder / ADVERSARIAL, images, labels, data.index, about)
-
-    def _result(
-        self, journal: Journal, which: int, per_image: str | None, doubts: tuple[str, ...]
-    ) -> Result:
-        options = self.options
-        facts = self.subject.facts()
-        facts["warnings"] += doubts
-        if self.threat is not None:
-            facts |= self.threat.facts()
-            facts["warnings"] += self.threat.warnings(self.subject.model)
-        shuffled = self.subject.data.order is not None
-        accuracies = summary.accuracies([journal], options.repeats, which, shuffled=shuffled)
-        if "withstood" in accuracies:
-            facts["warnings"] += (_targeted(accuracies["withstood"].n, len(self.subject.data)),)
-        if isinstance(self.threat, Adaptive):
-            repeats = range(options.repeats)
-            broken_by = torch.cat([journal.column("broken_by", repeat) for repeat in repeats])
-            origins = {"clean": CLEAN} | {p.name: i for i, p in enumerate(self.threat.parts)}
-            broken = {name: int((broken_by == one).sum()) for name, one in origins.items()}
-            facts["attack"] = replace(facts["attack"], broken=broken)
-        return Result(
-            **facts,
-            command=self.command,
-            n_samples=self.counts[which],
-            repeats=options.repeats,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            accuracy=accuracies,
-            perturbation=summary.perturbation(journal, options.repeats),
-            timing=summary.timing([journal]),
-            per_image=per_image,
-            per_example=options.per_example,
-        )
-
-
-def _targeted(attackable: int, n: int) -> str:
-    """Return what a reader of a targeted attack's numbers must know first."""
-    return (
-        f"TARGETED: {n - attackable} of {n} images are of the target class and were left alone; "
-        "target reached and attack success are of the others, and so is what a gate looks at. "
-        "Robust is the accuracy on all images: an attack without a target leaves less of it."
-    )
-
 
 @contextlib.contextmanager
-def run_folder(out: Path | None, force: bool) -> Iterator[None]:
-    """Hold the run's folder, which holds no finished run, against all other writers."""
-    with only_writer(out):
+def run_folder(out: Path | None, force: bool, options: EvalOptions) -> Iterator[None]:
+    """Hold the run's folder, which holds no finished run, against all other writers.
+
+    Raises:
+        RequestError: A shard has no folder, as its blocks are all that is left of it.
+    """
+    if options.part is not None and out is None:
+        raise RequestError("`shard` needs `out`, the folder that the blocks are kept in")
+    with only_writer(out, part=writer(options)):
         if out is not None:
             refuse_finished(out, force=force)
         yield
+
+
+def writer(options: EvalOptions) -> str | None:
+    """Return what a shard calls itself beside others that write in its folder; None for a run."""
+    return None if options.part is None else f"shard-{options.part.name}"
+
+
+def beginning(out: Path | None, options: EvalOptions) -> AbstractContextManager[None]:
+    """Let the shards of a run claim its folder one after the other."""
+    if out is None or options.part is None:
+        return contextlib.nullcontext()
+    return in_turn(out)
+
+
+def require_whole(out: Path | None, options: EvalOptions) -> None:
+    """Require, once all blocks to be done here are, that these were all there are.
+
+    Raises:
+        UnmergedError: It was a shard.
+    """
+    if options.part is not None:
+        raise UnmergedError(
+            f"shard {options.part} is done; once all {options.part.count} are, "
+            f"`rlskit merge {out}` makes the result of them"
+        )

@@ -10,7 +10,7 @@ from torch import nn
 
 from rlskit.arguments import checked
 from rlskit.evaluation.eval_options import OPTION_NAMES, EvalOptions
-from rlskit.evaluation.run import Run, run_folder
+from rlskit.evaluation.run import Run, beginning, require_whole, run_folder
 from rlskit.evaluation.subject import subject_of
 from rlskit.inputs import GivenData, taken
 from rlskit.models.banks import BankedModel
@@ -56,11 +56,13 @@ def evaluate(
     options = dataclasses.replace(options or EvalOptions(), **fields)
     out = None if out is None else Path(out)
     model, data = taken(model, data)
-    with run_folder(out, force):
+    with run_folder(out, force, options):
         run = Run(subject_of(model, data, adversarial), options)
         run.preflight()
         run.look()
-        journal = run.journal(out, force=force)
+        with beginning(out, options):
+            journal = run.journal(out, force=force)
         results = run.finish(journal, progress)
+        require_whole(out, options)
         journal.write_results(dump(results))
     return results

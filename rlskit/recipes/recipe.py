@@ -48,6 +48,7 @@ _ROW = ("label", "of", "checkpoint", "columns", *COMMANDS)
 _COLUMN = ("label", "show", "audit", "budget", *MEASURING)
 _OURS = (  # `run` itself decides
     "out",
+    "shard",
     "json",
     "force",
     "quiet",

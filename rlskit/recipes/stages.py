@@ -86,7 +86,7 @@ class Stage:
         for name, value in self.options.items():
             if not (taken is None and name == "name"):
                 line += _option(name, value)
-        if self.command in ("diversity", AUDIT):
+        if self.command == AUDIT:
             return [*line, "--json", str(into / self.output)]
         return [*line, "--out", str(into / (self.cell or self.output))]
 

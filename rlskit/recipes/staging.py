@@ -127,8 +127,8 @@ def _make(
     """
     new = folder / NEW
     output, trained = new / stage.output, _is_trained(stage, new)
-    if stage.cell is not None:
-        output.unlink(missing_ok=True)
+    if stage.cell is not None or stage.command == AUDIT:
+        output.unlink(missing_ok=True)  # what was finished of it stays
     elif not (trained or unfinished_of(output).exists()):
         _discard(stage, new)  # nothing continues it
     output.parent.mkdir(parents=True, exist_ok=True)

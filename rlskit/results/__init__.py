@@ -5,6 +5,7 @@ from rlskit.results.comparison import Comparison, Difference, Pair
 from rlskit.results.exported import check_table, write_table
 from rlskit.results.finished import Finished, read_answers, read_run
 from rlskit.results.gate import NOT_MET, gate_sentence, gated
+from rlskit.results.gathering import Gathered, gather, part_names, require_all
 from rlskit.results.journal import (
     ADVERSARIAL,
     PARTS,
@@ -20,6 +21,7 @@ from rlskit.results.journal import (
 )
 from rlskit.results.reading import read_results
 from rlskit.results.result import SCHEMA, Result, dump
+from rlskit.results.shard_notes import ShardNote, note_shard, read_notes
 
 __all__ = [
     "ADVERSARIAL",
@@ -31,9 +33,11 @@ __all__ = [
     "Comparison",
     "Difference",
     "Finished",
+    "Gathered",
     "Journal",
     "Pair",
     "Result",
+    "ShardNote",
     "check_table",
     "claim",
     "clear",
@@ -43,10 +47,15 @@ __all__ = [
     "free_folder",
     "gate_sentence",
     "gated",
+    "gather",
+    "note_shard",
+    "part_names",
     "read_answers",
+    "read_notes",
     "read_results",
     "read_run",
     "refuse_finished",
+    "require_all",
     "write_results",
     "write_table",
 ]

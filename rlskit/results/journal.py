@@ -5,6 +5,7 @@ run/
 ├── blocks/0-1000.safetensors   repeat 0, the block whose first image is 1000
 ├── per_image.csv
 ├── adversarial.safetensors  when asked for
+├── shards/0-of-3.json       of a run in parts: this one is done, and what the end of the run needs
 ├── SHA256SUMS               of it and of the two files beside, see `rlskit.storage.sums`
 ├── results.json             written last
 └── pgd-0.1/, fgsm-0.1/      where there are several attacks: the run of each, and no blocks above
@@ -38,6 +39,7 @@ MANIFEST = "run.json"
 RESULTS = "results.json"
 PER_IMAGE = "per_image.csv"
 ADVERSARIAL = "adversarial.safetensors"
+SHARDS = "shards"
 PROOF = (ADVERSARIAL, PER_IMAGE, RESULTS)
 """What a run that kept its images can be verified by; its SHA256SUMS are of these."""
 
@@ -79,27 +81,30 @@ def claim(
     *,
     force: bool,
     lasting: Callable[[], bool] = lambda: False,
+    below: bool = False,
 ) -> None:
-    """Make a folder that of a request; with `force`, by removing the run that it holds.
+    """Make a folder that of a request; with `force`, by removing a run that it holds.
+
+    An unfinished run of the same request is gone on with, also with `force`: what was interrupted
+    is not lost.
 
     Args:
         folder: The folder.
         request: What decides the numbers, as JSON values.
-        force: Whether another run may be removed.
+        force: Whether a finished run, or another one, may be removed.
         lasting: Whether what the folder holds of the same request on other images is of use.
+        below: Whether the folder is that of one of several attacks, so that a finished run in it
+            is a part of an unfinished one.
 
     Raises:
         RequestError: It holds another run, and `force` is not given; or files of someone else's.
     """
     _refuse_foreign(folder)
-    if force:
+    finished = (folder / RESULTS).exists() and not below
+    if force and (finished or _is_other(folder, request)):
         clear(folder)
-    elif other := _others(folder, request):
-        if (
-            other != ["data"]
-            or digest(_request(_read(folder / MANIFEST))) != digest(request)
-            or not lasting()
-        ):
+    elif other := others(folder, request):
+        if other != ["data"] or digest(request_of(folder)) != digest(request) or not lasting():
             raise RequestError(
                 f"{folder} holds another run ({', '.join(other)} differ); name another `out`, or "
                 "use `force` to replace it"
@@ -110,7 +115,7 @@ def claim(
             )
         (folder / RESULTS).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = json.dumps({"format": FORMAT, **request}, indent=2, sort_keys=True) + "\n"
+    manifest = json.dumps({"format": FORMAT, **request}, indent=2) + "\n"  # attacks in order
     write_text(folder / MANIFEST, manifest, force=True)
 
 
@@ -126,7 +131,8 @@ class Journal:
         folder: The run's folder; None keeps the blocks in memory only. The blocks of an earlier run
             of the same request are taken over.
         request: Everything that decides the numbers, as JSON values.
-        force: Start afresh, whatever the folder holds.
+        force: Whether a finished run, or another one, may be removed; see `claim`.
+        below: See `claim`.
         images: The first image of a block -> a digest of its images and labels, so that blocks
             whose images stayed count where others of the data went.
 
@@ -141,19 +147,25 @@ class Journal:
         request: Mapping[str, Any],
         *,
         force: bool = False,
+        below: bool = False,
         images: Callable[[int], str] = lambda first: "",  # noqa: ARG005
     ) -> None:
         self.folder, self._digest, self._images = folder, digest(request), images
         self._blocks: dict[tuple[int, int], dict[str, Tensor]] = {}
         if folder is None:
             return
-        claim(folder, request, force=force, lasting=self._lasting)
+        claim(folder, request, force=force, lasting=self._lasting, below=below)
         (folder / "blocks").mkdir(exist_ok=True)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The columns of the first block."""
         return tuple(self._blocks[min(self._blocks)])
+
+    @property
+    def images_of(self) -> dict[str, str]:
+        """The digest of the images of every block that is there, by the stem of its file."""
+        return {f"{repeat}-{first}": self._images(first) for repeat, first in sorted(self._blocks)}
 
     @property
     def rows(self) -> int:
@@ -256,12 +268,14 @@ def write_results(folder: Path, text: str) -> None:
 def clear(folder: Path) -> None:
     """Remove a run, and those of its several attacks below; all other files and runs stay.
 
+    What says that it is finished goes after all blocks: who is killed here has left none that
+    another process takes for its own.
+
     Raises:
         RunError: Somebody writes in one of those below.
     """
     parts = list(_parts(folder))
     with only_writer(*parts):
-        (folder / RESULTS).unlink(missing_ok=True)
         for part in parts:
             _clear_own(part)
         _clear_own(folder)
@@ -272,13 +286,19 @@ def clear(folder: Path) -> None:
 
 def _clear_own(folder: Path) -> None:
     """Remove the files of the run in a folder; what says whose they are goes last."""
-    (folder / RESULTS).unlink(missing_ok=True)
-    for block in _blocks(folder):
-        block.unlink()
-    with contextlib.suppress(OSError):
-        (folder / "blocks").rmdir()
-    for name in (SUMS, PER_IMAGE, ADVERSARIAL, MANIFEST):
+    for file in (*_blocks(folder), *shard_files(folder)):
+        file.unlink()
+    for name in ("blocks", SHARDS):
+        with contextlib.suppress(OSError):
+            (folder / name).rmdir()
+    for name in (RESULTS, SUMS, PER_IMAGE, ADVERSARIAL, MANIFEST):
         (folder / name).unlink(missing_ok=True)
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """Return the files that are named as what shards note when they are done."""
+    files = (folder / SHARDS).glob("*.json")
+    return [file for file in files if re.fullmatch(r"\d+-of-\d+", file.stem)]
 
 
 def _blocks(folder: Path) -> list[Path]:
@@ -313,6 +333,12 @@ def _read(file: Path) -> Any:
         return parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def request_of(folder: Path) -> dict[str, Any]:
+    """Return the request of the run that a folder holds; nothing where it does not say."""
+    manifest = _read(folder / MANIFEST)
+    return _request(manifest) if _is_request(manifest) else {}
 
 
 def _request(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -358,7 +384,15 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def _others(folder: Path, request: Mapping[str, Any]) -> list[str]:
+def _is_other(folder: Path, request: Mapping[str, Any]) -> bool:
+    """Whether a folder holds another run, or blocks of nobody knows what."""
+    try:
+        return bool(others(folder, request))
+    except RequestError:
+        return True
+
+
+def others(folder: Path, request: Mapping[str, Any]) -> list[str]:
     """Return the fields in which the request of the run that a folder holds is another.
 
     Raises:
@@ -371,7 +405,7 @@ def _others(folder: Path, request: Mapping[str, Any]) -> list[str]:
                 "use `force` to replace them"
             )
         return []
-    known = _request(_read(folder / MANIFEST))
+    known = request_of(folder)
     wanted = json.loads(json.dumps(request))  # with lists for tuples, as it is read
     return sorted(key for key in known.keys() | wanted if known.get(key) != wanted.get(key))
 

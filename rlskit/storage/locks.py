@@ -23,14 +23,19 @@ LOCK = ".rlskit.lock"
 
 _LOG = logging.getLogger("rlskit")
 _TRIES, _PAUSE = 5, 0.05  # `refuse_busy` holds a lock for a moment, too
+_PATIENCE = 1200  # tries of `in_turn`: a minute
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 @contextlib.contextmanager
-def only_writer(*folders: Path | None) -> Iterator[None]:
+def only_writer(*folders: Path | None, part: str | None = None) -> Iterator[None]:
     """Be the only one that writes in these folders, which are made; None is no folder.
 
     A folder that was made for nothing, as the work failed before it wrote, is removed again.
+
+    Args:
+        folders: The folders.
+        part: Write beside others that call themselves otherwise, and nobody else.
 
     Raises:
         RequestError: One is a file.
@@ -39,12 +44,12 @@ def only_writer(*folders: Path | None) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         for folder in dict.fromkeys(folders):
             if folder is not None:
-                held.enter_context(_only_writer(folder))
+                held.enter_context(_only_writer(folder, part))
         yield
 
 
 @contextlib.contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
+def _only_writer(folder: Path, part: str | None) -> Iterator[None]:
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +58,10 @@ def _only_writer(folder: Path) -> Iterator[None]:
             f"{folder} is not a folder, nor can it become one; name another"
         ) from error
     try:
-        with _holding(folder / LOCK, folder):
+        with contextlib.ExitStack() as held:
+            held.enter_context(_holding(folder / LOCK, folder, shared=part is not None))
+            if part is not None:
+                held.enter_context(_holding(folder / f".rlskit.{part}.lock", folder))
             yield
     finally:
         if made:
@@ -77,17 +85,36 @@ def only_writer_of(file: Path | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _holding(lock: Path, what: Path) -> Iterator[None]:
-    handle = _acquired(lock, what)
+def in_turn(folder: Path) -> Iterator[None]:
+    """Do what takes a moment, one after the other of those that write in a folder by parts.
+
+    Raises:
+        RunError: Another one takes longer than a minute.
+    """
+    with _holding(folder / ".rlskit.turn.lock", folder, tries=_PATIENCE):
+        yield
+
+
+@contextlib.contextmanager
+def _holding(
+    lock: Path, what: Path, *, shared: bool = False, tries: int = _TRIES
+) -> Iterator[None]:
+    handle = _acquired(lock, what, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, tries)
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # before it is given up: see `_acquired`
+        with contextlib.suppress(OSError):
+            if not shared or locked(handle):  # else others hold it still
+                lock.unlink(missing_ok=True)  # before it is given up: see `_acquired`
         os.close(handle)
 
 
-def refuse_busy(folder: Path) -> None:
+def refuse_busy(folder: Path, *, parts: bool = False) -> None:
     """Require that nobody writes in a folder, without waiting for the work to begin.
+
+    Args:
+        folder: The folder.
+        parts: Whether those who write by parts count, too.
 
     Raises:
         RunError: Somebody does.
@@ -97,7 +124,7 @@ def refuse_busy(folder: Path) -> None:
     except OSError:
         return
     try:
-        free = locked(handle, fcntl.LOCK_SH)
+        free = locked(handle, fcntl.LOCK_EX if parts else fcntl.LOCK_SH)
     except OSError:
         free = True
     finally:
@@ -119,11 +146,11 @@ def locked(handle: int, kind: int = fcntl.LOCK_EX) -> bool:
     return True
 
 
-def _acquired(lock: Path, what: Path) -> int:
+def _acquired(lock: Path, what: Path, kind: int, tries: int) -> int:
     """Return the open lock of a folder or file, which is ours."""
-    for _ in range(_TRIES):
+    for _ in range(tries):
         handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        if _ours(handle, lock):
+        if _ours(handle, lock, kind):
             facts = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
             os.truncate(handle, 0)
             os.pwrite(handle, json.dumps(facts).encode(), 0)
@@ -133,10 +160,10 @@ def _acquired(lock: Path, what: Path) -> int:
     raise _busy(lock, what)
 
 
-def _ours(handle: int, lock: Path) -> bool:
+def _ours(handle: int, lock: Path, kind: int) -> bool:
     """Lock an open file, if it is free and still the one that all others lock."""
     try:
-        return locked(handle) and os.path.samestat(os.fstat(handle), lock.stat())
+        return locked(handle, kind) and os.path.samestat(os.fstat(handle), lock.stat())
     except FileNotFoundError:
         return False
     except OSError as error:

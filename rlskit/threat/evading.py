@@ -50,6 +50,7 @@ class Evading:
         n_samples: N, the draws that answer.
         abstain: Share of clean images that the thresholds may cost.
         held_out: Digest of the images that they come from.
+        held_out_images: Their number.
         thresholds: The largest disagreement in nats that is answered, one of each repeat.
         save: Whether the images are kept.
     """
@@ -59,6 +60,7 @@ class Evading:
     n_samples: int
     abstain: float
     held_out: str
+    held_out_images: int = field(metadata=ASIDE)
     thresholds: tuple[float, ...] = field(metadata=ASIDE)  # the images and the model say them
     save: bool = False
 
@@ -197,6 +199,7 @@ def prepare_evading(
     n_samples: int,
     abstain: float,
     held_out: str,
+    held_out_images: int,
     thresholds: tuple[float, ...],
 ) -> Evading:
     """Choose the attacks for a model.
@@ -210,6 +213,7 @@ def prepare_evading(
         n_samples: N, the draws that answer.
         abstain: Share of clean images that the thresholds may cost.
         held_out: Digest of the images that they come from.
+        held_out_images: Their number.
         thresholds: The largest disagreement in nats that is answered, one of each repeat.
 
     Raises:
@@ -228,6 +232,7 @@ def prepare_evading(
         n_samples,
         abstain,
         held_out,
+        held_out_images,
         thresholds,
     )
 

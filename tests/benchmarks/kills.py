@@ -1,11 +1,15 @@
-"""Kill `rlskit train` at random moments until it ends: it ends with the bits of a whole one.
+"""Kill rlskit at random moments until it ends: it ends with the bits of a whole command.
 
     python tests/benchmarks/kills.py [--kills 20] [--seed 0] [--epochs 8] [--save-every 3]
+    python tests/benchmarks/kills.py attack eval audit diversity run [--kills 20]
 
-Each is the real command in a process of its own, in place, and is sent SIGKILL (three in four) or
-SIGTERM: one in four while it starts, the others at a moment that is uniform over the second and a
-half after it first kept its state: within steps, while files are written, when it is finished. What
-is killed goes on; what is finished is compared, and the next one begins.
+Each is the real command in a process of its own, and is sent SIGKILL (three in four) or SIGTERM.
+
+A command that measures is killed at a moment that is uniform over what a whole one takes, until it
+has ended; then the next one begins. A training is done in place, and killed one time in four while
+it starts, the others at a moment that is uniform over the second and a half after it first kept its
+state: within steps, while files are written, when it is finished. What is killed goes on; what is
+finished is compared, and the next one begins.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,8 +72,101 @@ def kill(running: subprocess.Popen[bytes], rng: random.Random) -> str:
     return "trained" if kept() != before else "started"
 
 
+MEASURING = {
+    "attack": (
+        "attack --eps 0.1 --steps 40 --method pgd,fgsm --limit 400 --batch-size 20 "
+        "--save-adversarial --out out --force"
+    ),
+    "eval": "eval --n-samples 1,10 --repeats 20 --limit 400 --batch-size 20 --out out",
+    "audit": "audit --eps 0.1 --json out/audit.json",
+    "diversity": "diversity --transfer --n-samples 4 --repeats 4 --batch-size 20 --out out",
+    "run": "run recipe.toml --out out",
+}
+"""Command -> how it is called; each writes into `out`."""
+
+RECIPE = """
+title = "killed"
+
+[all]
+data = "digits"
+limit = 200
+batch-size = 20
+
+[rows.rls]
+checkpoint = "rls.safetensors"
+
+[columns.pgd]
+attack = { method = "pgd", eps = 0.1, steps = 40 }
+
+[columns.kappa]
+diversity = { repeats = 5 }
+"""
+
+TIMES = dict.fromkeys(("seconds", "images_per_second"))
+
+
+def lasting(found: object) -> object:
+    """A JSON value without what a clock says."""
+    if isinstance(found, dict):
+        return {key: None if key in TIMES else lasting(one) for key, one in found.items()}
+    return [lasting(one) for one in found] if isinstance(found, list) else found
+
+
+def measured() -> dict[str, object]:
+    """All that a command wrote: results but for their times, and the bytes of the rest."""
+    found: dict[str, object] = {}
+    for file in sorted(Path("out").rglob("*.*")):
+        if file.is_file() and file.name in ("results.json", "audit.json"):
+            found[str(file)] = lasting(json.loads(file.read_text(encoding="utf-8")))
+        elif file.name in ("per_image.csv", "adversarial.safetensors"):
+            found[str(file)] = file.read_bytes()
+    return found
+
+
+def whole_of(name: str) -> tuple[dict[str, object], float]:
+    """What a command writes that nobody kills, and the seconds that it takes."""
+    Path("out").mkdir()
+    start = time.monotonic()
+    done = subprocess.run(command(*MEASURING[name].split()), stdout=subprocess.DEVNULL)
+    assert done.returncode in (0, 4)
+    took = time.monotonic() - start
+    found = measured()
+    shutil.rmtree("out")
+    Path("out").mkdir()
+    return found, took
+
+
+def kill_measuring(name: str, kills: int, rng: random.Random) -> str:
+    """Kill a command so often, and compare what it ends with each time; say what was seen."""
+    whole, took = whole_of(name)
+    killed, same, later = 0, 0, 0
+    while killed < kills or later:
+        with subprocess.Popen(
+            command(*MEASURING[name].split()), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as running:
+            if killed < kills:
+                try:
+                    running.wait(rng.uniform(0, took))
+                except subprocess.TimeoutExpired:
+                    running.send_signal(rng.choice([signal.SIGKILL] * 3 + [signal.SIGTERM]))
+            _, said = running.communicate()
+        if running.returncode in (-signal.SIGKILL, -signal.SIGTERM, 143):
+            killed, later = killed + 1, later + 1
+            if measured() != whole or list(Path("out").rglob("*.unfinished")):
+                continue  # else it was killed when all was written
+        else:
+            assert running.returncode in (0, 4), said
+        assert measured() == whole, f"{name}: other bits"
+        same, later = same + 1, 0
+        shutil.rmtree("out")
+        Path("out").mkdir()
+    shutil.rmtree("out")
+    return f"{name}: {killed} kills over {took:.1f} s; {same} ended, all with the same bits"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("commands", nargs="*", choices=["train", *MEASURING], default="train")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=8)
@@ -80,6 +178,14 @@ def main() -> int:
         Path("net.py").write_text(NET, encoding="utf-8")
         convert = command("convert", "net.py:net", "--image-size", "8", "--data", "digits")
         subprocess.run(convert, check=True)
+        if given.commands != "train":
+            learn = command("train", "--epochs", "4")
+            subprocess.run(learn, check=True, stdout=subprocess.DEVNULL)
+            Path("recipe.toml").write_text(RECIPE, encoding="utf-8")
+            for name in given.commands:
+                print(kill_measuring(name, given.kills, rng), flush=True)
+            os.chdir("/")
+            return 0
         train = command(
             "train", "--epochs", str(given.epochs), "--save-every", given.save_every,
             "--augment", "crop-flip", "--adversarial", "pgd", "--adversarial-steps", "3",
