@@ -84,6 +84,20 @@ def test_every_command_line_of_the_pages_is_one_that_its_command_takes() -> None
         check(arguments)
 
 
+def test_every_public_name_is_on_the_page_of_the_api() -> None:
+    page = (README.parent / "docs/api.md").read_text()
+    named = re.findall(r"^::: rlskit\.(\w+)$", page, re.MULTILINE)
+    assert sorted(named) == sorted(rlskit.__all__)
+
+
+def test_every_page_has_its_place_on_the_site() -> None:
+    docs = README.parent / "docs"
+    pages = {page.name for page in docs.glob("*.md")} - {"index.md"}
+    site = (README.parent / "mkdocs.yml").read_text()
+    assert set(re.findall(r"- (\w+\.md)$", site, re.MULTILINE)) == pages | {"index.md"}
+    assert pages <= set(re.findall(r"\]\((\w+\.md)\)", (docs / "index.md").read_text()))
+
+
 def test_every_test_that_a_page_names_is_there() -> None:
     page = (README.parent / "docs/reliability.md").read_text()
     there = {
