@@ -73,12 +73,15 @@ def test_the_example_of_a_defense(
 
 
 def test_every_command_line_of_the_pages_is_one_that_its_command_takes() -> None:
-    pages = [README, *sorted((README.parent / "docs").glob("*.md"))]
-    found = [
-        shlex.split(line.partition(" #")[0].rstrip("\\ "))
-        for page in pages
-        for line in re.findall(r"^    rlskit (.*)", page.read_text(), re.MULTILINE)
+    pages = [page.read_text() for page in (README, *sorted((README.parent / "docs").glob("*.md")))]
+    shell = [block for page in pages for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)]
+    lines = [
+        line
+        for texts, start in ((pages, "    "), (shell, ""))
+        for text in texts
+        for line in re.findall(f"^{start}rlskit (.*)", text, re.MULTILINE)
     ]
+    found = [shlex.split(re.split(r" #| \|\| ", line)[0].rstrip("\\ ")) for line in lines]
     assert len(found) > 40
     for arguments in found:
         check(arguments)
