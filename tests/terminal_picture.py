@@ -1,6 +1,9 @@
-"""A command and what it really says, as a picture: `python tests/terminal_picture.py OUT.svg rlskit ...`.
+"""A command and what it says, as a picture: `python tests/terminal_picture.py OUT.svg COMMAND...`.
 
-docs/terminal.svg in the README is made by it, after `make demo`; the line that made it is there, too.
+It made docs/terminal.svg of the README, in the folder where `make demo` had run:
+
+    python tests/terminal_picture.py docs/terminal.svg rlskit attack demo/rls.safetensors \\
+        --method fgsm,pgd --eps 0.1 --limit 100 -o demo/picture
 """
 
 import os
