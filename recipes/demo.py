@@ -50,6 +50,11 @@ def main() -> None:
         "undefended\nnetwork has only the one). Fresh draws at every step find less robustness:\n"
         f"  rlskit attack {FOLDER}/rls.safetensors --eps {EPS} --protocol eot --n-attacked 10"
     )
+    console.print(
+        "A plain ensemble withstands transfer better here: its members share no layer, two draws "
+        "of RLS half of\ntheirs, and an attack carries over with what is shared (docs/results.md, "
+        "RLS at its best)."
+    )
     console.print(f"the same as a page, with the images: {report_runs([FOLDER], FOLDER)}")
 
 

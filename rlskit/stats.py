@@ -232,6 +232,16 @@ def t_interval(per_repeat: Sequence[float], confidence: float = 0.95) -> tuple[f
     return max(0.0, mean - half), min(1.0, mean + half)
 
 
+def mean_at_least(values: Sequence[float], confidence: float = 0.95) -> float | None:
+    """Return the one-sided t bound that a mean lies above; None for fewer than two values."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return None
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values) - float(t.ppf(confidence, len(values) - 1)) * error
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the two-sided p value of McNemar's exact test.
 

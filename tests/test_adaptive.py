@@ -253,7 +253,8 @@ def test_the_command(
     for wrong, message in (
         (["--eps", "0.1", "--method", "fgsm"], "--method is no option of the adaptive protocol"),
         ([], "the adaptive protocol needs a budget, such as --eps 8/255"),
-        (["--eps", "0.1", "--view", "mean-logit"], "chooses engine, view and risk itself"),
+        (["--eps", "0.1", "--view", "mean-logit"], "chooses engine, view, risk and precision"),
+        (["--eps", "0.1", "--precision", "bf16"], "chooses engine, view, risk and precision"),
     ):
         assert command(["attack", "x.safetensors", "--protocol", "adaptive", *wrong]) == 2
         assert message in capsys.readouterr().err

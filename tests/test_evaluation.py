@@ -411,7 +411,7 @@ def test_what_decides_numbers_is_of_the_request(rls: BankedModel) -> None:
         (
             threat,
             {"attack": other, "protocol": "multi", "n_attacked": 3, "view": "mean-logit",
-             "compiled": True, "save": True, "risk": "gibbs"},
+             "compiled": True, "save": True, "risk": "gibbs", "precision": "bf16"},
         ),
         (
             adaptive,

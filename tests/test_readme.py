@@ -73,15 +73,32 @@ def test_the_example_of_a_defense(
 
 
 def test_every_command_line_of_the_pages_is_one_that_its_command_takes() -> None:
-    pages = [README, *sorted((README.parent / "docs").glob("*.md"))]
-    found = [
-        shlex.split(line.partition(" #")[0].rstrip("\\ "))
-        for page in pages
-        for line in re.findall(r"^    rlskit (.*)", page.read_text(), re.MULTILINE)
+    pages = [page.read_text() for page in (README, *sorted((README.parent / "docs").glob("*.md")))]
+    shell = [block for page in pages for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)]
+    lines = [
+        line
+        for texts, start in ((pages, "    "), (shell, ""))
+        for text in texts
+        for line in re.findall(f"^{start}rlskit (.*)", text, re.MULTILINE)
     ]
+    found = [shlex.split(re.split(r" #| \|\| ", line)[0].rstrip("\\ ")) for line in lines]
     assert len(found) > 40
     for arguments in found:
         check(arguments)
+
+
+def test_every_public_name_is_on_the_page_of_the_api() -> None:
+    page = (README.parent / "docs/api.md").read_text()
+    named = re.findall(r"^::: rlskit\.(\w+)$", page, re.MULTILINE)
+    assert sorted(named) == sorted(rlskit.__all__)
+
+
+def test_every_page_has_its_place_on_the_site() -> None:
+    docs = README.parent / "docs"
+    pages = {page.name for page in docs.glob("*.md")} - {"index.md"}
+    site = (README.parent / "mkdocs.yml").read_text()
+    assert set(re.findall(r"- (\w+\.md)$", site, re.MULTILINE)) == pages | {"index.md"}
+    assert pages <= set(re.findall(r"\]\((\w+\.md)\)", (docs / "index.md").read_text()))
 
 
 def test_every_test_that_a_page_names_is_there() -> None:

@@ -237,6 +237,7 @@ def test_what_is_unknown_is_named_with_the_nearest(recipe: Path, change: str, sa
         ("columns.pgd.attack.eps=3", "stage rls/pgd: `eps`"),
         ("columns.pgd.attack.protocol=etot", "stage rls/pgd: `protocol` 'etot' is unknown"),
         ("columns.pgd.attack.risk=most", "stage rls/pgd: `risk` 'most' is unknown"),
+        ("columns.pgd.attack.precision=fp16", "stage rls/pgd: `precision` 'fp16' is unknown"),
         ("columns.pgd.attack={protocol='adaptive'}", "stage rls/pgd: `method` is no option"),
         ("columns.clean.eval.n-samples=x", "stage rls/clean: `n_samples` 'x' is not a number"),
         ("columns.kappa.diversity.transfer=true", "stage rls/kappa: `transfer` is of"),

@@ -17,6 +17,7 @@ from rlskit.stats import (
     bootstrap_means,
     lower_bound,
     mcnemar,
+    mean_at_least,
     percentile_interval,
     sign_flip,
     t_interval,
@@ -120,6 +121,12 @@ def test_the_interval_over_repeats_is_students() -> None:
     half = T975_1_DF * 0.001  # std .001 sqrt(2) over 2 repeats: a standard error of .001
     assert t_interval([0.599, 0.601]) == pytest.approx((0.6 - half, 0.6 + half))
     assert t_interval([0.2, 0.9]) == (0.0, 1.0)  # not beyond what a share can be
+
+
+def test_mean_at_least_by_hand() -> None:
+    assert mean_at_least([1.0, 3.0]) == pytest.approx(2 - 6.313751514675043, rel=1e-12)
+    assert mean_at_least([2.0, 2.0, 2.0]) == 2.0
+    assert mean_at_least([1.0]) is None
 
 
 def test_mcnemar_by_hand() -> None:

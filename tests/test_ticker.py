@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import small_models
 from rlskit.cli import run, ticker
 from rlskit.cli.ticker import Lines, duration
 from rlskit.progress import PART
+from rlskit.threat.adaptive import prepare_adaptive
 from test_readme import SMALL
 
 
@@ -104,17 +106,14 @@ def test_the_adaptive_protocol_says_at_which_part_it_is() -> None:
     told: list[tuple[str, int, int]] = []
     model, images = small_models.model(1, "none", layers=1), small_models.digits(4).images(range(4))
     (draw,) = rlskit.draws(model, 1, seed=0, purpose="defender")
-    rlskit.attack_adaptively(
+    threat = prepare_adaptive(model, eps=0.001, steps=1)
+    threat = replace(threat, parts=threat.parts[:2])
+    threat.craft(
         model,
-        (images, draw(images).argmax(-1)),
-        eps=0.001,
-        steps=1,
-        queries=1,
+        images,
+        draw(images).argmax(-1),
+        seed=0,
+        repeat=0,
         progress=lambda step, done, total, **facts: told.append((step, done, total)),
     )
-    assert told[0] == ("attacking with the adaptive protocol 0.001", 0, 4)
-    assert told[1][0].startswith(PART)
-    assert told[1][1:] == (1, told[1][2])
-    begun = [done for step, done, _ in told if step.startswith(PART)]
-    assert begun == list(range(1, told[1][2] + 1))
-    assert told[-1] == ("attacking with the adaptive protocol 0.001", 4, 4)
+    assert told == [(f"{PART}pgd ce", 1, 2), (f"{PART}pgd margin", 2, 2)]

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # `make wheel-test`: the wheel, installed beside a current requests and without torchattacks, in an
-# environment and a folder outside the checkout, converts, scores and attacks a network.
+# environment and a folder outside the checkout, does what docs/tutorial.md says, and converts, scores
+# and attacks a network.
 set -euo pipefail
 checkout=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
@@ -29,6 +30,9 @@ for template in ("rlskit.toml", "github.yml", "gitlab.yml"):
     assert files("rlskit.recipes").joinpath("templates", template).is_file(), template
 assert importlib.util.find_spec("torchattacks") is None, "torchattacks is installed"
 PYTHON
+
+mkdir tutorial
+(cd tutorial && python "$checkout/tests/tutorial.py" "$checkout/docs/tutorial.md")
 
 rlskit convert test_resnet.r160_in1k --banks 2
 rlskit doctor | grep "^torchattacks  *not installed"

@@ -58,6 +58,8 @@ class Attack:
         compiles: Whether what it attacks may be compiled. `torch.compile` frees a graph after its
             first backward pass, and may answer further ones wrongly, so no attack may that
             differentiates one forward pass several times.
+        only_follows: Whether it only follows its gradients: no answer that comes with one decides
+            anything. Then they may be rough (`--precision`).
         members: Whether it attacks the view's draws one by one, and so needs them to stay the same.
         borrowed: Whether `run` itself calls torchattacks, which is an extra.
         adv_lib: adv-lib's own, where it keeps the contract.
@@ -76,6 +78,7 @@ class Attack:
     implied: Mapping[str, Any] = field(default_factory=dict)
     upstream: Upstream | None = None
     compiles: bool = True
+    only_follows: bool = False
     members: bool = False
     borrowed: bool = False
     adv_lib: AdvLib | None = None
@@ -135,6 +138,7 @@ ATTACKS: dict[str, Attack] = {
         title="Fast gradient sign method",
         run=fgsm,
         passes=fgsm_passes,
+        only_follows=True,
         at_most=False,
         paper="Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572",
         norms=("linf",),
@@ -146,6 +150,7 @@ ATTACKS: dict[str, Attack] = {
         title="Basic iterative method",
         run=pgd,
         passes=pgd_passes,
+        only_follows=True,
         at_most=False,
         paper="Kurakin et al. 2017, https://arxiv.org/abs/1607.02533",
         norms=("linf",),
@@ -158,6 +163,7 @@ ATTACKS: dict[str, Attack] = {
         title="Projected gradient descent",
         run=pgd,
         passes=pgd_passes,
+        only_follows=True,
         at_most=False,
         paper="Madry et al. 2018, https://arxiv.org/abs/1706.06083",
         norms=("linf",),
@@ -169,6 +175,7 @@ ATTACKS: dict[str, Attack] = {
         title="Projected gradient descent in l2",
         run=pgd,
         passes=pgd_passes,
+        only_follows=True,
         at_most=False,
         paper="Madry et al. 2018, https://arxiv.org/abs/1706.06083",
         norms=("l2",),
@@ -182,6 +189,7 @@ ATTACKS: dict[str, Attack] = {
         title="Momentum iterative FGSM",
         run=pgd,
         passes=pgd_passes,
+        only_follows=True,
         at_most=False,
         paper="Dong et al. 2018, https://arxiv.org/abs/1710.06081",
         norms=("linf",),
@@ -195,6 +203,7 @@ ATTACKS: dict[str, Attack] = {
         title="PGD on gradients summed over calls of the model",
         run=pgd,
         passes=pgd_passes,
+        only_follows=True,
         at_most=False,
         paper="Athalye et al. 2018, https://arxiv.org/abs/1802.00420",
         norms=("linf",),

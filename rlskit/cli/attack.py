@@ -57,6 +57,14 @@ def attack(
     compiled: Annotated[
         bool, under(MACHINE, "Compile what is attacked, once; for long attacks.", "--compile")
     ] = False,
+    precision: Annotated[
+        str,
+        under(
+            MACHINE,
+            "Of the attack's gradients: fp32; bf16, faster on devices made for it; auto, which "
+            "tries on some images whether bf16 finds as much.",
+        ),
+    ] = "fp32",
     n_samples: Annotated[int | None, under(SCORING, "N: the defender's draws.")] = None,
     scoring: Scoring,
     images: Images,
@@ -77,9 +85,10 @@ def attack(
     if protocol == PROTOCOL:
         given = {**params, "method": method, "n_attacked": n_attacked, "surrogate": surrogate}
         own = adaptive_options({"compile": compiled or None, **given})
-        if (engine, view, risk) != ("rlskit", "mean-prob", "mean"):
+        if (engine, view, risk, precision) != ("rlskit", "mean-prob", "mean", "fp32"):
             raise RequestError(
-                "--protocol adaptive chooses engine, view and risk itself; leave them out"
+                "--protocol adaptive chooses engine, view, risk and precision itself; leave them "
+                "out"
             )
     else:
         wanted = prepare_all(
@@ -112,7 +121,8 @@ def attack(
         else:
             results = rlskit.attack_all(
                 model, data, attacks=wanted, n_attacked=1 if n_attacked is None else n_attacked,
-                protocol=protocol, view=view, risk=risk, compiled=compiled, **common,
+                protocol=protocol, view=view, risk=risk, compiled=compiled,
+                precision=precision, **common,
             )  # fmt: skip
     more = broken_by(results[0]) if protocol == PROTOCOL else ""
     return show_run(results, folder, scoring, output, more=more)

@@ -38,7 +38,7 @@ from rlskit.threat.preflight import (
 from rlskit.threat.single import Threat
 from rlskit.threat.view import attackers_view
 
-_DEVELOPING = ("dev", "benchmarks")
+_DEVELOPING = ("dev", "docs", "browser", "benchmarks")
 """Extras that nobody needs who measures models."""
 
 _EXTRA = r"extra == .([\w-]+)"

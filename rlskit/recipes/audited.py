@@ -32,7 +32,9 @@ TAKEN = (
 _ASIDE = ("compile", "fail-under", "num-workers", "per-image", "repeats", "save-adversarial")
 """Options of `attack` that leave the attack as it is."""
 
-_ALIKE = {"engine": "rlskit", "norm": "linf", "risk": "mean", "view": "mean-prob"}
+_ALIKE = {
+    "engine": "rlskit", "norm": "linf", "precision": "fp32", "risk": "mean", "view": "mean-prob",
+}  # fmt: skip
 """What every audited attack has, so that saying it changes nothing."""
 
 

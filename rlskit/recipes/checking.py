@@ -20,6 +20,7 @@ from rlskit.models.banks import BankedModel
 from rlskit.recipes.stages import AUDIT, Stage
 from rlskit.threat.adaptive import PROTOCOL as ADAPTIVE
 from rlskit.threat.adaptive import Adaptive, adaptive_options, prepare_adaptive
+from rlskit.threat.precision import check_known
 from rlskit.threat.single import check_risk
 from rlskit.threat.view import check_view, protocol_of
 from rlskit.training import TrainOptions
@@ -58,6 +59,7 @@ def check_options(stage: Stage) -> None:
             protocol_of(given.get("protocol"), int(given.get("n_attacked", 1)))
             check_view(given.get("view", "mean-prob"))
             check_risk(given.get("risk", "mean"))
+            check_known(given.get("precision", "fp32"))
 
 
 def prepared(stage: Stage) -> list[PreparedAttack]:

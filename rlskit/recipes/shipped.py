@@ -10,12 +10,12 @@ from rlskit.recipes.toml_file import read
 from rlskit.text import nearest
 
 ABOUT = {
-    "paper": "the paper's tables with its own settings: days of a GPU",
+    "paper": "the paper's tables with its own settings, for a GPU",
     "small": "the same for two CPU cores: within an hour each, but honest-cifar10 takes hours",
     "small/ci": "the same in minutes: everything runs, and the numbers say little",
-    "refused": "random and ensemble defenses against an attacker who knows them: hours",
+    "refused": "random and ensemble defenses under attackers who know of them",
 }
-"""Folder -> what its recipes are, and what one costs."""
+"""Folder -> what its recipes are, and how long one takes where that was measured."""
 
 
 def shipped() -> dict[str, Path]:

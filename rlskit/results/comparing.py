@@ -218,7 +218,8 @@ def _question(attack: AttackFacts | None) -> str:
 def _decisive(attack: AttackFacts) -> dict[str, Any]:
     """Return what decides an attack's strength, whatever scale it was stated in."""
     common = {name: getattr(attack, name) for name in ("method", "engine", "view")}
-    return {**common, "risk": attack.risk or "mean", **attack.params}
+    more = {"risk": attack.risk or "mean", "precision": attack.precision or "fp32"}
+    return {**common, **more, **attack.params}
 
 
 def _label(result: Result) -> str:

@@ -120,6 +120,40 @@ class PartFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rise:
+    """By how much an attack raises something, on average over some images.
+
+    Attributes:
+        gain: With gradients in fp32.
+        shift: What bf16 adds to that; negative where it reaches less.
+        at_least: One-sided 95 % lower bound of the shift (t over images); None for one image.
+    """
+
+    gain: Number
+    shift: Number
+    at_least: Number | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionCheck:
+    """What an attack reached with gradients in bf16 and in fp32, on some images before it started.
+
+    Attributes:
+        images: How many.
+        left: Precision -> how many of them withstood it.
+        loss: The attack's loss.
+        lead: The lead of what it is after, where it is still behind; 0 elsewhere.
+        as_strong: Whether bf16 was found to reach as much.
+    """
+
+    images: Count
+    left: Mapping[str, Whole]
+    loss: Rise
+    lead: Rise
+    as_strong: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttackFacts:
     """What was done to the images.
 
@@ -134,6 +168,8 @@ class AttackFacts:
         view: How several draws are seen.
         risk: Of which answer the loss was ascended; none of `adaptive` and `worst-case`.
         compiled: Whether the attacked draws were compiled.
+        precision: Of the gradients: `fp32`, which the model's own stands for, or `bf16`.
+        precision_check: Where `bf16` was thought of: how it fared on some of the images.
         broken: Of `adaptive`: part -> images of all repeats that it broke; `clean` for those that
             were wrong as they were.
     """
@@ -148,6 +184,8 @@ class AttackFacts:
     view: str
     risk: str | None = field(default=None, metadata=OPTIONAL)
     compiled: bool | None = field(default=None, metadata=OPTIONAL)
+    precision: str | None = field(default=None, metadata=OPTIONAL)
+    precision_check: PrecisionCheck | None = field(default=None, metadata=OPTIONAL)
     broken: Mapping[str, Whole] | None = field(default=None, metadata=OPTIONAL)
 
     __getitem__ = item

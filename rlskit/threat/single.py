@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from rlskit import seeds
 from rlskit.attacks import ATTACKS, PreparedAttack
 from rlskit.defenses import defense_of
+from rlskit.documents import ASIDE
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
 from rlskit.progress import Progress, no_progress
-from rlskit.results.result import AttackFacts
+from rlskit.results.result import AttackFacts, PrecisionCheck
 from rlskit.seeds import Purpose
 from rlskit.text import nearest
 from rlskit.threat.meter import Meter
@@ -90,6 +91,8 @@ class Threat:
         save: Whether the images are kept, and also scored after rounding to 8 bits.
         risk: One of `RISKS`: the loss of the draws' mean prediction is ascended, or the mean of
             the single draws' losses.
+        precision: Of the gradients, `fp32` or `bf16`; all else is in the model's own.
+        precision_check: What `rlskit.threat.precision.settled` found of `bf16`.
     """
 
     attack: PreparedAttack
@@ -99,6 +102,8 @@ class Threat:
     compiled: bool = False
     save: bool = False
     risk: str = "mean"
+    precision: str = "fp32"
+    precision_check: PrecisionCheck | None = field(default=None, metadata=ASIDE)
 
     @property
     def label(self) -> str:
@@ -119,6 +124,8 @@ class Threat:
             view=self.view,
             risk=self.risk,
             compiled=self.compiled,
+            precision=self.precision,
+            precision_check=self.precision_check,
         )
         return {"attack": attack, "protocol": self.protocol, "n_attacked": self.n_attacked}
 
@@ -191,7 +198,7 @@ class Threat:
         """Return the attacker's view."""
         return attackers_view(
             model, self.protocol, self._per_call, seed=seed, repeat=repeat, view=self.view,
-            folded=self._folded, compiled=self.compiled, image=image,
+            folded=self._folded, compiled=self.compiled, bf16=self.precision == "bf16", image=image,
         )  # fmt: skip
 
     def craft(
@@ -226,6 +233,11 @@ class Threat:
         changed = self._attack(meter, clean, labels, generator=noise, targets=targets).contiguous()
         columns = {} if targets is None else {"target": targets}
         return Crafted(changed, meter.forwards, meter.backwards, columns)
+
+    @property
+    def calls(self) -> int:
+        """Calls of the view that answer together, as in a step of the attack."""
+        return self.n_attacked // self._per_call
 
     @property
     def _per_call(self) -> int:

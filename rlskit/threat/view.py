@@ -19,6 +19,7 @@ from rlskit.defenses.answers import mean_log_probabilities
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
 from rlskit.models.folding import InPieces, compile_draw
+from rlskit.models.gradient_precision import GradientsInBf16
 from rlskit.models.layout import layout_of
 from rlskit.seeds import Purpose
 from rlskit.text import nearest
@@ -124,6 +125,7 @@ def attackers_view(
     view: str = "mean-prob",
     folded: bool = True,
     compiled: bool = False,
+    bf16: bool = False,
     image: int | None = None,
 ) -> nn.Module:
     """Return the classifier that an attack is computed on.
@@ -141,6 +143,7 @@ def attackers_view(
         folded: Whether the draws are made ready for many gradients (`rlskit.models.folding`), which
             changes their logits by rounding only.
         compiled: Whether they are compiled (`torch.compile`), once for all draws and batch sizes.
+        bf16: Whether their gradients are computed in bfloat16.
         image: Index of the image in its data set, where each image has draws of its own.
 
     Raises:
@@ -155,6 +158,7 @@ def attackers_view(
         if folded:  # in place
             made_ready(model, found)
         found = [compile_draw(draw) for draw in found] if compiled else found
+        found = [GradientsInBf16(draw) for draw in found] if bf16 else found
         return [InPieces(draw, layout_of(model)) for draw in found] if folded else found
 
     if protocol == "eot":

@@ -3,12 +3,15 @@
     PIP_CONSTRAINT=constraints.txt python -m pip install -e '.[dev,benchmarks]'
     python tests/benchmarks/attacks.py                # all: some 20 minutes
     python tests/benchmarks/attacks.py --attacks deepfool,cw --limit 32 --threads 1 --clock cpu
+    python tests/benchmarks/attacks.py --attacks pgd --steps 40 --bf16
 
 Everybody attacks the ResNet-20 of shared/checkpoints on the same lossless CIFAR-10 images with the
 same settings (tests/peers.py), by turns in one process; the best of the rounds counts, but who is
 ten times slower than rlskit runs only once. rlskit attacks what `rlskit attack` would (folded,
 channels last; compiled with --compile), the peers the network as it is. A peer that stops early is
-compared by its time per step; who lacks an attack is left out of it. The floor is the bare time of
+compared by its time per step; who lacks an attack is left out of it. With --bf16 rlskit runs once
+more with gradients in bfloat16 (`rlskit attack --precision bf16`), and what that leaves robust is
+compared image by image. The floor is the bare time of
 rlskit's own forward and backward passes on the best layout. Exits with 1 when a target is missed.
 """
 
@@ -44,6 +47,7 @@ from peers import (
 )
 from rlskit.attacks import ATTACKS
 from rlskit.pixels import perturbation_norms
+from rlskit.stats import mcnemar
 from rlskit.threat.meter import Meter
 from rlskit.threat.view import attackers_view
 
@@ -73,6 +77,7 @@ TARGETS = {
     "ead": Target({"the best peer": 1.6}, 1.9, 1.1),
 }
 DISTANCES = {"fgsm": "linf", "pgd": "linf", "deepfool": "l2", "cw": "l2", "ead": "elastic net"}
+BF16 = "rlskit bf16"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -95,17 +100,20 @@ def main() -> int:
     peers = {name: run for name, run in installed().items() if name in options.peers.split(",")}
     print_setting(options, list(peers))
     view = attackers_view(banked_model(), "transfer", 1, seed=0, repeat=0, compiled=options.compile)
+    rough = attackers_view(banked_model(), "transfer", 1, seed=0, repeat=0, bf16=True)
     for run in peers.values():  # imports are no work
         run("pgd", stock_model(), images[:1], labels[:1], SETTINGS["pgd"])
     met = True
     for method in options.attacks:
         entrants = {"rlskit": ours(method, view)}
+        if options.bf16 and ATTACKS[method].only_follows:
+            entrants[BF16] = ours(method, rough)
         entrants |= {
             name: theirs(method, run)
             for name, run in peers.items()
             if (name, method) not in LACKING
         }
-        base = Base(view, images, SETTINGS[method].get("steps", 1), options.compile)
+        base = Base(view, images[:128], SETTINGS[method].get("steps", 1), options.compile)
         for _ in range(options.rounds):
             base.measure(CLOCKS[options.clock])
             mine = entrants["rlskit"]
@@ -127,12 +135,20 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="the best counts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="compile what rlskit attacks")
+    parser.add_argument("--bf16", action="store_true", help="run rlskit with such gradients, too")
+    parser.add_argument("--steps", type=int, help="of PGD")
+    parser.add_argument("--gray", type=float, help="eps of PGD in gray levels; steps are eps / 4")
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall",
         help="cpu: processor time over all threads, for a machine that is not quiet",
     )  # fmt: skip
     options = parser.parse_args()
     options.attacks = options.attacks.split(",")
+    if options.steps is not None:
+        SETTINGS["pgd"] = {**SETTINGS["pgd"], "steps": options.steps}
+    if options.gray is not None:
+        eps = options.gray / 255
+        SETTINGS["pgd"] = {**SETTINGS["pgd"], "eps": eps, "step_size": eps / 4}
     for method in options.attacks:
         if method not in TARGETS:
             parser.error(f"--attacks {method!r} is unknown; it is {', '.join(TARGETS)}")
@@ -245,8 +261,24 @@ def print_table(method: str, entrants: dict[str, Entrant], images: Tensor, label
             f"{name:12}  {1 / entrant.seconds:8.2f}  {entrant.forwards:8.1f}  "
             f"{entrant.backwards:9.1f}  {fooled.sum() / correct.sum():7.1%}  {median:.4f}"
         )
+        if name == BF16:
+            print_paired(entrants["rlskit"], entrant, labels)
         if (name, method) in DIFFERENCES:
             print(f"    {name}: {DIFFERENCES[name, method]}")
+
+
+@torch.no_grad()
+def print_paired(exact: Entrant, rough: Entrant, labels: Tensor) -> None:
+    """Print what gradients in bfloat16 left robust and others did not, and McNemar's p."""
+    stock = stock_model()
+    found = [entrant.adversarial for entrant in (exact, rough)]
+    one, other = (stock(x).argmax(1) == labels for x in found if x is not None)
+    more, fewer = int((other & ~one).sum()), int((one & ~other).sum())
+    points = 100 * (more - fewer) / len(labels)
+    print(
+        f"    robust: {one.float().mean():.2%} in fp32, {other.float().mean():.2%} in bf16 "
+        f"({points:+.2f} points; {more} more, {fewer} fewer, p = {mcnemar(more, fewer):.2f})"
+    )
 
 
 def print_verdict(method: str, entrants: dict[str, Entrant], base: Base, compiled: bool) -> bool:
@@ -254,7 +286,7 @@ def print_verdict(method: str, entrants: dict[str, Entrant], base: Base, compile
     mine, target, met = entrants["rlskit"], TARGETS[method], True
     ratios = {}
     for name, entrant in entrants.items():
-        if name != "rlskit":
+        if name not in ("rlskit", BF16):
             ratios[name] = entrant.seconds / mine.seconds
             if method in ("cw", "ead") and entrant.backwards < 0.9 * mine.backwards:
                 ratios[name] *= mine.backwards / entrant.backwards
@@ -267,6 +299,11 @@ def print_verdict(method: str, entrants: dict[str, Entrant], base: Base, compile
     for name, factor in asked.items():
         if name in ratios:
             met &= verdict(f"faster than {name}", ratios[name], factor, -1)
+    if rough := entrants.get(BF16):
+        print(f"{rough.seconds / mine.seconds:6.2f} of the time with gradients in bfloat16")
+        if ratios:
+            gain = ratios["the best peer"] * mine.seconds / rough.seconds
+            met &= verdict(f"{BF16} faster than the best peer", gain, 2.5, -1)
     floor = base.floor(mine.forwards, mine.backwards)
     bare = f"forward {1e3 * base.forward:.2f} ms, with backward {1e3 * base.both:.2f}"
     if not compiled:
