@@ -24,10 +24,13 @@ def lines(text: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint at what was probably meant."""
+    """Return a hint at what was probably meant: what is nearest, where several are, all of them."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"it is one of {', '.join(names)}"
+    near = {one: difflib.SequenceMatcher(None, one, name).ratio() for one in names}
+    best = max(near.values(), default=0.0)
+    if best < 0.6:
+        return f"it is one of {', '.join(names)}"
+    return f"did you mean {' or '.join(one for one in near if near[one] == best)}?"
 
 
 def _hidden(character: str) -> bool:

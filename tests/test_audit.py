@@ -680,7 +680,7 @@ def test_an_interrupted_audit_goes_on_at_its_check(
                 return seen, None
 
     assert measured(keep=file) == (NAMES[:6], None)
-    stop = 0
+    stop = -1
     seen, found = measured(keep=file)
     assert seen == NAMES[6:]
     assert found == call()

@@ -347,7 +347,7 @@ def test_a_name_like_no_other() -> None:
     [
         ({"banks": 0}, "`banks` must be at least 1, not 0"),
         ({"banks": 2, "defense": "none"}, "`defense='none'` has 1 bank, not 2"),
-        ({"defense": "rsl"}, "`defense` 'rsl' is unknown; it is one of"),
+        ({"defense": "rsl"}, "`defense` 'rsl' is unknown; did you mean rls or rse\\?"),
         ({"granularity": "layers"}, "`granularity` 'layers' is unknown"),
         ({"bank_only": "nothing*"}, "`bank_only` 'nothing\\*' matches no layer"),
         ({"data": "mnits"}, "`data` 'mnits' is unknown"),

@@ -221,7 +221,7 @@ def test_sap_falls_to_fresh_draws_on_published_weights() -> None:
         defense="sap", settings={"fraction": 2.0}, image_size=32, mean=MEAN, std=STD,
         weights=SHARED / "checkpoints/cifar10-resnet20.safetensors",
     )  # fmt: skip
-    data = load(f"folder:{SHARED / 'data/cifar10-subset'}", "test", limit=12)
+    data = load(f"folder:{SHARED / 'data/cifar10-subset'}", "test", limit=6)
     (clean,) = evaluate(model, data, n_samples=20)
     assert clean.accuracy["clean"].mean > 0.75
     settings: dict[str, Any] = {"method": "pgd", "eps": 0.031, "steps": 10, "step_size": 0.007}

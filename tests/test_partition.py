@@ -366,7 +366,7 @@ def test_bank_only_keeps_the_layers_that_match() -> None:
 
 def test_an_unknown_granularity_is_refused() -> None:
     network = Odd()
-    with pytest.raises(RequestError, match="'layers' is unknown; it is one of layer, block, stage"):
+    with pytest.raises(RequestError, match=r"'layers' is unknown; did you mean layer\?"):
         partition(network, trace(network, (3, 8, 8)), "layers")
 
 

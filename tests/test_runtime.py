@@ -78,7 +78,7 @@ def test_the_command_line_settles_threads_before_torch_is_loaded() -> None:
     program = (
         "import os, sys, rlskit, rlskit.cli\n"
         "assert 'OMP_WAIT_POLICY' not in os.environ\n"
-        "rlskit.cli.app.run = lambda arguments: print('torch' in sys.modules, "
+        "rlskit.cli.app.run = lambda arguments, **_: print('torch' in sys.modules, "
         "os.environ['OMP_WAIT_POLICY']) or 0\n"
         "rlskit.cli.main()\n"
     )

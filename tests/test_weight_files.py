@@ -307,6 +307,12 @@ def _archive() -> bytes:
     return stream.getvalue()
 
 
+def _of_version_64(archive: bytes) -> bytes:
+    """Return an archive that says that only a reader of zip 6.4 can unpack it."""
+    at = archive.index(b"PK\x01\x02") + 6
+    return archive[:at] + bytes([64, 0]) + archive[at + 2 :]
+
+
 @pytest.mark.parametrize(
     ("content", "what"),
     [
@@ -319,6 +325,7 @@ def _archive() -> bytes:
         (b"weights", "neither safetensors nor a PyTorch file"),
         (_bomb(), "would unpack from [0-9,]+ to 64,000,000 bytes"),
         (_archive(), "a zip archive, but not one of torch.save's"),
+        (_of_version_64(_archive()), "cannot be read as plain weights .zip file version 6.4"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])

@@ -108,7 +108,7 @@ def _kind(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {Path(name).name for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         names = set()
     if "constants.pkl" in names:
         return "torchscript"

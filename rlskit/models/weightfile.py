@@ -101,7 +101,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise RequestError(
             f"{path} cannot be read as plain weights ({reason(error)}); fetch or save it again"
         ) from error
