@@ -95,9 +95,7 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, f
     Raises:
         RequestError: An argument is out of range.
     """
-    _check_counts(n, confidence)
-    if not 0 <= successes <= n:
-        raise RequestError(f"{successes} successes among {n} images are impossible; give 0 to {n}")
+    _check_counts(n, confidence, successes)
     z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
     share, shrink = successes / n, 1 + z * z / n
     centre = (share + z * z / (2 * n)) / shrink
@@ -159,9 +157,7 @@ def anytime_bound(successes: float, n: int, confidence: float = 0.95) -> float:
     from scipy.optimize import brentq
     from scipy.special import betainc, betaln
 
-    _check_counts(n, confidence)
-    if not 0 <= successes <= n:
-        raise RequestError(f"{successes} successes among {n} images are impossible; give 0 to {n}")
+    _check_counts(n, confidence, successes)
     s, f = successes, n - successes
 
     def excess(p: float) -> float:
@@ -391,12 +387,14 @@ def _mean(per_repeat: Sequence[float], n: int) -> float:
     return statistics.fmean(per_repeat)
 
 
-def _check_counts(n: int, confidence: float) -> None:
-    """Require an image and a confidence strictly between 0 and 1."""
+def _check_counts(n: int, confidence: float, successes: float = 0) -> None:
+    """Require an image, a confidence strictly between 0 and 1, no more successes than images."""
     if n < 1:
         raise RequestError(f"an interval needs at least one image, not {n}")
     if not 0 < confidence < 1:
         raise RequestError(f"confidence must lie between 0 and 1, not {confidence}; write 0.95")
+    if not 0 <= successes <= n:
+        raise RequestError(f"{successes} successes among {n} images are impossible; give 0 to {n}")
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -27,6 +27,7 @@ from rlskit.results import compare, dump, read_results
 from rlskit.results.verdict import drops
 from rlskit.stats import accuracy, anytime, anytime_bound, lower_bound
 from small_models import model as small_model
+from small_recipes import written
 from test_comparison import write
 
 
@@ -119,11 +120,8 @@ linf = { at-least = 0.3 }
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    Path("model.safetensors").write_bytes(b"any")
-    Path("rlskit.toml").write_text(RECIPE)
     monkeypatch.setattr(running, "write_reports", lambda *_: None)  # which takes most of the time
-    return Path("rlskit.toml")
+    return written(tmp_path, RECIPE, monkeypatch)
 
 
 class Attack:

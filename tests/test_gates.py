@@ -18,6 +18,7 @@ from rlskit.results import compare, comparing, dump, read_results
 from rlskit.results.result import AttackFacts, CheckpointFacts, Measure
 from rlskit.results.verdict import drops, judged
 from rlskit.stats import accuracy
+from small_recipes import written
 from test_comparison import write
 
 PLACE: dict[str, Any] = {"row": "release", "column": "linf", "show": "robust", "by": "bound"}
@@ -122,10 +123,7 @@ linf = { at-least = 0.3 }
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    Path("model.safetensors").write_bytes(b"any")
-    Path("rlskit.toml").write_text(GATED)
-    return Path("rlskit.toml")
+    return written(tmp_path, GATED, monkeypatch)
 
 
 def go(recipe: Path, right: list[int], code: int = 0, *sets: str) -> recipes.Outcome:

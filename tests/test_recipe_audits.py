@@ -24,6 +24,7 @@ from rlskit.recipes import running
 from rlskit.recipes.audited import OWN, TAKEN
 from rlskit.recipes.cost import cost
 from small_models import model as small_model
+from small_recipes import written
 from test_comparison import write
 
 RECIPE = """
@@ -40,10 +41,7 @@ linf = { at-least = 0.3 }
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    Path("model.safetensors").write_bytes(b"any")
-    Path("rlskit.toml").write_text(RECIPE)
-    return Path("rlskit.toml")
+    return written(tmp_path, RECIPE, monkeypatch)
 
 
 @pytest.fixture
