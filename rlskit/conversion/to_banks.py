@@ -28,8 +28,9 @@ from rlskit.models.hub_folder import read_folder
 from rlskit.models.outputs import check_outputs, kind_of
 from rlskit.models.own import heard
 from rlskit.models.partition import partition
-from rlskit.models.programs import program_shape
+from rlskit.models.programs import stated_by
 from rlskit.models.published import WITH_AUXILIARY_HEADS, library_classes, library_pixels
+from rlskit.models.stated import Stated
 from rlskit.models.stem import first_convolution
 from rlskit.models.streams import kept, sources_of, started
 from rlskit.models.trace import Trace, tensor_names, trace
@@ -144,27 +145,21 @@ def convert(
     architecture = resolve(name)
     if files and architecture.is_program:
         raise RequestError(f"{name} is a program that holds its weights; leave `weights` out")
-    folder = read_folder(name) if architecture.is_hub_folder else None
-    if folder is not None:  # what an option says, holds
-        pretrained = not files
-        size, in_chans = size or folder.size, in_chans or folder.channels
-        mean, std = mean or folder.mean, std or folder.std
+    folder = architecture.is_hub_folder
+    pretrained = not files if folder else pretrained
+    stated = _stated(name, architecture)  # where no option says otherwise
+    size, in_chans = size or stated.size, in_chans or stated.channels
+    mean, std = mean or stated.mean, std or stated.std
     if weights_key is not None and not files:
         raise RequestError("`weights_key` names a part of `weights='FILE'`; give that, too")
     init = _checked_init(init, pretrained=pretrained, files=files)
-    if pretrained and architecture.source == "own" and folder is None:
+    if pretrained and architecture.source == "own" and not folder:
         raise RequestError(f"`pretrained`: no library has weights of {name}; give `weights='FILE'`")
-    shape = program_shape(name, architecture.digest) if architecture.is_program else (None,) * 3
-    if size is None and shape[1] and shape[2]:
-        size = shape[1], shape[2]
-    in_chans = in_chans or shape[0]
     facts = _facts(
         architecture, data, data_dir, size, pretrained=pretrained, files=files, skip_bad=skip_bad
     )
     pixels = _pixels(facts, architecture, in_chans=in_chans, size=size, mean=mean, std=std)
-    names = read_classes(classes)
-    if folder is not None and classes is None:
-        names = folder.class_names
+    names = stated.class_names if classes is None else read_classes(classes)
     wanted = _wanted_classes(_agreed(num_classes, len(names)) or facts["classes"], name)
     asked = Asked(
         architecture, wanted, pixels.channels, (pixels.height, pixels.width), small_images
@@ -261,6 +256,15 @@ def _check_banks(banks: int | None, defense: str) -> None:
         raise RequestError(f"`banks` must be at least 1, not {banks}")
     if banks not in (None, 1) and DEFENSES[defense].plan is bank_zero:
         raise RequestError(f"`defense={defense!r}` has 1 bank, not {banks}")
+
+
+def _stated(name: str, architecture: Architecture) -> Stated:
+    """Return what the files of a network say of its images and classes."""
+    if architecture.is_hub_folder:
+        return read_folder(name)
+    if architecture.is_program:
+        return stated_by(name, architecture.digest)
+    return Stated()
 
 
 def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:

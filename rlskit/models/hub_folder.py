@@ -7,13 +7,13 @@ code in it is run, and nothing is downloaded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from rlskit.errors import RequestError, reason
+from rlskit.models.stated import Stated
 from rlskit.storage.files import parse_json
 from rlskit.torchvision_ops import declare_missing_operators
 
@@ -23,25 +23,6 @@ _CONFIG = "config.json"
 _SHOWN = 3
 _UNSAID = "LABEL_"
 """What transformers calls a class that nobody named, with its number."""
-
-
-@dataclass(frozen=True)
-class HubFolder:
-    """What a folder says besides its network.
-
-    Attributes:
-        size: Height and width of the images; None where nothing says.
-        channels: Theirs; None where nothing says.
-        mean: Per channel, of pixels in [0, 1]; None where nothing says.
-        std: Likewise.
-        class_names: In the order of the logits; empty where they have no names.
-    """
-
-    size: tuple[int, int] | None
-    channels: int | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    class_names: tuple[str, ...]
 
 
 def config_file(spec: str) -> Path:
@@ -59,7 +40,7 @@ def config_file(spec: str) -> Path:
     return folder / _CONFIG
 
 
-def read_folder(spec: str) -> HubFolder:
+def read_folder(spec: str) -> Stated:
     """Return what a folder says of its images and classes.
 
     Raises:
@@ -72,7 +53,7 @@ def read_folder(spec: str) -> HubFolder:
     try:
         mean, std = _constants(images, str(file))
         channels = config.get("num_channels")
-        return HubFolder(
+        return Stated(
             size=_size(images) or _sides(config.get("image_size")),
             channels=None if channels is None else int(channels),
             mean=mean,

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from rlskit.errors import RequestError, reason
 from rlskit.models.copying import duplicate
+from rlskit.models.stated import Stated
 from rlskit.torchvision_ops import declare_missing_operators
 
 _IN_TRAIN_MODE = {"batch_norm": 5, "native_batch_norm": 5, "_native_batch_norm_legit": 5,
@@ -72,15 +73,18 @@ def is_program(name: str) -> bool:
     return Path(name).suffix in (".pt2", ".pt", ".pth", ".ts", ".torchscript")
 
 
-def program_shape(path: str, digest: str) -> tuple[int | None, ...]:
-    """Return `(C, H, W)` of the images that a program takes, None where it takes any.
-
-    TorchScript does not say any of it.
-    """
+def stated_by(path: str, digest: str) -> Stated:
+    """Return what a program says of the images that it takes; TorchScript says nothing."""
     if _kind(Path(path)) == "torchscript":
-        return None, None, None
-    shape = _exported(path, digest)[1]
-    return tuple(size if isinstance(size, int) else None for size in shape[1:])
+        return Stated()
+    channels, *sides = (
+        size if isinstance(size, int) else None for size in _exported(path, digest)[1][1:]
+    )
+    height, width = sides
+    return Stated(
+        channels=channels,
+        size=(height, width) if height is not None and width is not None else None,
+    )
 
 
 def read_program(path: str, digest: str, shape: tuple[int, int, int] | None) -> nn.Module:
