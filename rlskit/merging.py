@@ -51,7 +51,8 @@ def merge(
         times, which are summed.
 
     Raises:
-        RequestError: They are not of one run, or a block is not there.
+        RequestError: They are not of one run, or a block is not there; or `force` would remove
+            them with a run that they lie in.
         RunError: A shard is still at work.
         UntrustedError: Shards say different things of the same images; or, as at the end of any
             run, the model only guesses or masks its gradients.
@@ -62,6 +63,10 @@ def merge(
     out = folders[0] if out is None else Path(out)
     for folder in folders:
         refuse_busy(folder, parts=True)
+        if force and out.resolve() in folder.resolve().parents:
+            raise RequestError(
+                f"{folder} lies in {out}, whose run `force` removes; name another `out`"
+            )
     with only_writer(out):
         refuse_finished(out, force=force)
         names = part_names(folders)
@@ -112,7 +117,7 @@ def _written(
         )
         for (repeat, first), block in sorted(one.blocks.items()):
             if journal.get(repeat, first) is None:
-                journal.put(repeat, first, block)
+                journal.put(repeat, first, block.read())
         own = _concluded(one.basis, journal, gated)
         journal.write_results(dump(own))
         results += own

@@ -59,8 +59,8 @@ def trained(
     options: dict[str, Any] = {"epochs": 6}
     if adversarially:
         options = {
-            "epochs": 12, "adversarial": "pgd", "adversarial_eps": EPS, "adversarial_steps": 5,
-            "adversarial_step_size": 0.03,
+            "epochs": 6, "adversarial": "pgd", "adversarial_eps": EPS, "adversarial_steps": 3,
+            "adversarial_step_size": 0.05,
         }  # fmt: skip
     train(model, "digits", lr=0.05, batch_size=64, holdout=0.0, bn_batches=10, **options)
     return model

@@ -100,9 +100,7 @@ def test_a_classic_is_attacked_adaptively_and_audited(name: str) -> None:
         f"{FILE}:{name}", defense="none", data="digits", image_size=32, outputs="logits"
     )
     data = known(model, 6)
-    result = rlskit.attack_adaptively(
-        model, data.limited(3), eps="128/255", steps=2, queries=1, batch_size=2
-    )
+    result = rlskit.attack_adaptively(model, data.limited(2), eps="128/255", steps=2, queries=1)
     assert result.accuracy["clean"].mean == 1
     assert result.accuracy["robust"].mean < 1
     audit = rlskit.audit_model(model, data, steps=2, queries=1, points=1, batch_size=5)

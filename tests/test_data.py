@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import threading
@@ -32,7 +33,7 @@ from rlskit.data import (
     read_classes,
     runs,
 )
-from rlskit.data.arrays import ArrayImages
+from rlskit.data.arrays import ArrayImages, as_pixels
 from rlskit.data.decode import decode, header
 from rlskit.data.fit import fit
 from rlskit.data.named import load_digits
@@ -255,6 +256,21 @@ def test_npz_layouts_mean_the_same(layout: str, tmp_path: Path) -> None:
     data = load(save_npz(tmp_path, x_test=stored, y_test=np.array([2, 0, 1, 0], ">i2")))
     assert torch.equal(data.images(range(4)), torch.tensor(channels_first) / 255)
     assert (data.labels.tolist(), data.classes) == ([2, 0, 1, 0], 3)
+
+
+def test_an_array_is_taken_without_a_copy() -> None:
+    """Whatever its layout: a second gigabyte may be too much."""
+    last = noise(4, 5, 6, 3)
+    for array in (last, last.transpose(0, 3, 1, 2), (last / 255).astype(np.float32)):
+        pixels = as_pixels(array, "x")
+        assert pixels.data_ptr() == array.ctypes.data
+        source = ArrayImages("x", pixels)
+        assert source.read(torch.arange(4)).is_contiguous()
+        digests = [hashlib.sha256() for _ in range(2)]
+        source.feed(digests[0])
+        ArrayImages("x", pixels.contiguous()).feed(digests[1])
+        assert digests[0].digest() == digests[1].digest()
+    assert torch.equal(as_pixels(last[::-1], "x"), as_pixels(last, "x").flip(0))
 
 
 def test_npz_gray_needs_no_channel_axis(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import small_models
-from rlskit import attack, evaluate
+from rlskit import attack
 from rlskit.conversion import convert
 from rlskit.data import load
 from rlskit.defenses import check_effect, draws, training_logits
@@ -221,11 +221,10 @@ def test_sap_falls_to_fresh_draws_on_published_weights() -> None:
         defense="sap", settings={"fraction": 2.0}, image_size=32, mean=MEAN, std=STD,
         weights=SHARED / "checkpoints/cifar10-resnet20.safetensors",
     )  # fmt: skip
-    data = load(f"folder:{SHARED / 'data/cifar10-subset'}", "test", limit=6)
-    (clean,) = evaluate(model, data, n_samples=20)
-    assert clean.accuracy["clean"].mean > 0.75
+    data = load(f"folder:{SHARED / 'data/cifar10-subset'}", "test", limit=4)
     settings: dict[str, Any] = {"method": "pgd", "eps": 0.031, "steps": 10, "step_size": 0.007}
     result = attack(
-        model, data, **settings, protocol="eot", n_attacked=8, n_samples=20, random_start=False
+        model, data, **settings, protocol="eot", n_attacked=8, n_samples=10, random_start=False
     )
+    assert result.accuracy["clean"].mean > 0.7
     assert result.accuracy["robust"].mean == 0

@@ -8,8 +8,10 @@ import json
 import math
 import os
 import shutil
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from rlskit.results import (
 )
 from rlskit.results.result import Extent, Measure, Timing
 from rlskit.results.words import seen
+from rlskit.storage.files import Pieces, fingerprint, write_tensors
 from rlskit.storage.locks import only_writer
 
 DESIGN = (
@@ -221,6 +224,38 @@ def test_a_journal_takes_over_the_blocks_of_the_same_request(tmp_path: Path) -> 
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert again.get(0, 4) is None
     assert again.get(1, 0) is None
+
+
+def test_of_a_run_on_disk_no_image_is_held(tmp_path: Path) -> None:
+    """Written and read block by block: at most one block's images are in memory."""
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    on_disk, in_memory = Journal(tmp_path, {}), Journal(None, {})
+    for first in (4, 0, 2):
+        some = images[first : first + 2].clone()
+        for one in (on_disk, in_memory):
+            one.put(0, first, block(first, [0, 1], [0, 1], [0, 1]) | {"adversarial": some})
+    held = weakref.ref(some)
+    again = Journal(tmp_path, {})
+    assert all(again.get(0, first) for first in (0, 2, 4))
+    del one, in_memory, some
+    assert held() is None
+    for found in (on_disk, again):
+        numbers = 0
+        for name in found.names:
+            numbers += found.column(name, 0).nbytes
+        assert numbers / 6 < 120  # bytes of an image, whose pixels would be 256 more
+        whole = Pieces(images.dtype, tuple(images.shape), partial(found.pieces, "adversarial", 0))
+        assert fingerprint({"x": whole}) == fingerprint({"x": images})
+        for name, tensor in {"pieces": whole, "one": images}.items():
+            write_tensors(tmp_path / name, {"b": torch.ones(2), "x": tensor}, {}, force=True)
+        assert (tmp_path / "pieces").read_bytes() == (tmp_path / "one").read_bytes()
+        alive = []
+        for piece in found.pieces("adversarial", 0):
+            alive.append(weakref.ref(piece))
+            assert sum(one() is not None for one in alive) <= 2  # the last one, and this
+    (tmp_path / "blocks" / "0-2.safetensors").unlink()
+    with pytest.raises(RequestError, match=r"0-2\.safetensors is not a readable"):
+        list(on_disk.pieces("adversarial", 0))
 
 
 @pytest.mark.parametrize("length", [0, 7, 100, -1])

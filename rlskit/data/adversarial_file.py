@@ -22,6 +22,7 @@ from rlskit.data.classes import MOST_CLASSES
 from rlskit.documents import OPTIONAL, Count, from_json, to_json
 from rlskit.errors import RequestError, reason
 from rlskit.pixels import check_images
+from rlskit.storage.files import Pieces
 from rlskit.storage.sealed import read_sealed, write_sealed
 
 FORMAT = "rlskit.adversarial/2"
@@ -77,18 +78,22 @@ class SavedAdversarial:
 
 
 def write_adversarial(
-    path: Path, images: Tensor, labels: Tensor, indices: Tensor, about: Mapping[str, Any]
+    path: Path,
+    images: Tensor | Pieces,
+    labels: Tensor,
+    indices: Tensor,
+    about: Mapping[str, Any],
 ) -> None:
     """Write adversarial images, replacing the file if it is there.
 
     Args:
         path: The file.
-        images: `[n, C, H, W]` in [0, 1].
+        images: Float32 `[n, C, H, W]` in [0, 1].
         labels: Long `[n]`.
         indices: In the whole data set, long `[n]`.
         about: The fields of `SavedFacts`.
     """
-    tensors = {"images": images.float(), "labels": labels, "indices": indices}
+    tensors = {"images": images, "labels": labels, "indices": indices}
     write_sealed(path, tensors, {"format": FORMAT, **to_json(about)})
 
 

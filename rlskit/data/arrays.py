@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ROUNDING = 1e-3
+_AT_ONCE = 1024  # images that are copied or looked at, where one copy of all would be a second
 
 SPLITS = ("train", "test")
 
@@ -29,7 +30,7 @@ class ArrayImages:
 
     Attributes:
         name: Whose images they are, for messages.
-        pixels: `[N, C, H, W]`, uint8, or float32 in [0, 1].
+        pixels: `[N, C, H, W]`, uint8, or float32 in [0, 1], of any memory layout.
         target: `(C, H, W)` that the images are brought to; None for their own.
     """
 
@@ -53,7 +54,7 @@ class ArrayImages:
 
     def read(self, indices: Tensor) -> Tensor:
         """Return those images, float32 `[b, C, H, W]` in [0, 1]."""
-        images = self.pixels[indices]
+        images = self.pixels[indices].contiguous()
         if images.dtype == torch.uint8:
             images = images.float().div_(255)
         return fit(images, self.shape)
@@ -83,7 +84,8 @@ class ArrayImages:
     def feed(self, digest: hashlib._Hash) -> None:
         """Add the type, the shape and the bytes of the stored pixels to `digest`."""
         digest.update(f"{self.pixels.dtype} {tuple(self.pixels.shape)}".encode())
-        digest.update(self.pixels.contiguous().view(-1).numpy().data)
+        for some in self.pixels.split(_AT_ONCE):
+            digest.update(some.contiguous().view(-1).numpy().data)
 
 
 def check_split(name: str, split: str) -> None:
@@ -114,9 +116,14 @@ def as_pixels(images: Any, what: str) -> Tensor:
     elif _channels_last(array.shape, what):
         array = array.transpose(0, 3, 1, 2)
     if array.dtype == np.uint8:
-        return torch.from_numpy(np.ascontiguousarray(array))
+        return _as_tensor(array)
     _check_unit_range(array, what)
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    return _as_tensor(array.astype(np.float32, copy=False))
+
+
+def _as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """Return an array as a tensor, uncopied where torch can: it knows no step backwards."""
+    return torch.from_numpy(array if min(array.strides) >= 0 else array.copy())
 
 
 def _channels_last(shape: tuple[int, ...], what: str) -> bool:
@@ -132,7 +139,8 @@ def _channels_last(shape: tuple[int, ...], what: str) -> bool:
 
 
 def _check_unit_range(array: np.ndarray[Any, Any], what: str) -> None:
-    if not np.isfinite(array).all():
+    some = range(0, len(array), _AT_ONCE)
+    if not all(np.isfinite(array[i : i + _AT_ONCE]).all() for i in some):
         raise RequestError(f"{what} holds NaN or infinite pixels")
     low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
     if low < 0 or high > 1:

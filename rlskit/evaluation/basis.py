@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from rlskit.results import ADVERSARIAL, Journal, Result, summary
 from rlskit.results.abstained import abstention
 from rlskit.results.result import AttackFacts, CheckpointFacts, ImageFacts, ModelFacts
 from rlskit.stats import lower_bound
+from rlskit.storage.files import Pieces
 from rlskit.threat.adaptive import CLEAN, PROTOCOL
 
 A_FEW = 0.01
@@ -228,10 +230,12 @@ def _write_adversarial(basis: Basis, journal: Journal) -> None:
     }
     if basis.paths is not None:
         about["paths"] = basis.paths
-    images, labels = (journal.column(name, 0) for name in ("adversarial", "label"))
-    write_adversarial(
-        journal.folder / ADVERSARIAL, images, labels, torch.tensor(basis.index), about
-    )
+    indices = torch.tensor(basis.index)
+    read = partial(journal.pieces, "adversarial", 0)
+    one = next(read())
+    images = Pieces(one.dtype, (len(indices), *one.shape[1:]), read)
+    path, labels = journal.folder / ADVERSARIAL, journal.column("label", 0)
+    write_adversarial(path, images, labels, indices, about)
 
 
 def _result(

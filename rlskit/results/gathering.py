@@ -25,19 +25,36 @@ _OF_THE_PLACE = ("path", "hints")
 
 
 @dataclass(frozen=True)
+class Left:
+    """A block that is as its shard left it.
+
+    Attributes:
+        file: Where it is; all blocks of a run may not fit memory.
+        index: Its images, `[B]`.
+    """
+
+    file: Path
+    index: Tensor
+
+    def read(self) -> Block:
+        """Return its columns."""
+        return read_sealed(self.file, BLOCK)[1]
+
+
+@dataclass(frozen=True)
 class Gathered(Generic[T]):
     """What the shards of one run have left.
 
     Attributes:
         request: What was asked for.
         basis: What the end of the run needs beside the blocks.
-        blocks: (repeat, first image) -> the columns.
+        blocks: (repeat, first image) -> the block.
         images: First image of a block -> the digest of its images.
     """
 
     request: dict[str, Any]
     basis: T
-    blocks: dict[tuple[int, int], Block]
+    blocks: dict[tuple[int, int], Left]
     images: dict[int, str]
 
 
@@ -94,11 +111,13 @@ def gather(folders: Sequence[Path], kind: type[T]) -> Gathered[T]:
     except ValueError as error:
         raise RequestError(f"{first[0]}: what its shards note is damaged ({error})") from error
     request = _request(folders[0])
-    blocks: dict[tuple[int, int], Block] = {}
+    blocks: dict[tuple[int, int], Left] = {}
     images: dict[int, str] = {}
     for folder, note in notes:
-        for key, block in _blocks(folder, note, digest(request)):
-            _require_same(blocks.setdefault(key, block), block, folder, key)
+        for key, file, block in _blocks(folder, note, digest(request)):
+            if key in blocks:
+                _require_same(blocks[key].read(), block, folder, key)
+            blocks[key] = Left(file, block.get("index", torch.empty(0)))
             sha = note.blocks[f"{key[0]}-{key[1]}"]
             if images.setdefault(key[1], sha) != sha:
                 raise UntrustedError(f"{folder} holds a block of other images than its fellows")
@@ -118,7 +137,7 @@ def require_all(
     Raises:
         RequestError: One is not there, or there are others.
     """
-    there = {key: len(block.get("index", ())) for key, block in gathered.blocks.items()}
+    there = {key: len(block.index) for key, block in gathered.blocks.items()}
     missing = [key for key in sizes if key not in there]
     if missing:
         raise RequestError(
@@ -127,7 +146,7 @@ def require_all(
             "command as before"
         )
     if there != dict(sizes) or any(
-        not torch.equal(block["index"], torch.arange(first, first + sizes[repeat, first]))
+        not torch.equal(block.index, torch.arange(first, first + sizes[repeat, first]))
         for (repeat, first), block in gathered.blocks.items()
     ):
         raise RequestError("there are blocks of other images than the run's; run its shards again")
@@ -154,7 +173,9 @@ def _request(folder: Path) -> dict[str, Any]:
     return request
 
 
-def _blocks(folder: Path, note: ShardNote, wanted: str) -> Iterator[tuple[tuple[int, int], Block]]:
+def _blocks(
+    folder: Path, note: ShardNote, wanted: str
+) -> Iterator[tuple[tuple[int, int], Path, Block]]:
     """Yield the blocks of a shard that are as it left them; those that are not are missing."""
     for stem, images in note.blocks.items():
         repeat, _, first = stem.partition("-")
@@ -169,7 +190,7 @@ def _blocks(folder: Path, note: ShardNote, wanted: str) -> Iterator[tuple[tuple[
             "first": int(first),
         }:  # fmt: skip
             raise RequestError(f"{file} is a block of another run, or of other images")
-        yield (int(repeat), int(first)), block
+        yield (int(repeat), int(first)), file, block
 
 
 def _require_same(one: Block, other: Block, folder: Path, key: tuple[int, int]) -> None:

@@ -125,7 +125,10 @@ def _is_shuffled(request: Mapping[str, Any]) -> bool:
 
 
 class Journal:
-    """The finished blocks of one run, in memory and, given a folder, on disk.
+    """The finished blocks of one run, on disk if it has a folder.
+
+    Of those on disk, memory holds the numbers (some 100 bytes per image and attack, of which every
+    end of a run needs all), and of none the images.
 
     Args:
         folder: The run's folder; None keeps the blocks in memory only. The blocks of an earlier run
@@ -175,14 +178,15 @@ class Journal:
     def get(self, repeat: int, first: int) -> dict[str, Tensor] | None:
         """Return the block that starts at image `first`, if it is finished, whole and this run's.
 
-        Any other is computed again, never counted.
+        It is given without its images, for which see `pieces`. Any other block is computed again,
+        never counted.
         """
         if self.folder is not None and (repeat, first) not in self._blocks:
             file = self._file(repeat, first)
             if not file.exists():
                 return None
             try:
-                self._blocks[repeat, first] = self._read(repeat, first)
+                self._keep(repeat, first, self._read(repeat, first))
             except RequestError as error:
                 _LOG.warning("%s; it is computed again", error)
         return self._blocks.get((repeat, first))
@@ -190,9 +194,14 @@ class Journal:
     def put(self, repeat: int, first: int, block: dict[str, Tensor]) -> None:
         """Note a finished block; on disk it is whole or not there."""
         block = {name: tensor.detach().cpu().contiguous() for name, tensor in block.items()}
-        self._blocks[repeat, first] = block
         if self.folder is not None:
             write_sealed(self._file(repeat, first), block, self._about(repeat, first))
+        self._keep(repeat, first, block)
+
+    def _keep(self, repeat: int, first: int, block: dict[str, Tensor]) -> None:
+        """Hold a block in memory; its images only where they are nowhere else."""
+        small = {name: one for name, one in block.items() if one.ndim <= 2 or self.folder is None}
+        self._blocks[repeat, first] = small
 
     def _read(self, repeat: int, first: int) -> dict[str, Tensor]:
         """Read a block.
@@ -228,6 +237,16 @@ class Journal:
         """Return one column of a repeat over all images, in the order of the blocks."""
         keys = sorted(key for key in self._blocks if key[0] == repeat)
         return torch.cat([self._blocks[key][name] for key in keys])
+
+    def pieces(self, name: str, repeat: int) -> Iterator[Tensor]:
+        """Yield a column of a repeat block by block, as together they may not fit memory.
+
+        Raises:
+            RequestError: A block is no longer there, or was changed.
+        """
+        for key in sorted(key for key in self._blocks if key[0] == repeat):
+            held = self._blocks[key]
+            yield held[name] if name in held else self._read(*key)[name]
 
     def total(self, name: str) -> float:
         """Return the sum of a column over all blocks and repeats."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from rlskit.errors import RequestError
 from rlskit.storage.locks import locked
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _SAFETENSORS_DTYPES = {
@@ -95,6 +98,21 @@ def _sweep(folder: Path) -> None:
                 path.unlink()
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """A tensor that is read in pieces along its first axis, as it may not fit memory.
+
+    Attributes:
+        dtype: Of all pieces.
+        shape: Of the whole.
+        read: Gives the pieces in their order, whenever it is called.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Iterable[Tensor]]
+
+
 CHECKSUM = "0" * 64
 """Stands for a sha256 that is not known yet."""
 
@@ -107,7 +125,7 @@ def write_text(path: Path, text: str, *, force: bool) -> None:
 
 def write_tensors(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | Pieces],
     metadata: Mapping[str, str],
     *,
     force: bool,
@@ -132,14 +150,14 @@ def write_tensors(
             safetensors files do not hold.
     """
     # Wide types first, so that every tensor is aligned in a file that is mapped into memory.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name in names:
         tensor, start = tensors[name], end
         if str(tensor.dtype) not in _SAFETENSORS_DTYPES:
             raise RequestError(f"{name} is of {tensor.dtype}, which no safetensors file can hold")
-        end += tensor.numel() * tensor.element_size()
+        end += math.prod(tensor.shape) * tensor.dtype.itemsize
         header[name] = {
             "dtype": _SAFETENSORS_DTYPES[str(tensor.dtype)],
             "shape": list(tensor.shape),
@@ -150,7 +168,9 @@ def write_tensors(
     with replacing(path, force=force) as temporary, temporary.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name in names:
-            file.write(tensor_bytes(tensors[name]))
+            for piece in _pieces(tensors[name]):
+                file.write(tensor_bytes(piece))
+        assert file.tell() == 8 + len(encoded) + end
         if checksum is not None:
             file.flush()
             os.fsync(file.fileno())  # the disk is busy while the checksum is made
@@ -166,13 +186,18 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+def _pieces(tensor: Tensor | Pieces) -> Iterable[Tensor]:
+    return tensor.read() if isinstance(tensor, Pieces) else (tensor,)
+
+
+def fingerprint(tensors: Mapping[str, Tensor | Pieces]) -> str:
     """Return the sha256 over (name, dtype, shape, bytes) of the tensors, by order of name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-        digest.update(tensor_bytes(tensor))
+        for piece in _pieces(tensor):
+            digest.update(tensor_bytes(piece))
     return digest.hexdigest()
 
 

@@ -17,10 +17,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rlskit.errors import RequestError, reason
-from rlskit.storage.files import fingerprint, parse_json, write_tensors
+from rlskit.storage.files import Pieces, fingerprint, parse_json, write_tensors
 
 
-def write_sealed(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def write_sealed(
+    path: Path, tensors: Mapping[str, Tensor | Pieces], about: Mapping[str, Any]
+) -> None:
     """Write tensors and what they claim to be, replacing the file if it is there.
 
     Args:
@@ -58,5 +60,5 @@ def read_sealed(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor
     return about, tensors
 
 
-def _seal(text: str, tensors: Mapping[str, Tensor]) -> str:
+def _seal(text: str, tensors: Mapping[str, Tensor | Pieces]) -> str:
     return hashlib.sha256(f"{text}|{fingerprint(tensors)}".encode()).hexdigest()
