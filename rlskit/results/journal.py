@@ -200,8 +200,9 @@ class Journal:
 
     def _keep(self, repeat: int, first: int, block: dict[str, Tensor]) -> None:
         """Hold a block in memory; its images only where they are nowhere else."""
-        small = {name: one for name, one in block.items() if one.ndim <= 2 or self.folder is None}
-        self._blocks[repeat, first] = small
+        if self.folder is not None:
+            block = {name: one for name, one in block.items() if one.ndim < 4}
+        self._blocks[repeat, first] = block
 
     def _read(self, repeat: int, first: int) -> dict[str, Tensor]:
         """Read a block.
@@ -235,8 +236,7 @@ class Journal:
 
     def column(self, name: str, repeat: int) -> Tensor:
         """Return one column of a repeat over all images, in the order of the blocks."""
-        keys = sorted(key for key in self._blocks if key[0] == repeat)
-        return torch.cat([self._blocks[key][name] for key in keys])
+        return torch.cat(list(self.pieces(name, repeat)))
 
     def pieces(self, name: str, repeat: int) -> Iterator[Tensor]:
         """Yield a column of a repeat block by block, as together they may not fit memory.
