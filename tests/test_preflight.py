@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def run(model: BankedModel, attack: PreparedAttack, view: nn.Module | None = Non
 )
 def test_an_honest_model_passes_with_every_attack(method: str, engine: str) -> None:
     # AutoAttack spends thousands of queries on what it cannot fool
-    options = {"eps": 0.5} if method == "autoattack" else {}
+    options: dict[str, Any] = {"eps": 0.5} if method == "autoattack" else {}
     run(small_models.model(2), prepare(method, engine=engine, **options))
 
 

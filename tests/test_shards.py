@@ -220,7 +220,7 @@ def test_what_is_missing_is_named_and_done_by_the_same_command(
     merge([out])
     with pytest.raises(RequestError, match="holds a finished run"):
         merge([out])
-    with pytest.raises(RequestError, match="run lies in .*, whose run `force` removes"):
+    with pytest.raises(RequestError, match=r"run lies in .*, whose run `force` removes"):
         merge([out], out=tmp_path, force=True)
     before = written(out)
     merge([out], force=True)

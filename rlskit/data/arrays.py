@@ -84,7 +84,7 @@ class ArrayImages:
     def feed(self, digest: hashlib._Hash) -> None:
         """Add the type, the shape and the bytes of the stored pixels to `digest`."""
         digest.update(f"{self.pixels.dtype} {tuple(self.pixels.shape)}".encode())
-        for some in self.pixels.split(_AT_ONCE):
+        for some in torch.split(self.pixels, _AT_ONCE):
             digest.update(some.contiguous().view(-1).numpy().data)
 
 

@@ -95,7 +95,10 @@ class FolderImages:
         if shape[0] != 3:  # 1 and 3 channels both become 3: no need to look
             for path, (channels, _, _) in zip(self.paths, self._headers, strict=True):
                 check_channels(f"{self.name} ({path})", channels, shape[0])
-        return dataclasses.replace(self, target=shape)
+        found = dataclasses.replace(self, target=shape)
+        if "_headers" in vars(self):
+            vars(found)["_headers"] = self._headers  # the same files: no need to look again
+        return found
 
     def sizes(self) -> Counter[tuple[int, int]]:
         """Return how many images are stored with each height and width."""

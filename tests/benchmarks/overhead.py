@@ -86,8 +86,10 @@ def measured(kind: str, count: int) -> dict[str, float]:
     torch.nn.Module.__call__ = passes.around(torch.nn.Module.__call__)  # type: ignore[method-assign]
     torch.autograd.grad = passes.around(torch.autograd.grad)
 
+    some = {n: images(n) for n in (1, count)}
+
     def run(count: int) -> float:
-        pixels, labels = images(count)
+        pixels, labels = some[count]
         data = Data("noise", "test", tuple("0123456789"), labels, ArrayImages("noise", pixels))
         start = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
@@ -95,8 +97,8 @@ def measured(kind: str, count: int) -> dict[str, float]:
             if kind == "eval":
                 rlskit.evaluate(network, data, **options)
             else:
-                saved = {"save_adversarial": kind == "saved"}
-                rlskit.attack(network, data, method="pgd", eps=0.1, steps=10, **saved, **options)
+                options |= {"save_adversarial": kind == "saved", "eps": 0.1, "steps": 10}
+                rlskit.attack(network, data, method="pgd", **options)
         return time.process_time() - start
 
     first, before, passes.seconds = run(1), peak(), 0.0
@@ -108,12 +110,11 @@ def measured(kind: str, count: int) -> dict[str, float]:
 
 def started(kind: str, path: str) -> dict[str, float]:
     """Read images as an evaluation does before its first block; return time and memory."""
-    import torch  # noqa: F401
-
     from rlskit.data import load
 
+    pixels = model().card.pixels
     before, wall, start = peak(), time.perf_counter(), time.process_time()
-    data = load(path, "test").adapted(model().card.pixels, 10)
+    data = load(path, "test").adapted(pixels, 10)
     len(data.sha256), data.alterations
     seconds = time.process_time() - start
     return {"seconds": seconds, "wall": time.perf_counter() - wall, "growth": peak() - before}
@@ -156,7 +157,7 @@ def runs(kinds: Sequence[str], counts: Sequence[int]) -> None:
         few, many = min(counts), max(counts)
         if few < many:
             more = (found[many]["growth"] - found[few]["growth"]) * MEBIBYTE / (many - few)
-            # the images themselves are 1,024 and adversarial ones 4,096
+            # an image itself has 1,024 and as an adversarial one 4,096
             print(f"{kind:6} memory per further image: {more:.0f} bytes  {verdict(more < 500)}")
 
 
@@ -175,8 +176,8 @@ def main() -> None:
     runs(options.kinds, options.images)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        side = int(NPZ_MIB * MEBIBYTE / 28 / 28 / 3)
-        for layout, shape in (("NCHW", (side, 3, 28, 28)), ("NHWC", (side, 28, 28, 3))):
+        side = NPZ_MIB * MEBIBYTE // 32**2
+        for layout, shape in (("NCHW", (side, 1, 32, 32)), ("NHWC", (side, 32, 32, 1))):
             file = folder / f"{layout}.npz"
             np.savez(file, x_test=np.zeros(shape, np.uint8), y_test=np.arange(side) % 10)
             one = child("npz", f"npz:{file}")
