@@ -1,6 +1,6 @@
 """What an evaluation costs beside forwards and backwards: processor time, memory, and the start.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/overhead.py [--images 1000 20000] [--files 20000]
+    OMP_NUM_THREADS=1 python tests/benchmarks/overhead.py [--images 1000 10000 20000] [--files 20000]
 
 Each line is a process of its own, on a LeNet and 32 x 32 images; the last word says whether the
 target is met. Times are of the processor, so that neighbours do not count, but for the one called
@@ -154,8 +154,8 @@ def runs(kinds: Sequence[str], counts: Sequence[int]) -> None:
                 f"{one['seconds']:.1f} s, {share:.1%} beside passes, "
                 f"memory +{one['growth']:.0f} MiB  {verdict(share < MOST_BESIDE)}", flush=True,
             )  # fmt: skip
-        few, many = min(counts), max(counts)
-        if few < many:
+        *_, few, many = 0, *sorted(counts)  # the first thousands are warm-up
+        if few:
             more = (found[many]["growth"] - found[few]["growth"]) * MEBIBYTE / (many - few)
             # an image itself has 1,024 and as an adversarial one 4,096
             print(f"{kind:6} memory per further image: {more:.0f} bytes  {verdict(more < 500)}")
@@ -163,7 +163,7 @@ def runs(kinds: Sequence[str], counts: Sequence[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, nargs="+", default=[1000, 20000])
+    parser.add_argument("--images", type=int, nargs="+", default=[1000, 10000, 20000])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--files", type=int, default=20000)
     parser.add_argument("--child", nargs=2)
