@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rlskit.documents import to_json as json_values
@@ -15,6 +16,7 @@ from rlskit.recipes.stages import Stage
 from rlskit.report import Grid
 from rlskit.results import Result, read_results
 from rlskit.results.comparing import hidden_among
+from rlskit.results.comparison import Fallen
 from rlskit.results.result import Measure
 from rlskit.results.verdict import Verdict
 from rlskit.results.words import figures, number, protocol, seen
@@ -40,6 +42,11 @@ class Cell:
     column: Column
     result: Result | None
     paper: float | str | None
+
+    @property
+    def name(self) -> str:
+        """What it is called: `ROW/COLUMN`, as its stage."""
+        return f"{self.row.name}/{self.column.name}"
 
     @property
     def value(self) -> Accuracy | Measure | None:
@@ -87,11 +94,17 @@ def grid(recipe: Recipe, folder: Path, is_finished: IsFinished) -> Grid:
 
 
 def to_json(
-    recipe: Recipe, folder: Path, is_finished: IsFinished, verdicts: Sequence[Verdict] = ()
+    recipe: Recipe,
+    folder: Path,
+    is_finished: IsFinished,
+    verdicts: Sequence[Verdict] = (),
+    fallen: Mapping[str, Sequence[Fallen]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return all rows with their cells, the paper's numbers and whole results; verdicts; commands.
 
-    `hidden` has a sentence for each attack of a row under both `known` and `eot`.
+    `hidden` has a sentence for each attack of a row under both `known` and `eot`; `fallen` the
+    images of a cell that the baseline's model was right on, and this one is not; null where
+    nothing tells.
     """
     rows = [
         {
@@ -106,6 +119,7 @@ def to_json(
                     "value": json_values(cell.value),
                     "paper": cell.paper,
                     "result": None if cell.result is None else cell.result.to_json(),
+                    "fallen": json_values(fallen.get(cell.name)),
                 }
                 for cell in line
             ],

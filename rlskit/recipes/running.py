@@ -24,8 +24,10 @@ from pathlib import Path
 
 from rlskit.audit import AuditResult
 from rlskit.errors import RequestError, UntrustedError
+from rlskit.recipes.against import NOTHING, Beside, beside
 from rlskit.recipes.audited import audit_sentence, forget_audits, read_audit
-from rlskit.recipes.cells import cells, grid, to_json
+from rlskit.recipes.beforehand import Held, check_comparable, required
+from rlskit.recipes.cells import Cell, cells, grid, to_json
 from rlskit.recipes.checking import check_options
 from rlskit.recipes.judging import NOT_AUDITED, NOT_MEASURED, verdicts
 from rlskit.recipes.looks import OVER
@@ -34,7 +36,7 @@ from rlskit.recipes.stages import AUDIT, Stage
 from rlskit.recipes.staging import Execute, StageError, is_finished, run_stage, state_of, tidy
 from rlskit.recipes.trust import require_trust
 from rlskit.report import REPORTS, Origin, markdown_grid, read_reported, write_reports
-from rlskit.results import NOT_MET, RESULTS, gate_sentence, read_results
+from rlskit.results import NOT_MET, RESULTS, gate_sentence, read_results, unconfirmed
 from rlskit.results.verdict import PASS, UNTRUSTED, Verdict
 from rlskit.storage.files import parse_json, write_text
 from rlskit.storage.locks import LOCK, only_writer
@@ -61,6 +63,7 @@ class Outcome:
         not_met: Likewise for each that was not, or failed.
         verdicts: What became of the recipe's gates; those of cells that are not measured are
             undecided, and do not make `code` 1 where `only` left them out.
+        beside: Its cells beside the baseline's.
     """
 
     recipe: Recipe
@@ -69,6 +72,7 @@ class Outcome:
     met: tuple[str, ...] = ()
     not_met: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    beside: Beside = NOTHING
 
 
 def run(
@@ -116,10 +120,11 @@ def run(
         for name in (RESULTS, *REPORTS):  # a run that fails leaves none of an earlier one
             (folder / name).unlink(missing_ok=True)
         forget_audits(recipe.stages, folder)
-        untrusted = {}
+        held, untrusted = required(recipe), {}
         for number, stage in enumerate(chosen, 1):
             try:
                 if stage.about not in untrusted:  # else there is nothing to audit
+                    held = _checked(stage, recipe, folder, held)
                     _bring_up_to_date(stage, folder, execute, f"[{number}/{len(chosen)}]", note)
             except StageError as error:
                 if error.exit_code != UntrustedError.exit_code or not recipe.gated(stage):
@@ -130,7 +135,7 @@ def run(
         table = markdown_grid(grid(recipe, folder, is_finished))
         write_text(folder / "table.md", table, force=True)
         found = _outcome(recipe, folder, chosen, untrusted)
-        document = to_json(recipe, folder, is_finished, found.verdicts)
+        document = to_json(recipe, folder, is_finished, found.verdicts, found.beside.fallen)
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         write_text(folder / RESULTS, text, force=True)
         write_reports(read_reported(folder), folder, _origin(recipe))
@@ -202,6 +207,19 @@ def _bring_up_to_date(
     run_stage(stage, folder, execute)
 
 
+def _checked(stage: Stage, recipe: Recipe, folder: Path, held: Held) -> Held:
+    """Return what of a baseline is not looked at yet, once the model of a stage is there.
+
+    Raises:
+        RequestError: Something of it is not what the model's cells will be measured on.
+    """
+    if stage.command == "convert":
+        return held
+    own = {one.name: one for one in recipe.stages if one.origin == stage.origin}
+    check_comparable([one for one in own.values() if one.name in held], folder, held)
+    return {name: one for name, one in held.items() if name not in own}
+
+
 def _outcome(
     recipe: Recipe, folder: Path, stages: Sequence[Stage], untrusted: Mapping[str, str]
 ) -> Outcome:
@@ -220,9 +238,13 @@ def _outcome(
             gates[False].append(f"{stage.name}: gate not met")
     audits = _audits(recipe, folder)
     failed = {about: audit_sentence(one) for about, one in audits.items() if one and not one.passed}
+    lines = cells(recipe, folder, is_finished)
+    why = {**_unconfirmed(recipe, folder, lines), **failed, **untrusted}
+    dropping = {one.name for one in recipe.stages if recipe.drops(one) and one.name not in why}
+    compared = beside(lines, folder, recipe.baseline, dropping)
     found = verdicts(
-        recipe.gates, cells(recipe, folder, is_finished), folder=folder, baseline=recipe.baseline,
-        untrusted={**failed, **untrusted}, stages=[stage.name for stage in recipe.stages],
+        recipe.gates, lines, pairs=compared.pairs, untrusted=why,
+        stages=[stage.name for stage in recipe.stages],
         over={
             stage.name: stage.budget.text
             for stage in recipe.stages
@@ -243,7 +265,20 @@ def _outcome(
     code = int(bool(gates[False]) or any(one.verdict != PASS for one in deciding))
     if failed or any(one.verdict == UNTRUSTED for one in found):
         code = UntrustedError.exit_code
-    return Outcome(recipe, folder, code, tuple(gates[True]), tuple(gates[False]), found)
+    return Outcome(
+        recipe, folder, code, tuple(gates[True]), tuple(gates[False]), found, compared
+    )
+
+
+def _unconfirmed(recipe: Recipe, folder: Path, lines: Sequence[Sequence[Cell]]) -> dict[str, str]:
+    """Return why numbers that a gate looks at are not what was measured: `ROW/COLUMN` -> it."""
+    found = {
+        cell.name: unconfirmed(cell.result, folder / cell.name)
+        for cell in (cell for line in lines for cell in line)
+        if cell.result is not None
+        and any(gate.is_about(cell.row.name, cell.column.name) for gate in recipe.gates)
+    }
+    return {name: why for name, why in found.items() if why}
 
 
 def _audits(recipe: Recipe, folder: Path) -> dict[str, AuditResult | None]:

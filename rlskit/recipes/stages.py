@@ -62,6 +62,11 @@ class Stage:
         return self if self.needs is None else self.needs.converted
 
     @property
+    def origin(self) -> str:
+        """What tells its model from others: the `convert` that made it, or a checkpoint's path."""
+        return self.converted.name if self.checkpoint is None else self.checkpoint
+
+    @property
     def cell(self) -> Path | None:
         """The folder that it writes; None where it makes a model, or a file beside a cell."""
         return self.output.parent if self.command in MEASURING else None

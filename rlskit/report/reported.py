@@ -13,6 +13,7 @@ from rlskit.audit.audit_result import AuditResult
 from rlskit.documents import from_json
 from rlskit.errors import RequestError, reason
 from rlskit.results import RESULTS, Finished, Result, read_results, read_run
+from rlskit.results.comparison import Fallen
 from rlskit.results.reading import read_json, results_in
 from rlskit.results.result import Measure
 from rlskit.results.verdict import Verdict
@@ -40,6 +41,7 @@ class Measured:
         others: Further results of the same command, such as smaller budgets or fewer draws.
         paper: What a paper has there; None where it has nothing.
         folder: With the per-image table and the images; None where that is not known.
+        fallen: The images that newly fall against a baseline.
     """
 
     column: str
@@ -49,6 +51,7 @@ class Measured:
     others: tuple[Result, ...] = ()
     paper: float | str | None = None
     folder: Path | None = None
+    fallen: tuple[Fallen, ...] = ()
 
     @property
     def value(self) -> Accuracy | Measure | None:
@@ -135,6 +138,7 @@ class _Cell:
     show: str
     paper: float | str | None
     result: dict[str, Any] | None
+    fallen: tuple[Fallen, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -244,7 +248,9 @@ def _cell(cell: _Cell, folder: Path | None, file: Path) -> Measured:
             with suppress(RequestError):
                 *rest, last = read_results(folder / RESULTS)
                 others = tuple(rest) if last == result else ()
-    return Measured(cell.column, cell.label, cell.show, result, others, cell.paper, folder)
+    return Measured(
+        cell.column, cell.label, cell.show, result, others, cell.paper, folder, cell.fallen or ()
+    )
 
 
 def _below(folder: Path, *names: str) -> Path | None:
