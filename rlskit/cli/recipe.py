@@ -6,6 +6,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ import typer
 from rlskit.cli import complete
 from rlskit.cli.ending import check_values
 from rlskit.cli.flags import OUTPUT, ProgressOption, QuietOption, one_of, under
-from rlskit.cli.forecast import said
+from rlskit.cli.forecast import forecast_run, said
 from rlskit.cli.show import check_json, note, print_table, say
 from rlskit.errors import RequestError
 from rlskit.text import printable
@@ -89,6 +90,7 @@ def run(
     done = recipes.run(
         recipe, execute=execute, check=check, takes=taken(), sets=sets or (), only=only, out=out,
         trust=trust, note=lambda line: note(line, quiet=quiet),
+        ahead=None if quiet else partial(forecast_run, execute=_executor(quiet=True)),
     )  # fmt: skip
     text = (done.folder / "results.json").read_text(encoding="utf-8")
     if json_to == "-":
@@ -107,6 +109,8 @@ def run(
         note(sentence, loud=True)
     for verdict in done.verdicts:
         note(verdict.sentence, loud=True)
+    for line in done.beside.sentences:
+        note(line, quiet=quiet)
     if done.code == 0 and any(verdict.verdict != PASS for verdict in done.verdicts):
         note("what --only left out decides nothing: this is no run that passed", loud=True)
     if output_format == "github":

@@ -2,7 +2,7 @@
 
 from rlskit.recipes.baseline import export_baseline
 from rlskit.recipes.cells import grid, to_json
-from rlskit.recipes.cost import Cost, Estimate, estimate, estimate_of, foreseen
+from rlskit.recipes.cost import Cost, Estimate, estimate, estimate_of, foreseen, foreseen_run
 from rlskit.recipes.drafting import JOBS, LIMITS, Start, affordable, draft, job
 from rlskit.recipes.recipe import COMMANDS, Column, Recipe, Row, load
 from rlskit.recipes.running import Outcome, check_stages, command_line, default_folder, run, select
@@ -34,6 +34,7 @@ __all__ = [
     "estimate_of",
     "export_baseline",
     "foreseen",
+    "foreseen_run",
     "found",
     "grid",
     "is_finished",

@@ -34,7 +34,11 @@ class Beside:
 
     @property
     def sentences(self) -> Iterator[str]:
-        """Yield why cells are not held against the baseline, for people."""
+        """Yield how many images newly fall where, and why what is not compared, for people."""
+        for name, images in self.fallen.items():
+            if images:
+                many = f"{len(images):,} image{'s'[: len(images) != 1]}"
+                yield f"{name}: {many} newly fall against the baseline, named in the report"
         for name, why in self.left_out.items():
             yield f"{name} is not held against the baseline: {why}"
 

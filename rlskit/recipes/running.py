@@ -48,6 +48,9 @@ _FORMAT = "rlskit.recipe-run/1"
 Check = Callable[[list[str]], None]
 """Raises `RequestError` where a command line is none that rlskit understands."""
 
+Ahead = Callable[[Sequence[Stage], int, Path], None]
+"""Told what is to run before it does; see `run`."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -86,6 +89,7 @@ def run(
     out: str | Path | None = None,
     trust: bool = False,
     note: Callable[[str], None] = lambda _: None,
+    ahead: Ahead | None = None,
 ) -> Outcome:
     """Run a recipe; a second run of the same goes on where the first one ended.
 
@@ -102,6 +106,8 @@ def run(
         out: Folder of the run; by default `default_folder`.
         trust: Run the code that the recipe names; without it, only what `sets` names.
         note: Told what happens, a line at a time.
+        ahead: Called before the first stage with those that are to run, the number of those that
+            are up to date, and the folder.
 
     Raises:
         RequestError: The recipe, a change, `only` or the folder is wrong, or the recipe names code
@@ -121,6 +127,9 @@ def run(
             (folder / name).unlink(missing_ok=True)
         forget_audits(recipe.stages, folder)
         held, untrusted = required(recipe), {}
+        if ahead is not None:
+            to_run = [stage for stage in chosen if not is_finished(stage, folder)]
+            ahead(to_run, len(chosen) - len(to_run), folder)
         for number, stage in enumerate(chosen, 1):
             try:
                 if stage.about not in untrusted:  # else there is nothing to audit
@@ -265,9 +274,7 @@ def _outcome(
     code = int(bool(gates[False]) or any(one.verdict != PASS for one in deciding))
     if failed or any(one.verdict == UNTRUSTED for one in found):
         code = UntrustedError.exit_code
-    return Outcome(
-        recipe, folder, code, tuple(gates[True]), tuple(gates[False]), found, compared
-    )
+    return Outcome(recipe, folder, code, tuple(gates[True]), tuple(gates[False]), found, compared)
 
 
 def _unconfirmed(recipe: Recipe, folder: Path, lines: Sequence[Sequence[Cell]]) -> dict[str, str]:
