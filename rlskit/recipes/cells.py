@@ -77,6 +77,13 @@ class Cell:
         count = 1 if self.column.show.endswith("_gibbs") else self.result.n_samples
         return view, f"N={count}"
 
+    @property
+    def view(self) -> str | None:
+        """The protocol for people, which calls a white-box attack one; None without a number."""
+        if self.facts is None or self.result is None:
+            return None
+        return "clean" if self.facts[0] == "clean" else seen(self.result)
+
 
 def grid(recipe: Recipe, folder: Path, is_finished: IsFinished) -> Grid:
     """Return the table as text; the shorter of rows and columns goes across."""
@@ -88,9 +95,7 @@ def grid(recipe: Recipe, folder: Path, is_finished: IsFinished) -> Grid:
         for line in found
         for cell in line
     )
-    return Grid(
-        recipe.title, heads, lines, _CAPTION + _LOOKED * shuffled, [*_white_box(found), *notes]
-    )
+    return Grid(recipe.title, heads, lines, _CAPTION + _LOOKED * shuffled, notes)
 
 
 def to_json(
@@ -167,16 +172,6 @@ def _hidden(line: list[Cell]) -> list[str]:
     return hidden_among([cell.result for cell in line if cell.result is not None])
 
 
-def _white_box(lines: list[list[Cell]]) -> list[str]:
-    """Return a sentence on the rows whose attackers saw every draw that there is."""
-    rows = [
-        line[0].row.label
-        for line in lines
-        if any(one.result and seen(one.result) != protocol(one.result) for one in line)
-    ]
-    return [f"a white-box attack, as all draws were attacked: {', '.join(rows)}"] if rows else []
-
-
 _CAPTION = "accuracies in % with Wilson's 95 % interval; N draws answer together"
 _LOOKED = "; with a budget the interval is one that holds however often one looks"
 
@@ -185,7 +180,8 @@ def _layout(lines: list[list[Cell]]) -> tuple[list[list[str]], list[list[list[st
     """Return the lines of text of all heads, and of all cells, each line led by its own head.
 
     The protocol stands in the heads of the columns where each has but one, else in those of the
-    lines where each has but one, else in the cells; and so does N.
+    lines where each has but one, else in the cells; and so does N. A cell that was attacked as a
+    white box beside others that were not says it itself.
     """
     by_row = len(lines[0]) < len(lines)
     if not by_row:  # the attacks go down, as in the paper's Table 1
@@ -208,9 +204,16 @@ def _layout(lines: list[list[Cell]]) -> tuple[list[list[str]], list[list[list[st
             for texts, line in zip(body, lines, strict=True):
                 for text, cell in zip(texts[1:], line, strict=True):
                     text += _values([cell], fact)
+    for texts, line in zip(body, lines, strict=True):
+        for head, text, cell in zip(heads[1:], texts[1:], line, strict=True):
+            if cell.view is not None and cell.view not in (*head, *texts[0], *text):
+                text.append(cell.view)
     return heads, body
 
 
 def _values(cells: list[Cell], fact: int) -> list[str]:
     """Return the different values of a fact among cells with a number."""
+    views = dict.fromkeys(cell.view for cell in cells if cell.view is not None)
+    if fact == 0 and len(views) == 1:
+        return [*views]
     return list(dict.fromkeys(cell.facts[fact] for cell in cells if cell.facts))
