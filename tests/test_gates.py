@@ -19,7 +19,7 @@ from rlskit.errors import RequestError
 from rlskit.recipes import beforehand
 from rlskit.recipes.checking import prepared
 from rlskit.results import compare, comparing, dump, read_results
-from rlskit.results.result import AttackFacts, CheckpointFacts, ImageFacts, Measure
+from rlskit.results.result import AttackFacts, CheckpointFacts, Measure
 from rlskit.results.verdict import drops, judged
 from rlskit.stats import accuracy
 from small_recipes import written
@@ -235,7 +235,7 @@ def test_a_baseline_that_does_not_fit_is_refused_before_anything_runs(
     sets = ["gates.linf.max-drop=0.9", "baseline.results=before"]
     (attack,) = prepared(recipes.load(recipe).stages[0])
     mine = dataclasses.replace(made_results.PGD, params=attack.params)
-    images = ImageFacts("digits", "test", 4, small_models.digits(4).sha256)
+    images = dataclasses.replace(made_results.images(4), sha256=small_models.digits(4).sha256)
     ran: list[list[str]] = []
 
     def go(**fields: Any) -> None:
