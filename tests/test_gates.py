@@ -231,8 +231,9 @@ def test_a_baseline_that_does_not_fit_is_refused_before_anything_runs(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = small_models.model(1, "none")
+    model.card.data = "folder:elsewhere"  # which is not followed: the recipe names the images
     monkeypatch.setattr(beforehand.checkpoint, "load", lambda *_, **__: model)
-    sets = ["gates.linf.max-drop=0.9", "baseline.results=before"]
+    sets = ["gates.linf.max-drop=0.9", "baseline.results=before", "all.data=digits"]
     (attack,) = prepared(recipes.load(recipe).stages[0])
     mine = dataclasses.replace(made_results.PGD, params=attack.params)
     images = dataclasses.replace(made_results.images(4), sha256=small_models.digits(4).sha256)

@@ -66,6 +66,9 @@ def _measured(folder: Path) -> set[tuple[str, ...]]:
     Raises:
         RequestError: They are not there, or are none of a run of a recipe.
     """
+    none = f"{folder} holds no finished run of a recipe; name the folder that `rlskit run` wrote"
+    if not (folder / RESULTS).is_file():
+        raise RequestError(none)
     document = read_json(folder / RESULTS)
     try:
         return {
@@ -75,9 +78,7 @@ def _measured(folder: Path) -> set[tuple[str, ...]]:
             if cell["result"] is not None
         }
     except (KeyError, TypeError) as error:
-        raise RequestError(
-            f"{folder} holds no run of a recipe; name the folder that `rlskit run` wrote"
-        ) from error
+        raise RequestError(none) from error
 
 
 @contextmanager

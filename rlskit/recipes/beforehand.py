@@ -84,7 +84,7 @@ def _images(stage: Stage, model: BankedModel) -> Data:
     given = {name: value for name, value in stage.options.items() if value is not False}
     text = {name: str(given[name]) for name in given}
     data = load_data(
-        text.get("data", model.card.default_data()),
+        text.get("data") or model.card.default_data(),
         text.get("split", "test"),
         data_dir=text.get("data-dir"),
         download="download" in given,
