@@ -16,7 +16,6 @@ from rlskit import recipes
 from rlskit.cli import run as command
 from rlskit.documents import to_json
 from rlskit.errors import RequestError
-from rlskit.recipes import beforehand
 from rlskit.recipes.checking import prepared
 from rlskit.results import compare, comparing, dump, read_results
 from rlskit.results.result import AttackFacts, CheckpointFacts, Measure
@@ -232,7 +231,7 @@ def test_a_baseline_that_does_not_fit_is_refused_before_anything_runs(
 ) -> None:
     model = small_models.model(1, "none")
     model.card.data = "folder:elsewhere"  # which is not followed: the recipe names the images
-    monkeypatch.setattr(beforehand.checkpoint, "load", lambda *_, **__: model)
+    monkeypatch.setattr("rlskit.models.checkpoint.load", lambda *_, **__: model)
     sets = ["gates.linf.max-drop=0.9", "baseline.results=before", "all.data=digits"]
     (attack,) = prepared(recipes.load(recipe).stages[0])
     mine = dataclasses.replace(made_results.PGD, params=attack.params)
@@ -240,7 +239,12 @@ def test_a_baseline_that_does_not_fit_is_refused_before_anything_runs(
     ran: list[list[str]] = []
 
     def go(**fields: Any) -> None:
-        about = {"data": images, "attack": mine, "protocol": "transfer", "defense": "none"}
+        about: dict[str, Any] = {
+            "data": images,
+            "attack": mine,
+            "protocol": "transfer",
+            "defense": "none",
+        }
         write(Path("before/release/linf"), [[1] * 4], **{**about, **fields})
 
         def execute(arguments: list[str]) -> int:
