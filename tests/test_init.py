@@ -95,8 +95,8 @@ def test_the_recipe_of_a_network_makes_the_model_that_was_looked_at(
     runs = re.findall(r"rlskit run rlskit.toml.*", Path("rlskit.toml").read_text())
     assert runs == ["rlskit run rlskit.toml --trust"]  # as it names code
     assert "run: rlskit run rlskit.toml --trust --out rlskit-run\n" in GITHUB.read_text()
-    said = ["--mean", "0.25", "--std", "0.5", "--image-size", "32", "--outputs", "logits", "--force"]
-    assert command([*asked, "--data", "digits", *said]) == 0
+    said = ["--mean", "0.25", "--std", "0.5", "--image-size", "32", "--outputs", "logits"]
+    assert command([*asked, "--data", "digits", *said, "--force"]) == 0
     assert "ASSUMED" not in capsys.readouterr().err
     assert "# mean" not in Path("rlskit.toml").read_text()
     convert = recipes.load("rlskit.toml", takes=taken()).stages[0]
