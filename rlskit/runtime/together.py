@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from rlskit import errors
@@ -30,7 +32,8 @@ _WORD, _LEFT = "rlskit.word", "rlskit.left"
 """Keys of the store: why the first one ended, and how many are gone since."""
 
 _PATIENCE = 5.0  # seconds for the word of one that is gone
-_LINGER = 10.0  # seconds that the store stays for the others, where it is in the first process
+_MEETING = 1800.0  # seconds that processes wait for each other at the beginning
+_LINGER = 5.0  # seconds that the store stays for the others, where it is in the first process
 
 
 class LostError(RunError):
@@ -176,7 +179,7 @@ def _met(shard: Shard) -> Ranks:
     """
     backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
     try:
-        store, _, _ = next(rendezvous("env://"))
+        store = _among_these(next(rendezvous("env://"))[0], shard)
         dist.init_process_group(backend, store=store, rank=shard.index, world_size=shard.count)
     except (RuntimeError, ValueError) as error:
         raise RequestError(
@@ -184,6 +187,38 @@ def _met(shard: Shard) -> Ranks:
             f"others cannot be met ({reason(error)}); start all with torchrun, or unset both"
         ) from error
     return Ranks(shard, store)
+
+
+def _among_these(store: Any, shard: Shard) -> Any:
+    """Return a part of a store for the processes that are here now.
+
+    torchrun keeps its store when it starts processes again, with what those before wrote in it,
+    such as where they listened: torch would wait for those. So each leaves a name, the first one
+    writes down all names as long as they change, and the others say when theirs is among them.
+
+    Raises:
+        RuntimeError: They do not come.
+    """
+    name, until = uuid.uuid4().hex, time.monotonic() + _MEETING
+    numbers = range(shard.count)
+    store.set(f"rlskit.name.{shard.index}", name)
+    while time.monotonic() < until:
+        if shard.index == 0:
+            store.set("rlskit.names", ",".join(_kept(store, f"name.{one}") for one in numbers))
+            if all(_kept(store, f"heard.{one}") == name for one in numbers[1:]):
+                return PrefixStore(name, store)
+        else:
+            names = _kept(store, "names").split(",")
+            if name in names:
+                store.set(f"rlskit.heard.{shard.index}", names[0])
+                return PrefixStore(names[0], store)
+        time.sleep(0.02)
+    raise RuntimeError(f"not all came within {_MEETING / 60:.0f} minutes")
+
+
+def _kept(store: Any, key: str) -> str:
+    key = f"rlskit.{key}"
+    return store.get(key).decode() if store.check([key]) else ""
 
 
 @contextlib.contextmanager
@@ -199,8 +234,8 @@ def _reaching() -> Iterator[None]:
         if "out of memory" in str(error):
             raise
         raise LostError(
-            "another of the processes was killed, or cannot be reached any more "
-            f"({reason(error)}); the same command goes on from what was saved last"
+            "another of the processes was killed, or cannot be reached any more; the same command "
+            "goes on from what was saved last"
         ) from error
 
 
