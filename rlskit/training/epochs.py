@@ -98,7 +98,6 @@ class Run:
             lr=options.lr,
             momentum=options.momentum,
             weight_decay=options.weight_decay,
-            fused=True if model.device.type == "cuda" else None,
         )
         self.scheduler = scheduler(self.optimizer, options, self.steps_per_epoch)
         self.records: list[EpochRecord] = []
