@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch import nn
 
 import small_models
 from rlskit import seeds
+from rlskit.cli.recipe import check
 from rlskit.data import batches
 from rlskit.errors import RequestError, RunError, UntrustedError
 from rlskit.models import checkpoint
@@ -41,6 +44,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
 
 def test_gradients_are_those_of_ddp_and_of_one_process(two: tuple[Path, dict[str, Any]]) -> None:
     assert two[1]["gradients"] == [0, 0]  # what is compared: `two_ranks.gradients`
+
+
+def test_the_command_of_the_page_is_one() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+    (arguments,) = re.findall(r"torchrun --nproc-per-node 2 -m rlskit (train .*)", page)
+    check(shlex.split(arguments))
 
 
 def test_two_train_as_one_and_write_once(two: tuple[Path, dict[str, Any]]) -> None:
