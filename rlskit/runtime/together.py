@@ -11,6 +11,7 @@ import builtins
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 import uuid
@@ -21,8 +22,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 from rlskit import errors
 from rlskit.errors import RequestError, RlskitError, RunError, reason
@@ -177,11 +176,13 @@ def _met(shard: Shard) -> Ranks:
     Raises:
         RequestError: They cannot be met.
     """
-    backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
     try:
+        from torch.distributed.rendezvous import rendezvous  # which not every torch has
+
+        backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
         store = _among_these(next(rendezvous("env://"))[0], shard)
         dist.init_process_group(backend, store=store, rank=shard.index, world_size=shard.count)
-    except (RuntimeError, ValueError) as error:
+    except (AttributeError, ImportError, RuntimeError, ValueError) as error:
         raise RequestError(
             f"this is process {shard.index} of {shard.count} by RANK and WORLD_SIZE, and the "
             f"others cannot be met ({reason(error)}); start all with torchrun, or unset both"
@@ -199,6 +200,8 @@ def _among_these(store: Any, shard: Shard) -> Any:
     Raises:
         RuntimeError: They do not come.
     """
+    from torch.distributed.distributed_c10d import PrefixStore
+
     name, until = uuid.uuid4().hex, time.monotonic() + _MEETING
     numbers = range(shard.count)
     store.set(f"rlskit.name.{shard.index}", name)
@@ -231,7 +234,7 @@ def _reaching() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "out of memory" in str(error):
+        if re.search("out of memory|invalid usage|Duplicate GPU", str(error)):
             raise
         raise LostError(
             "another of the processes was killed, or cannot be reached any more; the same command "

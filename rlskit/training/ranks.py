@@ -73,4 +73,5 @@ def add_gradients(ranks: Ranks, parameters: Sequence[nn.Parameter], facts: Tenso
 
 def share_buffers(ranks: Ranks, model: BankedModel) -> None:
     """Give all ranks the first one's running statistics, and what else networks keep of batches."""
-    ranks.give([buffer for buffer in model.banks.buffers() if buffer.is_floating_point()])
+    if ranks.many:
+        ranks.give([buffer for buffer in model.banks.buffers() if buffer.is_floating_point()])
