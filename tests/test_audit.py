@@ -608,7 +608,7 @@ def test_cli_passes_with_0_and_prints_every_check(
     assert run(["audit", checkpoint, *QUICK, *STEPS]) == 0
     shown = capsys.readouterr()
     assert all(f"{name} " in shown.out for name in NAMES)
-    assert "eps=0.1 steps=20 · transfer n=1" in shown.out
+    assert "eps=0.1 steps=20 · white-box n=1" in shown.out
     assert shown.err == ""
 
 

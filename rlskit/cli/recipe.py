@@ -126,12 +126,13 @@ def _executor(quiet: bool, progress: str | None = None) -> Callable[[list[str]],
 
     def execute(arguments: list[str]) -> int:
         from rlskit import cli
+        from rlskit.runtime.together import apart
 
         if quiet and "--quiet" not in arguments:
             arguments = [*arguments, "--quiet"]
         if arguments[0] in LONG:
             arguments = [*arguments, *shown]
-        with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):
+        with apart(), contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):
             return cli.run(arguments)
 
     return execute
