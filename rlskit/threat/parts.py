@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,12 @@ from rlskit.threat.view import DrawsView, attackers_view
 ARC_DRAWS = 12
 """Fixed draws that ARC attacks: Dbouk & Shanbhag 2022 attack all members, RLS has M^L."""
 
+IN_DOUBT = 1.2
+"""An image is in doubt where a scout fools the defense within so many budgets."""
+
+CLIMB, SHARE = 20, 5
+"""Steps of a scout's climb on fresh draws; of the queries, his search has one in so many."""
+
 Views = Callable[..., nn.Module]
 
 
@@ -35,6 +41,7 @@ class Part:
         n_attacked: Draws that answer each call of the view.
         goes_on: Whether it starts from the version of each image that is the worst so far.
         last_resort: Whether it is for those images only that the judges' mean still gets right.
+        dear: Whether it is for images in doubt only.
     """
 
     name: str
@@ -43,6 +50,7 @@ class Part:
     n_attacked: int
     goes_on: bool = False
     last_resort: bool = False
+    dear: bool = False
 
 
 def transfers(
@@ -102,22 +110,56 @@ def searches(model: BankedModel, common: dict[str, Any], queries: int, several: 
     if members > 1:
         view = _view(model, "multi", members)
         parts.append(Part("arc", prepare("arc", **common), view, members))
+    last: dict[str, Any] = {"last_resort": True, "dear": True}
     if few:  # the standard AutoAttack has a Square of its own
         auto = prepare("autoattack", **common, version="standard")
         view = expectation(model, few)
         return [
             *parts,
-            Part("autoattack standard", auto, view, few),
-            Part("inward", prepare("inward", **common), view, few, last_resort=True),
+            Part("autoattack standard", auto, view, few, dear=True),
+            Part("inward", prepare("inward", **common), view, few, **last),
         ]
     auto = prepare("autoattack", **common, version="rand")  # which takes 20 calls a step
     square = prepare("square", **common, steps=queries)
     view = _view(model, "multi", several)
     return [
         *parts,
-        Part("autoattack rand", auto, expectation(model, 1), 1, last_resort=True),
-        Part("square", square, view, several, last_resort=True),
+        Part("autoattack rand", auto, expectation(model, 1), 1, **last),
+        Part("square", square, view, several, **last),
     ]
+
+
+def scouts(
+    model: BankedModel, method: str, common: dict[str, Any], queries: int, several: int
+) -> list[Part]:
+    """Return what tells images in doubt from the others: short attacks in a ball `IN_DOUBT` wide.
+
+    One climbs, towards each near class where draws are few. One only searches, so that no image
+    passes for safe because gradients are masked.
+    """
+    few = defense_of(model).distinct(model)
+    if few:
+        climb = prepare("inward", **common, restarts=1)
+        queries = prepare("autoattack", **common).params["queries"]
+    else:
+        budget = {name: value for name, value in common.items() if name != "norm"}
+        climb = prepare(method, **budget, steps=CLIMB, loss="margin")
+        climb = replace(climb, params={**climb.params, "step_size": climb.params["eps"] / 8})
+    search = prepare("square", **common, steps=-(-queries // SHARE))
+    fixed = expectation(model, few) if few else _view(model, "multi", several)
+    return [
+        Part("scout's climb", _wide(climb), expectation(model, several), several),
+        Part("scout's search", _wide(search), fixed, several),
+    ]
+
+
+def _wide(attack: PreparedAttack) -> PreparedAttack:
+    """Return an attack in the wider ball, its steps as much longer."""
+    lengths = {
+        name: IN_DOUBT * attack.params[name] for name in ("eps", "step_size")
+        if name in attack.params
+    }  # fmt: skip
+    return replace(attack, params={**attack.params, **lengths})
 
 
 def expectation(model: BankedModel, count: int) -> Views:
