@@ -4,7 +4,8 @@ A randomised defense may withstand any one attack for reasons of its own: a view
 gradient that averages out, a loss that is flat. So an image counts as robust only if it withstands
 transfer from every pure bank and from their mean, PGD on the expectation with two losses, ARC,
 AutoAttack, random search, and, where draws are few, ascents from hundreds of starts. What an
-earlier one surely broke is not attacked again.
+earlier one surely broke is not attacked again; and where draws are few, AutoAttack and those
+ascents are for the images only that short attacks break in a ball a little wider.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ class Adaptive:
         settings: The other options, and the digests of the surrogates, by name.
         answering: N, the draws whose mean the defense answers with; None where it has so few draws
             that all of them judge.
-        early_exit: Whether images that are surely broken are left alone, and by the dear parts
-            those that no scout breaks in a wider ball.
-        scouts: What says which images are in doubt.
+        early_exit: Whether images that are surely broken are left alone; and so, by the dear parts,
+            those that are not in doubt.
+        scouts: An image is in doubt where one of them breaks it, in a wider ball.
     """
 
     parts: tuple[Part, ...]
@@ -103,6 +104,7 @@ class Adaptive:
             engine="rlskit",
             params={"norm": self.norm, "eps": self.eps, **self.settings},
             early_exit=self.early_exit,
+            in_doubt=IN_DOUBT if self.scouts and self.early_exit else None,
             parts=tuple(parts),
             stated={"eps": self.stated["eps"]},
             pixel_range=self.stated["pixel_range"],
@@ -161,7 +163,7 @@ class Adaptive:
         def attacked(index: int, part: Part, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             """Return what a part makes of some images, and what the judges say of that."""
             nonlocal forwards, backwards
-            progress(PART + part.name, min(index + 1, len(self.parts)), len(self.parts))
+            progress(PART + part.name, place, len(self.parts))
             meter = Meter(part.view(seed=seed, repeat=repeat, image=image), part.n_attacked)
             noise = seeds.generator(seed, Purpose.ADAPTIVE, repeat, index)
             clean = in_layout(images[rows], layout)
@@ -181,7 +183,7 @@ class Adaptive:
                     found[rows] = attacked(index, scout, rows)[1] < 0
             return found
 
-        for index, part in enumerate(self.parts):
+        for place, part in enumerate(self.parts, 1):
             still = self._open(part, lead, sure)
             if part.dear and self.early_exit and still.any():
                 doubtful = in_doubt() if doubtful is None else doubtful
@@ -189,11 +191,11 @@ class Adaptive:
             rows = still.nonzero().squeeze(1)
             if not len(rows):
                 continue
-            changed, found, surely = attacked(index, part, rows)
+            changed, found, surely = attacked(place - 1, part, rows)
             worse = found < lead[rows]
             rows = rows[worse]
             chosen[rows], lead[rows], sure[rows] = changed[worse], found[worse], surely[worse]
-            origin[rows] = index
+            origin[rows] = place - 1
         broken_by = torch.where(lead < 0, origin, -1)
         return Crafted(chosen, forwards, backwards, {"broken_by": broken_by})
 
@@ -275,16 +277,15 @@ def prepare_adaptive(
     parts = transfers(model, single, common, surrogate)
     parts += ascents(model, method, pgd, restarts, several)
     parts += searches(model, common, queries, several)
-    looks = scouts(model, method, common, queries, several)
     assert single.eps is not None
     settings = {
-        "in_doubt": IN_DOUBT, "steps": steps, "restarts": restarts, "queries": queries,
+        "steps": steps, "restarts": restarts, "queries": queries,
         "surrogate": ",".join(map(checkpoint.digest_of, surrogate)) or None,
     }  # fmt: skip
     return Adaptive(
         tuple(parts), norm, single.eps, several, {"eps": stated, "pixel_range": pixel_range},
         settings, None if few else n_samples or defense.samples(model), save, early_exit,
-        tuple(looks),
+        scouts(model, common),
     )  # fmt: skip
 
 

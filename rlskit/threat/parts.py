@@ -24,8 +24,8 @@ ARC_DRAWS = 12
 IN_DOUBT = 1.2
 """An image is in doubt where a scout fools the defense within so many budgets."""
 
-CLIMB, SHARE = 20, 5
-"""Steps of a scout's climb on fresh draws; of the queries, his search has one in so many."""
+SHARE = 5
+"""Of AutoAttack's queries, a scout's search has one in so many."""
 
 Views = Callable[..., nn.Module]
 
@@ -99,10 +99,10 @@ def ascents(
 def searches(model: BankedModel, common: dict[str, Any], queries: int, several: int) -> list[Part]:
     """Return ARC on fixed draws, AutoAttack, and what is for images that nothing else broke.
 
-    Where draws are few, that is a search from many starts, dear only for images in doubt. (Fresh
-    draws would hide which of them is the better.) Where they are many, AutoAttack itself and Square
-    on the mean of some: they cost more than all others together and go on until their own few draws
-    are fooled.
+    Where draws are few, that is a search from many starts. (Fresh draws would hide which of them is
+    the better.) It and the standard AutoAttack are for images in doubt. Where draws are many, that
+    is AutoAttack itself and Square on the mean of some: they cost more than all others together and
+    go on until their own few draws are fooled.
     """
     few = defense_of(model).distinct(model)
     members = few or ARC_DRAWS
@@ -110,56 +110,46 @@ def searches(model: BankedModel, common: dict[str, Any], queries: int, several: 
     if members > 1:
         view = _view(model, "multi", members)
         parts.append(Part("arc", prepare("arc", **common), view, members))
-    last: dict[str, Any] = {"last_resort": True, "dear": True}
     if few:  # the standard AutoAttack has a Square of its own
         auto = prepare("autoattack", **common, version="standard")
         view = expectation(model, few)
         return [
             *parts,
             Part("autoattack standard", auto, view, few, dear=True),
-            Part("inward", prepare("inward", **common), view, few, **last),
+            Part("inward", prepare("inward", **common), view, few, last_resort=True, dear=True),
         ]
     auto = prepare("autoattack", **common, version="rand")  # which takes 20 calls a step
     square = prepare("square", **common, steps=queries)
     view = _view(model, "multi", several)
     return [
         *parts,
-        Part("autoattack rand", auto, expectation(model, 1), 1, **last),
-        Part("square", square, view, several, **last),
+        Part("autoattack rand", auto, expectation(model, 1), 1, last_resort=True),
+        Part("square", square, view, several, last_resort=True),
     ]
 
 
-def scouts(
-    model: BankedModel, method: str, common: dict[str, Any], queries: int, several: int
-) -> list[Part]:
+def scouts(model: BankedModel, common: dict[str, Any]) -> tuple[Part, ...]:
     """Return what tells images in doubt from the others: short attacks in a ball `IN_DOUBT` wide.
 
-    One climbs, towards each near class where draws are few. One only searches, so that no image
-    passes for safe because gradients are masked.
+    One climbs towards each near class; one only searches, so that no image passes for safe because
+    its gradients are masked. None where draws are many: what AutoAttack's version `rand` and Square
+    find there beyond a short attack is not known well enough.
     """
     few = defense_of(model).distinct(model)
-    if few:
-        climb = prepare("inward", **common, restarts=1)
-        queries = prepare("autoattack", **common).params["queries"]
-    else:
-        budget = {name: value for name, value in common.items() if name != "norm"}
-        climb = prepare(method, **budget, steps=CLIMB, loss="margin")
-        climb = replace(climb, params={**climb.params, "step_size": climb.params["eps"] / 8})
-    search = prepare("square", **common, steps=-(-queries // SHARE))
-    fixed = expectation(model, few) if few else _view(model, "multi", several)
-    return [
-        Part("scout's climb", _wide(climb), expectation(model, several), several),
-        Part("scout's search", _wide(search), fixed, several),
-    ]
+    if not few:
+        return ()
+    climb = prepare("inward", **common, restarts=1)
+    queries = prepare("autoattack", **common).params["queries"]
+    search = prepare("square", **common, steps=queries // SHARE)
+    view = expectation(model, few)
+    return (
+        Part("scout's climb", _wide(climb), view, few),
+        Part("scout's search", _wide(search), view, few),
+    )
 
 
 def _wide(attack: PreparedAttack) -> PreparedAttack:
-    """Return an attack in the wider ball, its steps as much longer."""
-    lengths = {
-        name: IN_DOUBT * attack.params[name] for name in ("eps", "step_size")
-        if name in attack.params
-    }  # fmt: skip
-    return replace(attack, params={**attack.params, **lengths})
+    return replace(attack, params={**attack.params, "eps": IN_DOUBT * attack.params["eps"]})
 
 
 def expectation(model: BankedModel, count: int) -> Views:
