@@ -8,7 +8,7 @@ MNIST's 10,000 test images are errors or have an adversarial example at linf 0.1
 https://arxiv.org/abs/1711.07356). Attacked are the images that are right as they are and that APGD
 breaks at 0.12; the others, PGD or APGD leaves far from an error at 0.12, and count as robust, which
 can only lower what is found. Prints that, and passes and seconds per attacked image. `--limit`
-attacks the first so many only, for a look; `--all` attacks all that are right, in blocks of `--block`.
+attacks the first so many only, for a look; `--all` all that are right, in blocks of `--block`.
 """
 
 from __future__ import annotations
