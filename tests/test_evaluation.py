@@ -417,7 +417,7 @@ def test_what_decides_numbers_is_of_the_request(rls: BankedModel) -> None:
             adaptive,
             {"parts": adaptive.parts[1:], "norm": "l2", "eps": 0.2, "n_attacked": 3,
              "stated": {"eps": 0.4, "pixel_range": "-1:1"}, "settings": {}, "answering": 3,
-             "save": True, "early_exit": False, "scouts": ()},
+             "save": True, "early_exit": False, "scouts": adaptive.parts[:1]},
         ),
         (
             adaptive.parts[0],
