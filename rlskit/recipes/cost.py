@@ -306,18 +306,19 @@ def _adaptive_cost(
     repeats: int,
     surrogate: Sequence[BankedModel] | None,
 ) -> Cost | None:
-    """Count all parts on all images: each leaves out what an earlier one surely broke."""
+    """Count all parts and scouts on all images: each leaves out what it has no use for."""
     found = adaptive_of(stage, model, samples, surrogate)
     if found is None:
         return None
     attacked = images * repeats
     forwards = backwards = 0
-    for part in found.parts:
+    asked = (*found.parts, *found.scouts)
+    for part in asked:
         setting = Setting(model.card.pixels.shape, model.card.classes, part.n_attacked)
         passes = part.attack.passes(setting)
         forwards += part.n_attacked * passes.forwards
         backwards += part.n_attacked * passes.backwards
-    judged = (defense_of(model).distinct(model) or JUDGES) * (1 + len(found.parts))
+    judged = (defense_of(model).distinct(model) or JUDGES) * (1 + len(asked))
     scored = 2 * images * samples * repeats
     return Cost(images, attacked * (forwards + judged) + scored, attacked * backwards, at_most=True)
 
