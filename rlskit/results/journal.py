@@ -52,8 +52,14 @@ its request."""
 _LOG = logging.getLogger("rlskit")
 
 
-def refuse_finished(folder: Path, *, force: bool) -> None:
+def refuse_finished(folder: Path, *, force: bool, gated: bool = False) -> None:
     """Require that a folder may become a run's.
+
+    Args:
+        folder: The folder.
+        force: Whether a finished run may be replaced.
+        gated: Whether a gate is to decide, so that a run on which none did is not finished yet: who
+            was killed just before gets the verdict by the same command.
 
     Raises:
         RequestError: It is a file, holds files of someone else's under the names of a run's, or,
@@ -62,8 +68,15 @@ def refuse_finished(folder: Path, *, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{folder} is a file, not the folder of a run; name another `out`")
     _refuse_foreign(folder)
-    if (folder / RESULTS).exists() and not force:
+    if (folder / RESULTS).exists() and not force and not (gated and _lacks_gate(folder)):
         raise RequestError(f"{folder} holds a finished run; name another `out`, or use `force`")
+
+
+def _lacks_gate(folder: Path) -> bool:
+    """Whether a folder holds results on none of which a gate decided."""
+    found = _read(folder / RESULTS)
+    several = found if isinstance(found, list) else [found]
+    return _is_results(found) and all(one.get("gate") is None for one in several)
 
 
 def digest(request: Mapping[str, Any]) -> str:
@@ -104,7 +117,8 @@ def claim(
     if force and (finished or _is_other(folder, request)):
         clear(folder)
     elif other := others(folder, request):
-        if other != ["data"] or digest(request_of(folder)) != digest(request) or not lasting():
+        grown = other == ["data"] and digest(request_of(folder)) == digest(request)
+        if finished or not grown or not lasting():
             raise RequestError(
                 f"{folder} holds another run ({', '.join(other)} differ); name another `out`, or "
                 "use `force` to replace it"
