@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlskit.errors import RequestError
+from rlskit.errors import RequestError, RunError
 from rlskit.results.result import SCHEMA
 from rlskit.storage.files import parse_json, replacing, write_text
 from rlskit.storage.locks import only_writer
@@ -202,10 +202,19 @@ class Journal:
         return self._blocks.get((repeat, first))
 
     def put(self, repeat: int, first: int, block: dict[str, Tensor]) -> None:
-        """Note a finished block; on disk it is whole or not there."""
+        """Note a finished block; on disk it is whole or not there.
+
+        Raises:
+            RunError: The run's folder is gone.
+        """
         block = {name: tensor.detach().cpu().contiguous() for name, tensor in block.items()}
         self._blocks[repeat, first] = block
         if self.folder is not None:
+            if not (self.folder / "blocks").is_dir():
+                raise RunError(
+                    f"{self.folder} was removed while its run was at work, with what was finished; "
+                    "run the same command again"
+                )
             write_sealed(self._file(repeat, first), block, self._about(repeat, first))
 
     def _read(self, repeat: int, first: int) -> dict[str, Tensor]:
@@ -273,10 +282,10 @@ class Journal:
 
 
 def write_results(folder: Path, text: str) -> None:
-    """Write a folder's `results.json`, and the digests of a run that kept its images."""
-    write_text(folder / RESULTS, text, force=True)
+    """Write the digests of a run that kept its images, and last, as it ends it, `results.json`."""
     if (folder / ADVERSARIAL).is_file():
-        write_sums(folder, PROOF)
+        write_sums(folder, PROOF, {RESULTS: text.encode("utf-8", "backslashreplace")})
+    write_text(folder / RESULTS, text, force=True)
 
 
 def clear(folder: Path) -> None:
@@ -376,6 +385,8 @@ def _is_results(found: Any) -> bool:
 
 def _is_block(file: Path) -> bool:
     """Whether a file is a block, be it damaged or not."""
+    if not file.is_file():
+        return False
     with file.open("rb") as opened:
         return BLOCK.encode() in opened.read(100_000)
 
@@ -386,6 +397,9 @@ def _refuse_foreign(folder: Path) -> None:
     Raises:
         RequestError: It is not, and stays.
     """
+    for place in (folder / "blocks", folder / SHARDS):
+        if place.exists() and not place.is_dir():
+            raise RequestError(f"{place} is a file, where a run has a folder; name another `out`")
     if _is_request(_read(folder / MANIFEST)):
         return
     ours = _is_results(_read(folder / RESULTS))
