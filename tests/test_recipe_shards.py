@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -237,6 +238,26 @@ def test_a_cell_that_means_nothing_ends_no_shard_where_a_gate_asks_for_it(go: Go
     with pytest.raises(recipes.StageError, match="rls/pgd failed with exit code 4"):
         go(Commands(attack=4), "0/1")
     assert go(Commands(attack=4), "0/1", gate) == ["rls/pgd", "rls/pgd/audit"]
+
+
+def test_torchrun_tells_a_shard_which_it_is_and_its_commands_nothing(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training would wait for the others to join in."""
+    seen: list[set[str]] = []
+
+    def commands(line: list[str]) -> int:
+        seen.append(os.environ.keys() & {"RANK", "WORLD_SIZE"})
+        return 3
+
+    recipe.write_text(TWO)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("rlskit.cli.run", commands)
+    assert command(["run", "small.toml", "--trust", "--shard", "auto", "-q"]) == 3
+    assert seen == [set()]
+    assert os.environ["RANK"] == "1"
+    assert list(Path("runs").glob("*/.rlskit-new/stages/*.json"))
 
 
 def test_a_shard_has_no_json(capsys: pytest.CaptureFixture[str]) -> None:

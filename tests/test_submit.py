@@ -156,4 +156,3 @@ def test_here_shards_run_beside_each_other_and_are_merged(
     assert run([*line, "eval", "--out", "x"]) == 3
     assert "shard 0/2 failed, as" in capsys.readouterr().err
     assert len(ended) == 1
-
