@@ -64,6 +64,7 @@ def batches(
     num_workers: int = 0,
     *,
     start: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one epoch of training batches, shuffled.
 
@@ -78,6 +79,7 @@ def batches(
         num_workers: Threads that read ahead; 0 reads when asked. The batches are the same.
         start: The first batch that is wanted. Those before it are not read, and those after it
             are as they would be behind them.
+        device: Where they go, and are augmented.
 
     Yields:
         The images float32 `[b, C, H, W]` in [0, 1], the labels long `[b]`.
@@ -96,7 +98,13 @@ def batches(
         change(torch.empty(len(indices), 0, *data.shape[1:]), generator)  # draws, and costs nothing
     chosen = chosen[start:]
     for indices, images in zip(chosen, _read_ahead(data, chosen, num_workers), strict=True):
-        yield change(images, generator), data.labels[indices]
+        yield change(_sent(images, device), generator), _sent(data.labels[indices], device)
+
+
+def _sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # else it waits for what runs there
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -111,14 +119,15 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         `[B, C, H, W]`, of the same pixels and zeros.
     """
-    b, _, height, width = images.shape
-    top, left = torch.randint(2 * PADDING + 1, (2, b, 1), generator=generator)
-    mirrored = torch.rand(b, 1, generator=generator) < 0.5
-    columns = torch.arange(width).expand(b, width)
+    (b, _, height, width), device = images.shape, images.device
+    shifts = torch.randint(2 * PADDING + 1, (2, b, 1), generator=generator)
+    mirrored = _sent(torch.rand(b, 1, generator=generator) < 0.5, device)
+    top, left = _sent(shifts, device)
+    columns = torch.arange(width, device=device).expand(b, width)
     columns = left + torch.where(mirrored, columns.flip(1), columns)
-    rows = top + torch.arange(height)
+    rows = top + torch.arange(height, device=device)
     padded = F.pad(images, [PADDING] * 4)
-    each = torch.arange(b)[:, None, None]
+    each = torch.arange(b, device=device)[:, None, None]
     # The indices around the channel axis move it to the end: [B, H, W, C].
     cropped = padded[each, :, rows[:, :, None], columns[:, None, :]]
     return cropped.permute(0, 3, 1, 2).contiguous()

@@ -44,6 +44,9 @@ from rlskit.training.unfinished import SaveEvery, State, Tally, Unfinished
 HELD_OUT_DRAWS = 10
 """At most so many answer together when an epoch is scored."""
 
+UNSEEN_STEPS = 20
+"""At most so many are taken on an accelerator before their losses are read, which waits for it."""
+
 
 class Run:
     """One training run: its optimizer, files and records.
@@ -87,6 +90,7 @@ class Run:
         )
         self.scheduler = scheduler(self.optimizer, options, self.steps_per_epoch)
         self.records: list[EpochRecord] = []
+        self.most_unseen = 1 if model.device.type == "cpu" else UNSEEN_STEPS
         self.unfinished = Unfinished(model, options, whole, files, every or SaveEvery())
         self.before = list(model.card.training)
 
@@ -174,36 +178,45 @@ class Run:
         stream = batches(
             self.data, options.batch_size,
             seeds.generator(options.seed, Purpose.TRAIN_ORDER, epoch),
-            options.augment, options.num_workers, start=tally.step,
+            options.augment, options.num_workers, start=tally.step, device=model.device,
         )  # fmt: skip
         began = time.perf_counter() - tally.seconds
+        unseen: list[Tensor] = []
         model.train()
         with Interruptions() as interruptions:
-            for images, labels in stream:
-                images, labels = images.to(model.device), labels.to(model.device)
-                logits, loss = self._step(images, labels, plans)
-                step, seen = tally.step + 1, tally.seen + len(labels)
-                if not math.isfinite(loss):
-                    raise self._failure(
-                        f"the loss is {loss} in epoch {epoch + 1}, step {step}", epoch
-                    )
-                right = mean_log_probabilities(logits).argmax(-1) == labels
-                tally = Tally(
-                    epoch, tally.lr, step, tally.loss + loss * len(labels),
-                    tally.correct + int(right.sum()), seen, time.perf_counter() - began,
-                )  # fmt: skip
-                progress(
-                    f"epoch {epoch + 1}/{options.epochs}", step, self.steps_per_epoch,
-                    loss=tally.loss / seen, accuracy=tally.correct / seen,
-                    images_per_second=seen / tally.seconds,
-                    share=(epoch + step / self.steps_per_epoch) / options.epochs,
-                )  # fmt: skip
+            for step, (images, labels) in enumerate(stream, tally.step + 1):
+                unseen.append(self._step(images, labels, plans))
                 stop = interruptions.came is not None  # what comes later waits for the next step
                 # Also after the last step: what follows may take minutes, and is done again.
-                if self.unfinished.due() or stop or step == self.steps_per_epoch:
+                save = self.unfinished.due() or stop or step == self.steps_per_epoch
+                if len(unseen) < self.most_unseen and not save:
+                    continue
+                tally = self._seen(tally, unseen, time.perf_counter() - began)
+                unseen.clear()
+                progress(
+                    f"epoch {epoch + 1}/{options.epochs}", step, self.steps_per_epoch,
+                    loss=tally.loss / tally.seen, accuracy=tally.correct / tally.seen,
+                    images_per_second=tally.seen / tally.seconds,
+                    share=(epoch + step / self.steps_per_epoch) / options.epochs,
+                )  # fmt: skip
+                if save:
                     self._save(tally, streams)
                 if stop:
                     interruptions.act()
+        return tally
+
+    def _seen(self, tally: Tally, unseen: Sequence[Tensor], seconds: float) -> Tally:
+        """Add steps to an epoch: of each its loss, the images it got right, and their number."""
+        for loss, right, count in torch.stack(tuple(unseen)).tolist():
+            step = tally.step + 1
+            if not math.isfinite(loss):
+                raise self._failure(
+                    f"the loss is {loss} in epoch {tally.epoch + 1}, step {step}", tally.epoch
+                )
+            tally = Tally(
+                tally.epoch, tally.lr, step, tally.loss + loss * count, tally.correct + int(right),
+                tally.seen + int(count), seconds,
+            )  # fmt: skip
         return tally
 
     def _save(self, tally: Tally, streams: Sequence[Source]) -> None:
@@ -211,12 +224,12 @@ class Run:
         state = State(tally, self._lr, states_of(streams), tuple(self.records), self.before)
         self.unfinished.save(state, self.model, self.optimizer)
 
-    def _step(self, images: Tensor, labels: Tensor, plans: torch.Generator) -> tuple[Tensor, float]:
-        """Take one step, unless the loss is not finite.
+    def _step(self, images: Tensor, labels: Tensor, plans: torch.Generator) -> Tensor:
+        """Take one step, without waiting for an accelerator.
 
         Returns:
-            The group's detached logits `[K, B, classes]`, and the loss: the group's, or the mean of
-            those that are trained separately.
+            Float `[3]`: the loss, the group's or the mean of those that are trained separately;
+            the images that the group classified correctly; the images.
         """
         options = self.options
         defense, penalty = self.defense, self.defense.penalty
@@ -234,13 +247,13 @@ class Run:
         loss = self.objective(logits, labels)
         if penalty is not None:
             loss = loss + penalty(logits, labels, shown, self.model.card.settings)
-        value = loss.item() / (len(group) if defense.separate else 1)
-        if math.isfinite(value):
-            _require_path(loss)
-            _backward(loss)
-            self.optimizer.step()
-            self.scheduler.step()
-        return logits.detach(), value
+        _require_path(loss)
+        _backward(loss)
+        self.optimizer.step()
+        self.scheduler.step()
+        right = mean_log_probabilities(logits.detach()).argmax(-1) == labels
+        value = loss.detach().float() / (len(group) if defense.separate else 1)
+        return torch.stack([value, right.sum().float(), torch.full_like(value, len(labels))])
 
     def _shown(
         self, group: Tensor, images: Tensor, labels: Tensor, plans: torch.Generator
