@@ -18,10 +18,9 @@ from rlskit.cli import run
 from rlskit.cli.option_sets import Network
 from rlskit.evaluation import EvalOptions
 from rlskit.models.banks import BankedModel
-from rlskit.results import journal
 from rlskit.results.journal import BLOCK
 from rlskit.storage import files
-from rlskit.storage.sealed import read_sealed
+from rlskit.storage.sealed import read_sealed, write_sealed
 from test_shards import written
 
 DATA = small_models.digits(24)
@@ -97,17 +96,16 @@ def test_a_disk_that_fails_is_one_sentence(
     said: Callable[[str, int], str], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """At the second block; the first one stays, but where the folder is gone."""
-    write = journal.write_sealed
     for number in (errno.ENOSPC, errno.EROFS, errno.EACCES, 0):
 
         def fails(path: Path, *rest: Any, number: int = number) -> None:
             if path.stem == "0-8" and number:
                 raise OSError(number, os.strerror(number), str(path))
-            write(path, *rest)
+            write_sealed(path, *rest)
             if path.stem == "0-8":
                 shutil.rmtree("run")
 
-        monkeypatch.setattr(journal, "write_sealed", fails)
+        monkeypatch.setattr("rlskit.results.journal.write_sealed", fails)
         message = said(command, 3)
         if number:
             assert f"{os.strerror(number)} (run/blocks/0-8.safetensors); what was" in message

@@ -144,7 +144,12 @@ def test_here_shards_run_beside_each_other_and_are_merged(
     """By submitit's executor that runs in this process."""
     monkeypatch.chdir(tmp_path)
     ended: list[Any] = []
-    monkeypatch.setattr("rlskit.cli.app.run", lambda line: ended.append(line) or 1)
+
+    def merging(line: list[str]) -> int:
+        ended.append(line)
+        return 1
+
+    monkeypatch.setattr("rlskit.cli.app.run", merging)
     monkeypatch.setattr(
         submitting, "_executor", lambda logs, cluster: submitit.AutoExecutor(logs, cluster="debug")
     )
