@@ -136,16 +136,19 @@ def _ending(command: Sequence[str], shards: int, fail_under: float | None) -> tu
         raise RequestError("--shards says how many there are; leave --shard out")
     if fail_under is not None and name not in ("attack", "eval"):
         raise RequestError(f"--fail-under is of attack and eval, not of {name}")
-    if name in ("run", "audit"):
-        if name == "audit" and given.get("json_to") in (None, "-"):
+    if name == "audit":
+        if given["json_to"] in (None, "-"):
             raise RequestError("audit needs --json FILE, beside which its checks are kept")
         return tuple(command)
     if given.get("fail_under") is not None:
         raise RequestError("the gate is on all shards; put --fail-under before the --")
     for option in ("json_to", "per_image"):
         if given.get(option) is not None:
-            name = flag(option.removesuffix("_to"))
-            raise RequestError(f"a shard has no result; leave {name} to `rlskit merge`")
+            raise RequestError(
+                f"a shard has no result; leave {flag(option.removesuffix('_to'))} out"
+            )
+    if name == "run":
+        return tuple(command)
     if given["out"] is None:
         raise RequestError(f"{name} needs --out, the folder that all shards write in")
     gate = () if fail_under is None else ("--fail-under", str(fail_under))

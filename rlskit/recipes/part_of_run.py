@@ -56,14 +56,14 @@ class Part:
         left = sorted(stages, key=lambda stage: stage.command == AUDIT)  # when cells are finished
         waits = ""
         while left:
-            later = [stage for stage in left if not self._is_done(stage, left)]
+            later = [stage for stage in left if not self._advance(stage, left)]
             if len(later) == len(left):
                 if waits != (waits := f"waiting for another shard to end {later[0].name}"):
                     self.note(waits)
                 time.sleep(_PAUSE)
             left = later
 
-    def _is_done(self, stage: Stage, left: Sequence[Stage]) -> bool:
+    def _advance(self, stage: Stage, left: Sequence[Stage]) -> bool:
         """Do what can be done of a stage now; say whether nothing of it is left to this shard."""
         if stage.about in self.untrusted or is_finished(stage, self.folder):
             return True

@@ -76,7 +76,9 @@ def _lacks_gate(folder: Path) -> bool:
     """Whether a folder holds results on none of which a gate decided."""
     found = _read(folder / RESULTS)
     several = found if isinstance(found, list) else [found]
-    return _is_results(found) and all(one.get("gate") is None for one in several)
+    return _is_results(found) and all(
+        isinstance(one, dict) and one.get("gate") is None for one in several
+    )
 
 
 def digest(request: Mapping[str, Any]) -> str:
