@@ -38,7 +38,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "merge runs/shard-0 runs/shard-1 -o runs/whole --fail-under 0.4",
     ),
     "submit": (
-        "submit --shards 16 --fail-under 0.4 -- attack --eps 8/255 --out runs/whole",
+        "submit --shards 16 -- attack --eps 8/255 --out runs/whole",
         "submit --shards 3 --cluster local -- run small/table3 --trust",
     ),
     "compare": (
