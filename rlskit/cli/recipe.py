@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,7 +93,7 @@ def run(
     if shard is not None and json_to is not None:
         raise RequestError("a shard has no result; leave --json to `rlskit run` without --shard")
     recipe = recipes.found(recipe)
-    execute = _executor(quiet, progress, alone=shard is not None)
+    execute = _executor(quiet, progress)
     if dry_run:
         _print_plan(recipes.load(recipe, sets or (), taken()), only, out, trust=trust)
         return 0
@@ -128,42 +127,22 @@ def run(
     return done.code
 
 
-def _executor(
-    quiet: bool, progress: str | None = None, *, alone: bool = False
-) -> Callable[[list[str]], int]:
-    """Return what runs one command line in this process; stdout is kept for the table.
-
-    Args:
-        quiet: No notes.
-        progress: How progress is shown.
-        alone: Whether a command is this process's own, also where torchrun started others.
-    """
+def _executor(quiet: bool, progress: str | None = None) -> Callable[[list[str]], int]:
+    """Return what runs one command line in this process; stdout is kept for the table."""
     shown = () if progress is None else ("--progress", progress)
 
     def execute(arguments: list[str]) -> int:
         from rlskit import cli
+        from rlskit.runtime.together import apart
 
         if quiet and "--quiet" not in arguments:
             arguments = [*arguments, "--quiet"]
         if arguments[0] in LONG:
             arguments = [*arguments, *shown]
-        with (
-            contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr),
-            _by_itself() if alone else contextlib.nullcontext(),
-        ):
+        with apart(), contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):
             return cli.run(arguments)
 
     return execute
-
-
-@contextlib.contextmanager
-def _by_itself() -> Iterator[None]:
-    """Hide what torchrun says of other processes, with which a training would join."""
-    hidden = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE") if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
 
 
 def taken() -> dict[str, set[str]]:
