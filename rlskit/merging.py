@@ -63,7 +63,7 @@ def merge(
     for folder in folders:
         refuse_busy(folder, parts=True)
     with only_writer(out):
-        refuse_finished(out, force=force)
+        refuse_finished(out, force=force, gated=gated)
         names = part_names(folders)
         places = [[folder / name for folder in folders] for name in names] or [folders]
         found = [_whole(one) for one in places]

@@ -14,7 +14,7 @@ import typer
 
 from rlskit.cli import complete
 from rlskit.cli.ending import check_values
-from rlskit.cli.flags import OUTPUT, ProgressOption, QuietOption, one_of, under
+from rlskit.cli.flags import MACHINE, OUTPUT, ProgressOption, QuietOption, one_of, under
 from rlskit.cli.forecast import forecast_run, said
 from rlskit.cli.show import check_json, note, print_table, say
 from rlskit.errors import RequestError
@@ -55,6 +55,15 @@ def run(
         Path | None,
         under(OUTPUT, "Folder of the run; runs/FOLDER-FILE by default.", "--out", "-o"),
     ] = None,
+    shard: Annotated[
+        str | None,
+        under(
+            MACHINE,
+            "Do this part of every cell, as 0/3, 1/3, 2/3 beside each other in one --out; the same "
+            "without it makes the tables. auto: what torchrun or a Slurm array says.",
+            "--shard",
+        ),
+    ] = None,
     json_to: Annotated[
         str | None,
         under(OUTPUT, "Also write all results to FILE, or - (stdout).", "--json"),
@@ -82,6 +91,8 @@ def run(
     from rlskit.storage.files import write_text
 
     check_json(json_to, force)
+    if shard is not None and json_to is not None:
+        raise RequestError("a shard has no result; leave --json to `rlskit run` without --shard")
     recipe = recipes.found(recipe)
     execute = _executor(quiet, progress)
     if dry_run:
@@ -89,7 +100,7 @@ def run(
         return 0
     done = recipes.run(
         recipe, execute=execute, check=check, takes=taken(), sets=sets or (), only=only, out=out,
-        trust=trust, note=lambda line: note(line, quiet=quiet),
+        trust=trust, shard=shard, note=lambda line: note(line, quiet=quiet),
         ahead=None if quiet else partial(forecast_run, execute=_executor(quiet=True)),
     )  # fmt: skip
     text = (done.folder / "results.json").read_text(encoding="utf-8")

@@ -25,9 +25,9 @@ from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
 from rlskit.models.streams import kept, sources_of
 from rlskit.recipes.checking import adaptive_of, audited, prepared, samples_of, train_options
+from rlskit.recipes.noted import StageError
 from rlskit.recipes.recipe import Recipe
 from rlskit.recipes.stages import AUDIT, Stage
-from rlskit.recipes.staging import StageError
 from rlskit.recipes.trust import require_trust
 from rlskit.results.comparison import KNOWN
 from rlskit.runtime.devices import choose_device

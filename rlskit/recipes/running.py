@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from rlskit.audit import AuditResult
-from rlskit.errors import RequestError, UntrustedError
+from rlskit.errors import RequestError, UnmergedError, UntrustedError
 from rlskit.recipes.against import NOTHING, Beside, beside
 from rlskit.recipes.audited import audit_sentence, forget_audits, read_audit
 from rlskit.recipes.beforehand import Held, check_comparable, required
@@ -31,15 +31,18 @@ from rlskit.recipes.cells import Cell, cells, grid, to_json
 from rlskit.recipes.checking import check_options
 from rlskit.recipes.judging import NOT_AUDITED, NOT_MEASURED, verdicts
 from rlskit.recipes.looks import OVER
+from rlskit.recipes.noted import StageError, is_finished, state_of, unmade
+from rlskit.recipes.part_of_run import Part
 from rlskit.recipes.recipe import Recipe, Takes, load
-from rlskit.recipes.stages import AUDIT, Stage
-from rlskit.recipes.staging import Execute, StageError, is_finished, run_stage, state_of, tidy
+from rlskit.recipes.stages import AUDIT, Stage, typed
+from rlskit.recipes.staging import Execute, run_stage, tidy
 from rlskit.recipes.trust import require_trust
 from rlskit.report import REPORTS, Origin, markdown_grid, read_reported, write_reports
 from rlskit.results import NOT_MET, RESULTS, gate_sentence, read_results, unconfirmed
 from rlskit.results.verdict import PASS, UNTRUSTED, Verdict
+from rlskit.runtime.sharding import Shard
 from rlskit.storage.files import parse_json, write_text
-from rlskit.storage.locks import LOCK, only_writer
+from rlskit.storage.locks import in_turn, only_writer
 from rlskit.text import nearest
 
 MARKER = "recipe.json"
@@ -88,6 +91,7 @@ def run(
     only: str | None = None,
     out: str | Path | None = None,
     trust: bool = False,
+    shard: str | None = None,
     note: Callable[[str], None] = lambda _: None,
     ahead: Ahead | None = None,
 ) -> Outcome:
@@ -105,6 +109,8 @@ def run(
         only: A stage, or a glob over their names: `rls/pgd`, `rls/*`.
         out: Folder of the run; by default `default_folder`.
         trust: Run the code that the recipe names; without it, only what `sets` names.
+        shard: Do this part of the blocks of every cell, as `0/3`, beside the other shards in one
+            folder; the same call without it then makes the tables, and decides on the gates.
         note: Told what happens, a line at a time.
         ahead: Called before the first stage with those that are to run, the number of those that
             are up to date, and the folder.
@@ -113,7 +119,9 @@ def run(
         RequestError: The recipe, a change, `only` or the folder is wrong, or the recipe names code
             and is not trusted.
         StageError: A command failed or was interrupted; what is finished is kept.
+        UnmergedError: It was a shard, which is done.
     """
+    part = None if shard is None else Shard.read(shard)
     recipe = load(path, sets, takes)
     require_trust(recipe, trust)
     folder = default_folder(recipe) if out is None else Path(out)
@@ -121,11 +129,10 @@ def run(
     chosen = select(recipe, only)
     _refuse_foreign(folder)
     _refuse_itself(recipe, folder)
+    if part is not None:
+        _do_part(Part(recipe, folder, part, execute, note), chosen)
     with only_writer(folder):
         _claim(folder, recipe)
-        for name in (RESULTS, *REPORTS):  # a run that fails leaves none of an earlier one
-            (folder / name).unlink(missing_ok=True)
-        forget_audits(recipe.stages, folder)
         held, untrusted = required(recipe), {}
         if ahead is not None:
             to_run = [stage for stage in chosen if not is_finished(stage, folder)]
@@ -151,6 +158,23 @@ def run(
         return found
 
 
+def _do_part(part: Part, chosen: Sequence[Stage]) -> NoReturn:
+    """Do a shard's part of a run.
+
+    Raises:
+        UnmergedError: It is done.
+    """
+    with only_writer(part.folder, part=f"shard-{part.shard.name}"):
+        with in_turn(part.folder):
+            if not all(is_finished(stage, part.folder) for stage in chosen):
+                _claim(part.folder, part.recipe)
+        part.finish(chosen)
+    raise UnmergedError(
+        f"shard {part.shard} is done; once all {part.shard.count} are, the same `rlskit run` "
+        "without `shard` makes the tables and decides on the gates"
+    )
+
+
 def default_folder(recipe: Recipe) -> Path:
     """Return `runs/FOLDER-FILE`, so that recipes/small/x.toml and recipes/paper/x.toml differ."""
     return Path("runs") / f"{recipe.path.resolve().parent.name}-{recipe.path.stem}"
@@ -158,7 +182,7 @@ def default_folder(recipe: Recipe) -> Path:
 
 def command_line(stage: Stage, folder: Path) -> str:
     """Return a stage as it would be typed."""
-    return shlex.join(["rlskit", *stage.arguments(folder)])
+    return typed(stage.arguments(folder))
 
 
 def check_stages(recipe: Recipe, folder: Path, check: Check | None) -> None:
@@ -208,10 +232,7 @@ def _bring_up_to_date(
         note(f"{lead} {stage.name}: up to date")
         return
     if stage.needs is not None and not is_finished(stage.needs, folder):
-        raise RequestError(
-            f"the stage {stage.name} needs {stage.needs.name}, which is not finished or has "
-            f"changed; run that too, as with `only='{Path(stage.name).parts[0]}/*'`"
-        )
+        raise unmade(stage)
     note(f"{lead} {stage.name}: {command_line(stage, folder)}")
     run_stage(stage, folder, execute)
 
@@ -311,8 +332,8 @@ def _refuse_foreign(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{folder} is a file; `out` names the folder of a recipe's run")
-    if not folder.is_dir() or not [file for file in folder.iterdir() if file.name != LOCK]:
-        return
+    if not folder.is_dir() or all(file.name.startswith(".rlskit") for file in folder.iterdir()):
+        return  # but for locks, also of shards that begin just now
     notes = [folder / MARKER, *(folder / "stages").glob("*.json")]  # older runs have no marker
     if not any(map(_is_ours, notes)):
         raise RequestError(f"{folder} holds something else than a recipe's run; name another `out`")
@@ -344,6 +365,12 @@ def _is_ours(file: Path) -> bool:
 
 
 def _claim(folder: Path, recipe: Recipe) -> None:
-    """Write into a folder that it is of a recipe's run."""
+    """Write into a folder that it is of a recipe's run, and remove what is of an earlier one's end.
+
+    A run that fails leaves no report.
+    """
     marker = {"format": _FORMAT, "recipe": str(recipe.path)}
     write_text(folder / MARKER, json.dumps(marker) + "\n", force=True)
+    for name in (RESULTS, *REPORTS):
+        (folder / name).unlink(missing_ok=True)
+    forget_audits(recipe.stages, folder)
