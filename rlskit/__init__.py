@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from rlskit.models.wrapping import wrap
     from rlskit.report.cards import write_card
     from rlskit.results.comparing import compare
+    from rlskit.runtime.together import together
     from rlskit.training import train
 
 _HOMES = {
@@ -71,6 +72,7 @@ _HOMES = {
     "merge": "rlskit.merging",
     "load_data": "rlskit.data:load",
     "save": "rlskit.models.checkpoint",
+    "together": "rlskit.runtime.together",
     "train": "rlskit.training",
     "verify": "rlskit.evaluation.verifying",
     "wrap": "rlskit.models.wrapping",
@@ -102,6 +104,7 @@ __all__ = [
     "measure_transfer",
     "merge",
     "save",
+    "together",
     "train",
     "verify",
     "wrap",

@@ -68,7 +68,7 @@ def merge(
                 f"{folder} lies in {out}, whose run `force` removes; name another `out`"
             )
     with only_writer(out):
-        refuse_finished(out, force=force)
+        refuse_finished(out, force=force, gated=gated)
         names = part_names(folders)
         places = [[folder / name for folder in folders] for name in names] or [folders]
         found = [_whole(one) for one in places]

@@ -23,13 +23,18 @@ def lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+_LISTED = 40
+"""Names that an error lists."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint at what was probably meant: what is nearest, where several are, all of them."""
+    """Return a hint at what was probably meant: what is nearest, or what there is, if not much."""
     names = list(known)
     near = {one: difflib.SequenceMatcher(None, one, name).ratio() for one in names}
     best = max(near.values(), default=0.0)
     if best < 0.6:
-        return f"it is one of {', '.join(names)}"
+        more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        return f"it is one of {', '.join(names[:_LISTED])}{more}"
     return f"did you mean {' or '.join(one for one in near if near[one] == best)}?"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -40,13 +40,13 @@ def short(model: BankedModel, *, eps: float, **fields: Any) -> Adaptive:
     """The protocol with a few steps of each part."""
     found = prepare_adaptive(model, eps=eps, steps=5, n_attacked=2, queries=20, **fields)
     few = {"steps": 5, "queries": 20, "restarts": 2}
-    parts = []
-    for part in found.parts:
+
+    def cut(part: Part) -> Part:
         params = {**part.attack.params, **{k: few[k] for k in few.keys() & part.attack.params}}
-        parts.append(
-            dataclasses.replace(part, attack=dataclasses.replace(part.attack, params=params))
-        )
-    return dataclasses.replace(found, parts=tuple(parts))
+        return dataclasses.replace(part, attack=dataclasses.replace(part.attack, params=params))
+
+    parts, scouts = (tuple(map(cut, some)) for some in (found.parts, found.scouts))
+    return dataclasses.replace(found, parts=parts, scouts=scouts)
 
 
 def names(model: BankedModel, **fields: Any) -> list[str]:
@@ -158,6 +158,36 @@ def test_the_last_resort_is_for_what_is_not_broken_at_all(rls: BankedModel) -> N
         assert threat._open(part, lead, sure).tolist() == [True, False, False]
     whole = dataclasses.replace(threat, early_exit=False)
     assert all(whole._open(part, lead, sure).all() for part in whole.parts)
+
+
+def test_the_dear_parts_attack_images_in_doubt_only(undefended: BankedModel) -> None:
+    """Those that are right, and that one of the scouts breaks within 1.2 budgets."""
+    threat = short(undefended, eps=0.03)
+    dear = [part for part in threat.parts if part.dear]
+    assert [part.name for part in dear] == ["autoattack standard", "inward"]
+    assert threat.facts()["attack"].in_doubt == 1.2
+    draw = undefended.sampled(torch.tensor([0, 0]))
+    right = draw(IMAGES).argmax(-1) == LABELS
+    in_doubt = torch.zeros_like(right)
+    for index, scout in enumerate(threat.scouts, 1):
+        assert scout.attack.eps == pytest.approx(0.036)
+        noise = seeds.generator(0, Purpose.ADAPTIVE, 0, index)
+        found = scout.attack(draw, IMAGES, LABELS, generator=noise)
+        in_doubt |= draw(found).argmax(-1) != LABELS
+    attacked = []
+
+    def noting(_: Any, images: torch.Tensor, labels: torch.Tensor, **__: Any) -> torch.Tensor:
+        attacked.append(labels)
+        return images
+
+    part: Any = dataclasses.replace(dear[0], attack=cast(Any, noting))
+    for early_exit, some in ((True, right & in_doubt), (False, torch.ones_like(right))):
+        alone = dataclasses.replace(threat, parts=(part,), early_exit=early_exit)
+        alone.craft(undefended, IMAGES, LABELS, seed=0, repeat=0)
+        assert torch.equal(attacked.pop(), LABELS[some])
+    assert 0 < (right & in_doubt).sum() < right.sum()
+    whole = dataclasses.replace(threat, early_exit=False)
+    assert whole.facts()["attack"].in_doubt is None
 
 
 def test_pgd_goes_on_from_the_worst_version_so_far(undefended: BankedModel) -> None:

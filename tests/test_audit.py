@@ -38,7 +38,7 @@ from rlskit.audit.defended import Own, influence, randomness
 from rlskit.audit.measurement import Measurement
 from rlskit.cli import run
 from rlskit.data import Data, load
-from rlskit.errors import RequestError, UntrustedError
+from rlskit.errors import RequestError, UnmergedError, UntrustedError
 from rlskit.seeds import Purpose
 
 SOUND: dict[str, Any] = {
@@ -616,7 +616,7 @@ def test_cli_passes_with_0_and_prints_every_check(
     assert run(["audit", checkpoint, *QUICK, *STEPS]) == 0
     shown = capsys.readouterr()
     assert all(f"{name} " in shown.out for name in NAMES)
-    assert "eps=0.1 steps=20 · transfer n=1" in shown.out
+    assert "eps=0.1 steps=20 · white-box n=1" in shown.out
     assert shown.err == ""
 
 
@@ -684,7 +684,7 @@ def test_an_interrupted_audit_goes_on_at_its_check(
                 patched.setitem(CHECKS, name, dataclasses.replace(kind, measure=noted))
             try:
                 return seen, call(**options)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, UnmergedError):
                 return seen, None
 
     assert measured(keep=file) == (NAMES[:6], None)
@@ -692,6 +692,11 @@ def test_an_interrupted_audit_goes_on_at_its_check(
     seen, found = measured(keep=file)
     assert seen == NAMES[6:]
     assert found == call()
+    assert not caplog.records
+    file.rename(file.with_name(f"{file.name}.0-of-12"))  # as if that shard had done the most
+    assert measured(keep=file, shard="0/12") == ([], None)
+    assert measured(keep=file, shard="10/12") == (NAMES[10:11], None)
+    assert not file.exists()
     assert measured(keep=file) == ([], found)
     assert not caplog.records
     assert measured(keep=file, seed=1)[0] == NAMES

@@ -249,6 +249,28 @@ def test_gate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["eval", "-q", "--fail-under", "1"]) == 1
 
 
+def test_who_is_killed_before_the_verdict_gets_it_by_the_same_command(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not so with another request, nor after a gate decided."""
+    attack = ["attack", "--eps", "0.1", "--steps", "2", "--limit", "40", "-q", "-o", "run"]
+    assert run(attack) == 0
+    ungated = json.loads(Path("run/results.json").read_text())
+    assert "holds a finished run" in fails(attack, 2, capsys)
+    for more, said in (
+        (["--seed", "1"], "holds another run (seed differ)"),
+        (["--limit", "50"], "holds another run (data differ)"),
+    ):
+        assert said in fails([*attack, *more, "--fail-under", "1"], 2, capsys)
+        assert json.loads(Path("run/results.json").read_text()) == ungated
+    assert run([*attack, "--fail-under", "1"]) == 1
+    assert "gate not met" in capsys.readouterr().err
+    found = json.loads(Path("run/results.json").read_text())
+    assert found.pop("gate")["verdict"] == "not met"
+    assert {**found, "gate": None} == ungated
+    assert "holds a finished run" in fails([*attack, "--fail-under", "0"], 2, capsys)
+
+
 def test_the_gates_of_several_attacks_stand_in_the_run(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -484,10 +506,11 @@ def test_interruption_is_130_and_the_same_command_goes_on(
     assert run(attack) == 130
     nothing = "no block was finished, so nothing is kept: run the same command again"
     assert capsys.readouterr().err == f"rlskit: interrupted; {nothing}\n"
+    assert not list(Path("runs").iterdir())
     calls = 1
     assert run(attack) == 130
     again = (
-        "1 finished block is kept in runs/attack-002: the same command with --out runs/attack-002"
+        "1 finished block is kept in runs/attack-001: the same command with --out runs/attack-001"
     )
     assert f"interrupted; {again} goes on\n" in capsys.readouterr().err
     calls = 9

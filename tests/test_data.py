@@ -896,6 +896,7 @@ def test_classes_are_told_by_name(
 def test_classes_of_imagenet_by_either_name() -> None:
     head = library_classes(1000)
     found = named("n02123045", "goldfish").adapted(pixels(1, 2, 2), 1000, head)
+    assert found.adapted(pixels(1, 2, 2), 1000, head).limited(1).among == 2
     assert found.labels.tolist() == [281, 1]
     with pytest.raises(RequestError, match="'crane' is none of its 1000"):  # a bird and a machine
         named("goldfish", "crane").adapted(pixels(1, 2, 2), 1000, head)

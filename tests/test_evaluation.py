@@ -417,11 +417,12 @@ def test_what_decides_numbers_is_of_the_request(rls: BankedModel) -> None:
             adaptive,
             {"parts": adaptive.parts[1:], "norm": "l2", "eps": 0.2, "n_attacked": 3,
              "stated": {"eps": 0.4, "pixel_range": "-1:1"}, "settings": {}, "answering": 3,
-             "save": True, "early_exit": False},
+             "save": True, "early_exit": False, "scouts": adaptive.parts[:1]},
         ),
         (
             adaptive.parts[0],
-            {"name": "x", "attack": other, "n_attacked": 3, "goes_on": True, "last_resort": True},
+            {"name": "x", "attack": other, "n_attacked": 3, "goes_on": True, "last_resort": True,
+             "dear": True},
         ),
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import small_models
-from rlskit.cli.forecast import forecast
+from rlskit import recipes
+from rlskit.cli.forecast import forecast, forecast_run
 from rlskit.models.banks import BankedModel
 from rlskit.recipes import cost
+from small_recipes import written
 
 
 class Noise(nn.Module):
@@ -93,3 +96,36 @@ def test_what_is_wrong_with_a_command_it_leaves_to_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert said(capsys, "attack", small_models.model(2), method="no-such") == ""
+
+
+RUN = """
+[columns.clean]
+eval = { data = "digits", limit = 10 }
+[columns.linf]
+attack = { data = "digits", method = "pgd", eps = 0.1, limit = 10, n-samples = 3 }
+[rows.release]
+checkpoint = "model.safetensors"
+"""
+
+
+def test_a_whole_run_says_first_what_its_stages_take_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """10 images: 10 passes score them, and 10 steps on one draw and 2 x 3 draws take 100 + 60."""
+    stages = recipes.load(written(tmp_path, RUN, monkeypatch)).stages
+    monkeypatch.setattr(cost, "_read", lambda *_: small_models.model(2))
+
+    def line(first: int, done: int) -> str:
+        forecast_run(stages[first:], done, tmp_path, execute=lambda _: pytest.fail("no convert"))
+        return capsys.readouterr().err
+
+    asked = slow(monkeypatch, 0.5, 0.5)
+    assert line(0, 0).startswith("about 3 min: 2 stages to do, 0 up to date, at the speed of one")
+    assert asked == [1, None, None]
+    assert line(1, 1).startswith("about 2 min: 1 stage to do, 1 up to date, ")
+    assert line(2, 2) == ""
+    asked = slow(monkeypatch, 0.01, 0.01)
+    assert line(0, 0) == ""
+    assert asked == [1]
+    monkeypatch.setattr(cost, "_read", lambda *_: None)  # without the permission for its code
+    assert line(0, 0) == ""

@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 
 import made_results
+import small_models
 from rlskit import recipes
 from rlskit.cli import run as command
+from rlskit.documents import to_json
 from rlskit.errors import RequestError
+from rlskit.recipes.checking import prepared
 from rlskit.results import compare, comparing, dump, read_results
 from rlskit.results.result import AttackFacts, CheckpointFacts, Measure
 from rlskit.results.verdict import drops, judged
 from rlskit.stats import accuracy
 from small_recipes import written
-from test_comparison import write
+from test_comparison import edit, write
 
 PLACE: dict[str, Any] = {"row": "release", "column": "linf", "show": "robust", "by": "bound"}
 
@@ -126,6 +129,10 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return written(tmp_path, GATED, monkeypatch)
 
 
+def written_by(done: recipes.Outcome) -> Any:
+    return json.loads((done.folder / "results.json").read_text())
+
+
 def go(recipe: Path, right: list[int], code: int = 0, *sets: str) -> recipes.Outcome:
     """Run the recipe with a command that is right on some images, or ends with a code."""
 
@@ -182,13 +189,9 @@ def test_a_baseline_is_a_folder_or_one_small_file(
         (dropped,) = (one for one in done.verdicts if one.asked == "max-drop")
         assert dropped.measured == pytest.approx(-0.3)
         assert dropped.verdict == "fail"
-        assert [one.index for one in dropped.fallen] == list(range(60, 90))
-    (gate,) = (
-        one
-        for one in json.loads((done.folder / "results.json").read_text())["gates"]
-        if one["asked"] == "max-drop"
-    )
-    assert gate["fallen"][0] == {"index": 60, "label": 0, "answer": 99}
+        ((cell,),) = (row["cells"] for row in written_by(done)["rows"])
+        assert [one["index"] for one in cell["fallen"]] == list(range(60, 90))
+    assert cell["fallen"][0] == {"index": 60, "label": 0, "answer": 99}
     summary = (done.folder / "summary.md").read_text()
     assert "<details><summary>release/linf (robust): 30 images newly fall</summary>" in summary
     assert "- image 60: label 0, answered 99" in summary
@@ -200,6 +203,87 @@ def test_a_baseline_is_a_folder_or_one_small_file(
     Path("before.zip").write_bytes(twice[:200])
     with pytest.raises(RequestError, match=r"before\.zip cannot be read"):
         go(recipe, [1] * 100, 0, "gates.linf.max-drop=0.1", "baseline.results=before.zip")
+
+
+def test_what_fell_is_told_without_a_gate_on_it_and_why_it_cannot_be(recipe: Path) -> None:
+    write(Path("before/release/linf"), [[1] * 90], paths=[f"{i}.png" for i in range(90)])
+    sets = ["columns.clean.eval.limit=4", "baseline.results=before"]
+
+    def execute(arguments: list[str]) -> int:
+        out, paths = arguments[arguments.index("--out") + 1], [f"{i}.png" for i in range(90)]
+        write(Path(out), [[1] * 88 + [0] * 2], paths=paths)
+        return 0
+
+    done = recipes.run(recipe, execute=execute, sets=sets)
+    assert [*done.beside.sentences] == [
+        "release/linf: 2 images newly fall against the baseline, named in the report",
+        "release/clean is not held against the baseline: the baseline has no release/clean; run "
+        "the same columns for it, or name the row as it was called there",
+    ]
+    assert (done.code, len(done.verdicts)) == (0, 1)
+    assert "- image 89 (89.png): label 9, answered 99" in (done.folder / "summary.md").read_text()
+    with pytest.raises(RequestError, match="there is no nowhere"):
+        recipes.load(recipe, ["baseline.results=nowhere"])
+
+
+def test_a_baseline_that_does_not_fit_is_refused_before_anything_runs(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_models.model(1, "none")
+    model.card.data = "folder:elsewhere"  # which is not followed: the recipe names the images
+    monkeypatch.setattr("rlskit.models.checkpoint.load", lambda *_, **__: model)
+    sets = ["gates.linf.max-drop=0.9", "baseline.results=before", "all.data=digits"]
+    (attack,) = prepared(recipes.load(recipe).stages[0])
+    mine = dataclasses.replace(made_results.PGD, params=attack.params)
+    images = dataclasses.replace(made_results.images(4), sha256=small_models.digits(4).sha256)
+    ran: list[list[str]] = []
+
+    def go(**fields: Any) -> None:
+        about: dict[str, Any] = {
+            "data": images,
+            "attack": mine,
+            "protocol": "transfer",
+            "defense": "none",
+        }
+        write(Path("before/release/linf"), [[1] * 4], **{**about, **fields})
+
+        def execute(arguments: list[str]) -> int:
+            ran.append(arguments)
+            write(Path(arguments[arguments.index("--out") + 1]), [[1] * 4], **about)
+            return 0
+
+        recipes.run(recipe, execute=execute, sets=sets)
+
+    other = dataclasses.replace(mine, params={**mine.params, "eps": 0.03})
+    for fields, said in (
+        ({"data": dataclasses.replace(images, sha256="z")}, "different images than the baseline"),
+        ({"protocol": "eot"}, "measured under transfer, and what it is held against was under eot"),
+        ({"attack": other}, "no result of the same attacks"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            go(**fields)
+    Path("before/release/linf/per_image.csv").unlink()
+    with pytest.raises(RequestError, match="there is no before/release/linf/per_image"):
+        recipes.run(recipe, execute=lambda _: pytest.fail("it ran"), sets=sets)
+    assert not ran
+    go()
+    assert len(ran) == 1
+
+
+def test_a_number_that_its_table_does_not_confirm_is_untrusted(recipe: Path) -> None:
+    """Somebody makes a red gate green by hand."""
+    done = go(recipe, [1] * 20 + [0] * 80)
+    assert done.code == 1
+    better = to_json(accuracy([0.9], 100))
+    for change in ({"robust": better}, {"robust": {"lower_bound": 0.9}}):
+        file = done.folder / "release/linf/results.json"
+        kept = file.read_text()
+        edit(file.parent, accuracy=change)
+        again = recipes.run(recipe, execute=lambda _: pytest.fail("up to date"))
+        assert (again.code, again.verdicts[0].verdict) == (4, "untrusted")
+        assert "per_image.csv" in again.verdicts[0].sentence
+        file.write_text(kept)
+    assert recipes.run(recipe, execute=lambda _: pytest.fail("up to date")).code == 1
 
 
 @pytest.mark.parametrize(
@@ -353,6 +437,12 @@ def test_a_baseline_is_of_one_model_a_row(recipe: Path) -> None:
     folder = go(recipe, [1] * 4).folder
     write(folder / ".rlskit-new/release/linf", [[1] * 4])  # a stage that was interrupted
     assert recipes.export_baseline(folder, "one.zip") == 1
-    write(folder / "release/clean", [[1] * 4], checkpoint=CheckpointFacts(path=None, sha256="z"))
+    other = CheckpointFacts(path=None, sha256="z")
+    write(folder / "release/clean", [[1] * 4], checkpoint=other)  # of a column that was removed
+    assert recipes.export_baseline(folder, "same.zip") == 1
+    assert Path("same.zip").read_bytes() == Path("one.zip").read_bytes()
+    document = json.loads((folder / "results.json").read_text())
+    document["rows"][0]["cells"].append({"column": "clean", "result": {}})
+    (folder / "results.json").write_text(json.dumps(document))
     with pytest.raises(RequestError, match="measured on different models"):
         recipes.export_baseline(folder, "two.zip")

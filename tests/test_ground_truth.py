@@ -42,7 +42,8 @@ def test_what_is_proven_fragile_of_wk17a_is_found_and_no_more() -> None:
     ).eval()  # fmt: skip
     network.load_state_dict(load_file(WEIGHTS))
     model = rlskit.wrap(network, (1, 28, 28))
-    *others, last = prepare_adaptive(model, eps=0.1).parts
+    threat = prepare_adaptive(model, eps=0.1)
+    *others, last = threat.parts
     assert (last.name, last.last_resort) == ("inward", True)
     data = load("mnist", "test", data_dir=SHARED / "data")
     rows = FRAGILE + ROBUST
@@ -54,6 +55,12 @@ def test_what_is_proven_fragile_of_wk17a_is_found_and_no_more() -> None:
     wrong = answers(network, changed) != labels
     broken = {row for row, fooled in zip(rows, wrong.tolist(), strict=True) if fooled}
     assert broken == set(FRAGILE)
+    noise = seeds.generator(0, Purpose.ADAPTIVE, 0, len(threat.parts))
+    climb = threat.scouts[0].attack
+    beyond = climb(network, images[: len(FRAGILE)], labels[: len(FRAGILE)], generator=noise)
+    assert (answers(network, beyond) != labels[: len(FRAGILE)]).all(), (
+        "none is spared as not in doubt"
+    )
 
 
 class Hidden(nn.Module):

@@ -95,7 +95,17 @@ def test_the_recipe_of_a_network_makes_the_model_that_was_looked_at(
     runs = re.findall(r"rlskit run rlskit.toml.*", Path("rlskit.toml").read_text())
     assert runs == ["rlskit run rlskit.toml --trust"]  # as it names code
     assert "run: rlskit run rlskit.toml --trust --out rlskit-run\n" in GITHUB.read_text()
+    said = ["--mean", "0.25", "--std", "0.5", "--image-size", "32", "--outputs", "logits"]
+    assert command([*asked, "--data", "digits", *said, "--force"]) == 0
+    assert "ASSUMED" not in capsys.readouterr().err
+    assert "# mean" not in Path("rlskit.toml").read_text()
+    convert = recipes.load("rlskit.toml", takes=taken()).stages[0]
+    assert convert.options.items() > {
+        "mean": "0.25", "std": "0.5", "image-size": "32", "outputs": "logits",
+    }.items()  # fmt: skip
     Path("rlskit.toml").unlink()
+    assert command(["doctor", "model.safetensors", "--data", "digits", "--mean", "0.25"]) == 2
+    assert "is a checkpoint, which holds it; leave --mean out" in capsys.readouterr().err
     assert command(["init", "small.py:small", "--data", "digits"]) == 2
     assert "is untrained" in capsys.readouterr().err
     assert command([*asked, "--data", "digits", "-o", "a b.toml", "--github", "--force"]) == 2

@@ -593,6 +593,12 @@ def test_the_table_shows_protocols_and_the_papers_numbers(recipe: Path) -> None:
     Path("out/rls5/pgd/results.json").write_text(several)
     text = markdown_grid(recipes.grid(done.recipe, Path("out"), recipes.is_finished))
     assert "70.0<br>40.0 – 90.0<br>multi n=5 |" in text
+    white = json.dumps([{**result(), "defense": "none"}])
+    Path("out/none/pgd/results.json").write_text(white)
+    Path("out/rls5/pgd/results.json").write_text(json.dumps([result()]))
+    text = markdown_grid(recipes.grid(done.recipe, Path("out"), recipes.is_finished))
+    assert "transfer n=1 | 70.0<br>40.0 – 90.0 | 70.0<br>40.0 – 90.0<br>paper 70.9 | " in text
+    assert "| 70.0<br>40.0 – 90.0<br>white-box n=1 |" in text
     objects = recipes.to_json(done.recipe, Path("out"), recipes.is_finished)
     cell = objects["rows"][1]["cells"][1]
     assert (cell["column"], cell["value"]["mean"], cell["paper"]) == ("pgd", 0.7, 70.9)

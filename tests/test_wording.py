@@ -23,7 +23,12 @@ from rlskit.training import TrainOptions
 
 PACKAGE = Path(rlskit.__file__).parent
 
-COMMAND_LINES = {"recipes/stages.py", "recipes/cost.py", "recipes/drafting.py"}
+COMMAND_LINES = {
+    "recipes/cell_parts.py",
+    "recipes/stages.py",
+    "recipes/cost.py",
+    "recipes/drafting.py",
+}
 """They put commands together for the command line."""
 
 PYTHON_ONLY = {"keep", "purpose"}

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlskit.documents import Count, Number, Value, to_json
 from rlskit.results.result import CheckpointFacts, ImageFacts, ModelFacts
+from rlskit.results.words import called, draws_known
 from rlskit.stats import Accuracy
 
 SCHEMA = "rlskit.audit/1"
@@ -91,6 +92,12 @@ class AuditResult:
     accuracy: Mapping[str, Accuracy | None]
     checks: tuple[Check, ...]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def view(self) -> str:
+        """The attacker's view for people: `white-box` where it is of every draw there is."""
+        said = f"{self.protocol} n={self.n_attacked}"
+        return called(said, self.n_attacked, draws_known(self.defense, self.model))
 
     @property
     def passed(self) -> bool:

@@ -17,16 +17,17 @@ from rlskit.audit.audit_result import FAIL, PASS, SKIPPED, AuditedAttack, AuditR
 from rlskit.audit.case import Case
 from rlskit.audit.checks import CHECKS, Kind
 from rlskit.audit.defended import SHOWN, Defended, at_the_boundary, attacked, banked, own
-from rlskit.audit.finished_checks import FinishedChecks
+from rlskit.audit.finished_checks import FinishedChecks, of_shard, of_shards
 from rlskit.audit.material import Material, material
 from rlskit.audit.measurement import Measurement
 from rlskit.data import Data
 from rlskit.defenses import draws
-from rlskit.errors import RequestError, UntrustedError
+from rlskit.errors import RequestError, UnmergedError, UntrustedError
 from rlskit.evaluation.clean import check_knowledge, knowledge
 from rlskit.evaluation.eval_options import EvalOptions
 from rlskit.models.banks import BankedModel
 from rlskit.progress import Progress, no_progress
+from rlskit.runtime.sharding import Shard
 from rlskit.seeds import Purpose
 from rlskit.stats import Accuracy, accuracy
 from rlskit.storage.files import fingerprint
@@ -58,6 +59,7 @@ def audit_model(
     seed: int = 0,
     expect_clean: float | None = None,
     keep: str | Path | None = None,
+    shard: str | None = None,
     progress: Progress = no_progress,
     **params: Any,
 ) -> AuditResult:
@@ -86,6 +88,8 @@ def audit_model(
         expect_clean: The least clean accuracy in [0, 1] that is expected of the model.
         keep: A file in which finished checks are kept, so that the same call goes on after an
             interruption; it stays, and may be removed once the result is written.
+        shard: Do this part of the checks only, as `0/3`, and keep them beside `keep`; the same call
+            without it then makes the audit of them all.
         progress: Told of every check.
         **params: The attack's options, such as eps (8/255), steps, step_size, restarts, loss.
 
@@ -93,7 +97,11 @@ def audit_model(
         RequestError: An option or the data is wrong.
         UntrustedError: Weights or answers are not finite, or the model is right on no more of the
             clean images than guessing is, or on fewer than were expected.
+        UnmergedError: It was a shard, which is done.
     """
+    part = None if shard is None else Shard.read(shard)
+    if part is not None and keep is None:
+        raise RequestError("`shard` needs `keep`, the file that finished checks are kept in")
     attack = audited_attack(method, pixel_range, params)
     protocol = protocol_of(protocol, n_attacked)
     _check_counts(n_samples=n_samples, queries=queries, points=points, batch_size=batch_size)
@@ -107,16 +115,24 @@ def audit_model(
     )  # fmt: skip
     known = knowledge(case.labels.cpu(), [case.answers(case.images).cpu()], case.classes)
     check_knowledge(known, options, trained=True, final=True)
-    file = None if keep is None else Path(keep)
+    file, others = _files(keep, part)
     with only_writer_of(file):
-        kept = FinishedChecks(file, {} if file is None else _request(case, found, surrogate))
+        kept = FinishedChecks(
+            file, {} if file is None else _request(case, found, surrogate), others
+        )
+        mine = [one for i, one in enumerate(CHECKS.items()) if part is None or part.takes(i)]
         checks = []
-        progress("auditing", 0, len(CHECKS))
-        for done, (name, kind) in enumerate(CHECKS.items(), start=1):
+        progress("auditing", 0, len(mine))
+        for done, (name, kind) in enumerate(mine, start=1):
             if (check := kept.get(name)) is None:
                 kept.put(check := _check(name, kind, case))
             checks.append(check)
-            progress("auditing", done, len(CHECKS))
+            progress("auditing", done, len(mine))
+    if part is not None:
+        raise UnmergedError(
+            f"shard {part} is done; once all {part.count} are, the same call without `shard` makes "
+            "the audit of them"
+        )
     return AuditResult(
         **found.facts,
         attack=AuditedAttack(method, attack.params),
@@ -127,6 +143,14 @@ def audit_model(
         accuracy=_accuracies(case),
         checks=tuple(checks),
     )
+
+
+def _files(keep: str | Path | None, part: Shard | None) -> tuple[Path | None, list[Path]]:
+    """Return the file that finished checks are kept in, and others that hold some."""
+    if keep is None:
+        return None, []
+    file = Path(keep)
+    return (file, of_shards(file)) if part is None else (of_shard(file, part), [])
 
 
 def _request(

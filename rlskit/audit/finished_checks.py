@@ -1,7 +1,7 @@
 """The finished checks of an audit, in a file, so that who interrupts it loses the one it is at.
 
 The file says of what audit they are, and has a checksum; one that is damaged, or of another audit,
-is replaced.
+is replaced. Each shard of an audit has a file of its own beside it, `FILE.0-of-3`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rlskit.audit.audit_result import Check
 from rlskit.documents import from_json, to_json
 from rlskit.errors import RequestError
 from rlskit.results.reading import read_json
+from rlskit.runtime.sharding import Shard
 from rlskit.storage.files import write_text
 
 FORMAT = "rlskit.checks/1"
@@ -30,17 +32,22 @@ class FinishedChecks:
     Args:
         file: Where.
         request: All that decides what the checks find, as JSON values.
+        others: Files of shards, whose checks count, too.
     """
 
-    def __init__(self, file: Path | None, request: Mapping[str, Any]) -> None:
+    def __init__(
+        self, file: Path | None, request: Mapping[str, Any], others: Sequence[Path] = ()
+    ) -> None:
         self.file = file
         self._request = _sha256(to_json(request))
         self._checks: dict[str, Check] = {}
-        if file is not None and file.exists():
+        for one in (*others, file):
+            if one is None or not one.exists():
+                continue
             try:
-                self._take_over(file)
+                self._take_over(one)
             except (RequestError, ValueError, TypeError, KeyError):
-                _LOG.warning("%s is damaged, or of another audit: it starts afresh", file)
+                _LOG.warning("%s is damaged, or of another audit: it does not count", one)
 
     def get(self, name: str) -> Check | None:
         """Return a check that is finished."""
@@ -61,7 +68,18 @@ class FinishedChecks:
             raise ValueError("it was changed")
         if found["request"] != self._request:
             raise ValueError("it is of another audit")
-        self._checks = {one["name"]: from_json(one, Check) for one in found["checks"]}
+        self._checks |= {one["name"]: from_json(one, Check) for one in found["checks"]}
+
+
+def of_shard(file: Path, shard: Shard) -> Path:
+    """Return the file of a shard, beside that of the whole audit."""
+    return file.with_name(f"{file.name}.{shard.name}")
+
+
+def of_shards(file: Path) -> list[Path]:
+    """Return the files that shards left beside that of the whole audit."""
+    pattern = re.compile(re.escape(file.name) + r"\.\d+-of-\d+")
+    return sorted(one for one in file.parent.glob("*-of-*") if pattern.fullmatch(one.name))
 
 
 def _sha256(document: Any) -> str:

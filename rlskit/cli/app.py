@@ -29,6 +29,7 @@ from rlskit.cli import (
     recipe,
     recipes,
     report,
+    submit,
     train,
     verify,
 )
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "attacks": attacks.attacks,
     "eval": evaluate.evaluate,
     "merge": merge.merge,
+    "submit": submit.submit,
     "diversity": diversity.diversity,
     "compare": compare.compare,
     "audit": audit.audit,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from rlskit.attacks.options import EFFORT
 from rlskit.cli import complete
 from rlskit.cli.flags import (
+    MACHINE,
     SCORING,
     VIEW,
     WHAT,
@@ -28,7 +29,7 @@ from rlskit.cli.option_sets import Images, Network, Rows
 from rlskit.cli.show import check_json, note, print_table
 from rlskit.cli.ticker import progress_shown
 from rlskit.cli.wording import worded
-from rlskit.errors import UntrustedError
+from rlskit.errors import RequestError, UntrustedError
 
 A_FEW = Images(limit=100)
 
@@ -65,6 +66,15 @@ def audit(
     split: SplitOption = "test",
     batch_size: BatchSizeOption = 128,
     seed: SeedOption = 0,
+    shard: Annotated[
+        str | None,
+        under(
+            MACHINE,
+            "Do this part of the checks, as 0/3, 1/3, 2/3 beside each other, for one --json FILE; "
+            "the same without it makes the audit. auto: what torchrun or a Slurm array says.",
+            "--shard",
+        ),
+    ] = None,
     force: ForceOption = False,
     json_to: JsonOption = None,
     progress: ProgressOption = None,
@@ -73,11 +83,14 @@ def audit(
 ) -> int:
     """Check whether the accuracy under an attack may be read as robustness; exit 4 if not."""
     import rlskit
+    from rlskit.audit.finished_checks import of_shards
     from rlskit.report import audit_table
     from rlskit.storage.files import write_text
 
     check_json(json_to, force)
     kept = None if json_to in (None, "-") else Path(f"{json_to}.unfinished")
+    if shard is not None and kept is None:
+        raise RequestError("--shard needs --json FILE, beside which its checks are kept")
     model = network.load()
     data = images.load(model, split)
     given = {**params, "method": method, "protocol": protocol, "pixel_range": pixel_range}
@@ -90,7 +103,7 @@ def audit(
             protocol=protocol, n_samples=n_samples, limit=None, queries=queries, points=points,
             surrogate=None if surrogate is None else network.beside(surrogate),
             batch_size=batch_size, seed=seed, expect_clean=expect_clean, keep=kept,
-            progress=told,
+            shard=shard, progress=told,
             **params,
         )  # fmt: skip
     for warning in found.warnings:
@@ -102,7 +115,8 @@ def audit(
         if json_to is not None:
             write_text(Path(json_to), text, force=force)
         if kept is not None:
-            kept.unlink()
+            for file in (kept, *of_shards(kept)):
+                file.unlink(missing_ok=True)  # where shards did all
         said = [
             dataclasses.replace(one, detail=worded(one.detail), meaning=worded(one.meaning))
             for one in found.checks

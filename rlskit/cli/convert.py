@@ -18,6 +18,7 @@ from rlskit.cli.flags import (
     SkipBadOption,
     under,
 )
+from rlskit.cli.opening import Constants, numbers
 from rlskit.cli.show import note
 from rlskit.errors import RequestError
 
@@ -31,6 +32,7 @@ def convert(
             autocompletion=complete.networks,
         ),
     ],
+    *,
     banks: Annotated[
         int | None, typer.Option(help="M; 2 for rls, 3 for ensemble, adp, gal.")
     ] = None,
@@ -65,21 +67,6 @@ def convert(
         ),
     ] = None,
     data_dir: DataDirOption = None,
-    num_classes: Annotated[int | None, under(DATA, "Instead of the data set's.")] = None,
-    in_chans: Annotated[int | None, under(DATA, "Instead of the data set's.")] = None,
-    image_size: Annotated[
-        str | None,
-        under(DATA, "Side in pixels, or height and width as H,W."),
-    ] = None,
-    small_images: Annotated[
-        bool,
-        typer.Option("--small-images", help="3x3 stem without max-pool; VGG: one linear head."),
-    ] = False,
-    mean: Annotated[str | None, under(DATA, "Per channel, as 0.485,0.456,0.406.")] = None,
-    std: Annotated[str | None, under(DATA, "Per channel, as 0.229,0.224,0.225.")] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Start every bank from the library's weights.")
-    ] = False,
     weights: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,9 +74,7 @@ def convert(
             "its own."
         ),
     ] = None,
-    weights_key: Annotated[
-        str | None, typer.Option(help="The part of the file to take, as state_dict_ema or a.b.")
-    ] = None,
+    constants: Constants,
     classes: Annotated[
         str | None,
         under(DATA, "Text file: the classes' names, one a line, in order; or imagenet."),
@@ -105,17 +90,6 @@ def convert(
     init: Annotated[
         str | None, typer.Option(help="independent, copy or jitter (copies with a little noise).")
     ] = None,
-    outputs: Annotated[
-        str,
-        typer.Option(
-            help="What the network answers with: logits, probabilities, log-probabilities or "
-            "sigmoid; by default what shows."
-        ),
-    ] = "",
-    output_key: Annotated[
-        str,
-        typer.Option(help="Where it answers with several tensors: which, as logits or 0."),
-    ] = "",
     seed: SeedOption = 0,
     out: Annotated[
         Path,
@@ -136,25 +110,16 @@ def convert(
         defense=defense,
         granularity=granularity,
         bank_only=bank_only,
-        bank_probs=_numbers("--bank-probs", bank_probs) or (),
+        bank_probs=numbers("--bank-probs", bank_probs) or (),
         settings=_settings(settings),
         data=data,
         data_dir=data_dir,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        image_size=_size(image_size),
-        small_images=small_images,
-        mean=_numbers("--mean", mean),
-        std=_numbers("--std", std),
-        pretrained=pretrained,
         weights=weights,
-        weights_key=weights_key,
+        **constants.given,
         classes=classes,
         skip_bad=skip_bad,
         transform_input=transform_input,
         init=init,
-        outputs=outputs,
-        output_key=output_key,
         seed=seed,
     )
     checkpoint.save(model, out, force=force)
@@ -170,27 +135,6 @@ def convert(
         + ("" if card.trained else "; untrained, so `rlskit train` comes next"),
         quiet=quiet,
     )
-
-
-def _size(text: str | None) -> int | tuple[int, int] | None:
-    if text is None:
-        return None
-    try:
-        sides = [int(side) for side in text.lower().replace("x", ",").split(",")]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2):
-        raise RequestError(f"--image-size {text!r} is neither a side, as 32, nor H,W, as 32,128")
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
-
-
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(map(float, text.split(",")))
-    except ValueError:
-        raise RequestError(f"{option} {text!r} is no list of numbers such as 0.5,0.5,0.5") from None
 
 
 def _settings(text: str | None) -> dict[str, float]:

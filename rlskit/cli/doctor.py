@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlskit.cli import complete
-from rlskit.cli.opening import WeightsOption, opened
+from rlskit.cli.opening import Constants, WeightsOption, opened
 from rlskit.cli.option_sets import Images
 from rlskit.cli.show import say
 from rlskit.cli.wording import worded
@@ -30,6 +30,7 @@ def doctor(
     ] = None,
     *,
     weights: WeightsOption = None,
+    constants: Constants,
     images: Images,
 ) -> int:
     """Say what is true of this machine, and of a model before it is attacked, in seconds."""
@@ -37,7 +38,7 @@ def doctor(
 
     troubles = _said(machine())
     if model is not None:
-        banked = opened(model, weights, images)
+        banked = opened(model, weights, constants, images)
         troubles += _said(diagnose(banked, images.load(banked, "test")))
     return UntrustedError.exit_code if troubles else 0
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlskit.cli.flags import flag
@@ -12,7 +15,7 @@ from rlskit.cli.ticker import duration
 if TYPE_CHECKING:
     from rlskit.data import Data
     from rlskit.models import BankedModel
-    from rlskit.recipes import Cost
+    from rlskit.recipes import Cost, Stage
 
 
 def forecast(
@@ -56,6 +59,44 @@ def forecast(
             f"{at_most} {duration(3600 * hours)}: {counted(cost)}, at the speed of one batch, "
             f"measured just now on {found.device}"
         )
+
+
+def forecast_run(
+    stages: Sequence[Stage], up_to_date: int, folder: Path, execute: Callable[[list[str]], int]
+) -> None:
+    """Say on stderr about how long the stages of a recipe will take, where that is over a minute.
+
+    Args:
+        stages: What is to run.
+        up_to_date: How many stages are not.
+        folder: Of the run.
+        execute: Runs one command line; what it says is not shown.
+
+    Raises:
+        StageError: It was interrupted.
+    """
+    from rlskit.recipes import StageError, foreseen_run
+
+    if not stages:
+        return
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # a `convert` says it when it is run
+            found = foreseen_run(stages, folder, execute)
+    except StageError:
+        raise
+    except Exception:
+        return
+    if found is None:
+        return
+    cost, hours = found.total([*found.costs])
+    unknown = [name for name, one in found.costs.items() if one is None]
+    at_most = "at most" if cost.at_most and not unknown else "about"
+    more = f", {', '.join(unknown)} not counted" if unknown else ""
+    many = f"{len(stages)} stage{'s'[: len(stages) != 1]} to do, {up_to_date} up to date"
+    note(
+        f"{at_most} {duration(3600 * hours)}{more}: {many}, at the speed of one batch, measured "
+        f"just now on {found.device}"
+    )
 
 
 def said(cost: Cost | None, hours: float | None) -> str:

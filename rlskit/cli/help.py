@@ -37,6 +37,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "merge runs/whole",
         "merge runs/shard-0 runs/shard-1 -o runs/whole --fail-under 0.4",
     ),
+    "submit": (
+        "submit --shards 16 -- attack --eps 8/255 --out runs/whole",
+        "submit --shards 3 --cluster local -- run small/table3 --trust",
+    ),
     "compare": (
         "compare runs/before runs/after --max-drop 0.02",
         "compare a/results.json b/results.json --json -",

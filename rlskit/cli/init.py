@@ -12,7 +12,7 @@ import typer
 from rlskit.cli import complete
 from rlskit.cli.flags import OUTPUT, ForceOption, under
 from rlskit.cli.forecast import said
-from rlskit.cli.opening import WeightsOption, is_checkpoint, opened
+from rlskit.cli.opening import Constants, WeightsOption, is_checkpoint, opened
 from rlskit.cli.option_sets import Images
 from rlskit.cli.recipe import check, taken
 from rlskit.cli.show import note, say
@@ -33,6 +33,7 @@ def init(
     ],
     *,
     weights: WeightsOption = None,
+    constants: Constants,
     eps: Annotated[
         str | None, typer.Option(help="Budget in linf; by default what is usual for such images.")
     ] = None,
@@ -57,8 +58,8 @@ def init(
     for file in (recipes.JOBS[kind] for kind in kinds):
         if file.parent.is_dir():
             refuse_existing(file, force)
-    banked = opened(model, weights, images)
-    start = _start(model, banked, weights, eps, images)
+    banked = opened(model, weights, constants, images)
+    start = _start(model, banked, weights, constants, eps, images)
     jobs = {recipes.JOBS[kind]: recipes.job(kind, start, out) for kind in kinds}
     first = recipes.draft(start, out, recipes.LIMITS[-1])
     limit = images.limit or recipes.affordable(_estimated(first, banked))
@@ -77,7 +78,12 @@ def init(
 
 
 def _start(
-    model: str, banked: BankedModel, weights: str | None, eps: str | None, images: Images
+    model: str,
+    banked: BankedModel,
+    weights: str | None,
+    constants: Constants,
+    eps: str | None,
+    images: Images,
 ) -> Start:
     """Return what the recipe is made of.
 
@@ -101,6 +107,7 @@ def _start(
     return recipes.Start(
         model=model,
         weights=weights,
+        stated=constants.stated,
         finished=is_checkpoint(model, weights),
         data={name: value for name, value in given.items() if value},
         card=banked.card,

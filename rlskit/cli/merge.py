@@ -18,6 +18,7 @@ from rlskit.cli.flags import (
 )
 from rlskit.cli.option_sets import RunOutput, Scoring
 from rlskit.cli.show import check_run, show_run
+from rlskit.errors import RequestError
 
 
 def merge(
@@ -38,8 +39,12 @@ def merge(
     output = RunOutput(out=out, force=force, json_to=json_to, per_image=per_image, quiet=quiet)
     check_run(scoring, output)
     import rlskit
+    from rlskit.recipes import MARKER
     from rlskit.report import abstention_table, broken_by, diversity_table, transfer_table
 
+    for run in runs:
+        if (run / MARKER).is_file():
+            raise RequestError(f"{run} is of a recipe: `rlskit run` of the same merges its shards")
     results = rlskit.merge(runs, out=out, force=force, gated=fail_under is not None)
     (first, *_) = results
     tables = {

@@ -6,6 +6,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +14,8 @@ import typer
 
 from rlskit.cli import complete
 from rlskit.cli.ending import check_values
-from rlskit.cli.flags import OUTPUT, ProgressOption, QuietOption, one_of, under
-from rlskit.cli.forecast import said
+from rlskit.cli.flags import MACHINE, OUTPUT, ProgressOption, QuietOption, one_of, under
+from rlskit.cli.forecast import forecast_run, said
 from rlskit.cli.show import check_json, note, print_table, say
 from rlskit.errors import RequestError
 from rlskit.text import printable
@@ -54,6 +55,15 @@ def run(
         Path | None,
         under(OUTPUT, "Folder of the run; runs/FOLDER-FILE by default.", "--out", "-o"),
     ] = None,
+    shard: Annotated[
+        str | None,
+        under(
+            MACHINE,
+            "Do this part of every cell, as 0/3, 1/3, 2/3 beside each other in one --out; the same "
+            "without it makes the tables. auto: what torchrun or a Slurm array says.",
+            "--shard",
+        ),
+    ] = None,
     json_to: Annotated[
         str | None,
         under(OUTPUT, "Also write all results to FILE, or - (stdout).", "--json"),
@@ -81,6 +91,8 @@ def run(
     from rlskit.storage.files import write_text
 
     check_json(json_to, force)
+    if shard is not None and json_to is not None:
+        raise RequestError("a shard has no result; leave --json to `rlskit run` without --shard")
     recipe = recipes.found(recipe)
     execute = _executor(quiet, progress)
     if dry_run:
@@ -88,7 +100,8 @@ def run(
         return 0
     done = recipes.run(
         recipe, execute=execute, check=check, takes=taken(), sets=sets or (), only=only, out=out,
-        trust=trust, note=lambda line: note(line, quiet=quiet),
+        trust=trust, shard=shard, note=lambda line: note(line, quiet=quiet),
+        ahead=None if quiet else partial(forecast_run, execute=_executor(quiet=True)),
     )  # fmt: skip
     text = (done.folder / "results.json").read_text(encoding="utf-8")
     if json_to == "-":
@@ -107,6 +120,8 @@ def run(
         note(sentence, loud=True)
     for verdict in done.verdicts:
         note(verdict.sentence, loud=True)
+    for line in done.beside.sentences:
+        note(line, quiet=quiet)
     if done.code == 0 and any(verdict.verdict != PASS for verdict in done.verdicts):
         note("what --only left out decides nothing: this is no run that passed", loud=True)
     if output_format == "github":
@@ -122,12 +137,13 @@ def _executor(quiet: bool, progress: str | None = None) -> Callable[[list[str]],
 
     def execute(arguments: list[str]) -> int:
         from rlskit import cli
+        from rlskit.runtime.together import apart
 
         if quiet and "--quiet" not in arguments:
             arguments = [*arguments, "--quiet"]
         if arguments[0] in LONG:
             arguments = [*arguments, *shown]
-        with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):
+        with apart(), contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):
             return cli.run(arguments)
 
     return execute

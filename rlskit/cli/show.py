@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlskit.cli.wording import worded
-from rlskit.errors import RequestError
+from rlskit.errors import RequestError, RlskitError
 from rlskit.text import lines
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _WIDTH = 110  # of tables where no terminal says
 @contextmanager
 def run_folder(out: Path | None, name: str) -> Iterator[Path]:
     """Give the run's folder, by default a new one in runs/; say what is in it when interrupted."""
-    from rlskit.results import free_folder
+    from rlskit.results import clear, free_folder
 
     folder = out or free_folder(Path("runs"), name)
     try:
@@ -31,15 +31,21 @@ def run_folder(out: Path | None, name: str) -> Iterator[Path]:
     except BaseException as error:
         if not isinstance(error, Exception):
             error.add_note(_left(folder, named=out is not None))
-        if out is None:
-            with suppress(OSError):
-                folder.rmdir()  # unless something was finished
+        if out is None and not _blocks(folder):
+            with suppress(OSError, RlskitError):
+                clear(folder)
+                folder.rmdir()
         raise
+
+
+def _blocks(folder: Path) -> int:
+    """Return how many blocks of a run are finished."""
+    return sum(1 for _ in folder.glob("**/blocks/*.safetensors"))
 
 
 def _left(folder: Path, *, named: bool) -> str:
     """Return what an interrupted run leaves in its folder, and how it goes on."""
-    count = sum(1 for _ in folder.glob("**/blocks/*.safetensors"))
+    count = _blocks(folder)
     if not count:
         return "no block was finished, so nothing is kept: run the same command again"
     blocks = "1 finished block is" if count == 1 else f"{count} finished blocks are"
@@ -61,7 +67,7 @@ def check_run(scoring: Scoring, output: RunOutput) -> None:
     }  # fmt: skip
     check_shard(scoring.shard, output.out, asked)
     check_json(output.json_to, output.force)
-    check_out(output.out, output.force)
+    check_out(output.out, output.force, gated=scoring.fail_under is not None)
     if output.per_image is not None:
         from rlskit.results import check_table
 
@@ -123,11 +129,12 @@ def show_run(
     return gate(results, quiet=output.quiet)
 
 
-def check_out(out: Path | None, force: bool) -> None:
+def check_out(out: Path | None, force: bool, *, gated: bool = False) -> None:
     """Require an `--out` that may become a run's folder, before anything is read.
 
     Raises:
-        RequestError: It holds a finished run and `force` is not given, or is none of a run's.
+        RequestError: It holds a finished run (of `gated`: one on which a gate decided) and `force`
+            is not given, or is none of a run's.
         RunError: Another process writes in it.
     """
     from rlskit.storage.locks import refuse_busy
@@ -136,7 +143,7 @@ def check_out(out: Path | None, force: bool) -> None:
         refuse_busy(out)
         from rlskit.results import refuse_finished
 
-        refuse_finished(out, force=force)
+        refuse_finished(out, force=force, gated=gated)
 
 
 def say(text: str) -> None:

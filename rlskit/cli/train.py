@@ -19,6 +19,7 @@ from rlskit.cli.flags import (
 )
 from rlskit.cli.forecast import forecast
 from rlskit.cli.option_sets import Images, Network
+from rlskit.cli.ranked import one_speaks
 from rlskit.cli.show import note, say
 from rlskit.cli.ticker import progress_shown
 
@@ -72,7 +73,8 @@ def train(
 ) -> None:
     """Train a model by group optimization; writes the last and the best epoch, and a log.
 
-    The same command goes on with a training that was interrupted.
+    The same command goes on with a training that was interrupted. Started by torchrun, several
+    processes share every step's images.
     """
     import rlskit
     from rlskit.training import TrainOptions
@@ -85,14 +87,16 @@ def train(
         adversarial_eps=adversarial_eps, adversarial_steps=adversarial_steps,
         adversarial_step_size=adversarial_step_size,
     )  # fmt: skip
-    model = network.load()
-    data = images.load(model, "train")
-    forecast("train", model, data, vars(options), quiet=quiet)
-    with progress_shown(progress, quiet) as told:
-        result = rlskit.train(
-            model, data, options=options, out=out or network.checkpoint, force=force,
-            save_every=save_every, progress=told, note=partial(note, quiet=quiet),
-        )  # fmt: skip
+    with one_speaks() as ranks:
+        model = network.load()
+        data = images.load(model, "train")
+        if not ranks.many:  # they are faster than one, by how much is not known
+            forecast("train", model, data, vars(options), quiet=quiet)
+        with progress_shown(progress, quiet or not ranks.first) as told:
+            result = rlskit.train(
+                model, data, options=options, out=out or network.checkpoint, force=force,
+                save_every=save_every, progress=told, note=partial(note, quiet=quiet),
+            )  # fmt: skip
     last = result.epochs[-1]
     held = (
         "" if last.holdout_accuracy is None else f", held out {100 * last.holdout_accuracy:.1f} %"

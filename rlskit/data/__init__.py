@@ -5,7 +5,7 @@ from rlskit.data.classes import ClassNames, are_numbers, read_classes
 from rlskit.data.dataset import Data, spread
 from rlskit.data.in_memory import MEMORY, from_memory, memory_images
 from rlskit.data.named import DATASETS, DataFacts, default_data_dir
-from rlskit.data.sources import SPECS, describe, load
+from rlskit.data.sources import SPECS, count, describe, load
 
 __all__ = [
     "AUGMENTATIONS",
@@ -18,6 +18,7 @@ __all__ = [
     "are_numbers",
     "batches",
     "blocks",
+    "count",
     "default_data_dir",
     "describe",
     "from_memory",

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from rlskit.errors import RequestError
+from rlskit.runtime.sharding import WHOLE, Shard
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from concurrent.futures import Future
 
     from torch import Tensor
@@ -65,6 +66,7 @@ def batches(
     *,
     start: int = 0,
     device: torch.device | str = "cpu",
+    shard: Shard = WHOLE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one epoch of training batches, shuffled.
 
@@ -80,6 +82,7 @@ def batches(
         start: The first batch that is wanted. Those before it are not read, and those after it
             are as they would be behind them.
         device: Where they go, and are augmented.
+        shard: Whose part of each batch is wanted, as it is in the whole of it.
 
     Yields:
         The images float32 `[b, C, H, W]` in [0, 1], the labels long `[b]`.
@@ -96,9 +99,13 @@ def batches(
     change = AUGMENTATIONS[augment]
     for indices in chosen[:start]:
         change(torch.empty(len(indices), 0, *data.shape[1:]), generator)  # draws, and costs nothing
-    chosen = chosen[start:]
-    for indices, images in zip(chosen, _read_ahead(data, chosen, num_workers), strict=True):
-        yield change(_sent(images, device), generator), _sent(data.labels[indices], device)
+    sizes = [len(indices) for indices in chosen[start:]]
+    parts = [shard.part(size) for size in sizes]
+    mine = [indices[part] for indices, part in zip(chosen[start:], parts, strict=True)]
+    stream = zip(sizes, parts, mine, _read_ahead(data, mine, num_workers), strict=True)
+    for size, part, indices, images in stream:
+        changed = change(_sent(images, device), generator, size, part)
+        yield changed, _sent(data.labels[indices], device)
 
 
 def _sent(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -107,22 +114,27 @@ def _sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)  # else it waits for what runs there
 
 
-def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+def crop_flip(
+    images: Tensor, generator: torch.Generator, size: int | None = None, part: slice = slice(None)
+) -> Tensor:
     """Shift each image by up to `PADDING` pixels over black, and mirror half of them.
 
     The augmentation of CIFAR in He et al. 2016, section 4.2: pad, crop at random, flip at random.
 
     Args:
         images: `[B, C, H, W]`.
-        generator: Draws the shift and the flip of each image.
+        generator: Draws the shift and the flip of each image of a batch.
+        size: Of the batch; that of `images` by default.
+        part: Which of the batch `images` are.
 
     Returns:
         `[B, C, H, W]`, of the same pixels and zeros.
     """
     (b, _, height, width), device = images.shape, images.device
-    shifts = torch.randint(2 * PADDING + 1, (2, b, 1), generator=generator)
-    mirrored = _sent(torch.rand(b, 1, generator=generator) < 0.5, device)
-    top, left = _sent(shifts, device)
+    size = b if size is None else size
+    shifts = torch.randint(2 * PADDING + 1, (2, size, 1), generator=generator)[:, part]
+    mirrored = torch.rand(size, 1, generator=generator)[part] < 0.5
+    mirrored, (top, left) = _sent(mirrored, device), _sent(shifts, device)
     columns = torch.arange(width, device=device).expand(b, width)
     columns = left + torch.where(mirrored, columns.flip(1), columns)
     rows = top + torch.arange(height, device=device)
@@ -133,12 +145,12 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return cropped.permute(0, 3, 1, 2).contiguous()
 
 
-def _unchanged(images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001
+def _unchanged(images: Tensor, *_: object) -> Tensor:
     return images
 
 
-AUGMENTATIONS = {"none": _unchanged, "crop-flip": crop_flip}
-"""Name -> function of a batch of images and a generator."""
+AUGMENTATIONS: dict[str, Callable[..., Tensor]] = {"none": _unchanged, "crop-flip": crop_flip}
+"""Name -> function of images, a generator, the size of their batch, and which of it they are."""
 
 
 def _read_ahead(

@@ -88,6 +88,7 @@ class Data:
         paths: Of images from a folder, their paths in it, `[n]`.
         by_name: Whether a model must know the classes by their names, as somebody named them.
         order: The seed of the random order that they are in; None for the data set's own order.
+        among: How many of a model's classes they are of, where `adapted` placed them among more.
 
     Raises:
         RequestError: There is no image, or a label that is no class.
@@ -103,6 +104,7 @@ class Data:
     paths: tuple[str, ...] | None = None
     by_name: bool = False
     order: int | None = None
+    among: int | None = None
 
     def __post_init__(self) -> None:
         assert self.labels.dtype == torch.int64
@@ -267,7 +269,10 @@ class Data:
         places = placed(self.class_names, names, self.name)
         if places is not None:
             labels = torch.tensor(places)[self.labels]
-            return self._replaced(labels=labels, class_names=tuple(names), source=source)
+            among = self.classes if self.classes < len(names) else self.among
+            return self._replaced(
+                labels=labels, class_names=tuple(names), source=source, among=among
+            )
         if self.by_name:
             raise RequestError(
                 f"`classes` names those of {self.name} ({self.class_names[0]}, ...), but the "

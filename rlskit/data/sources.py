@@ -74,6 +74,19 @@ def load(
     return data.limited(limit).checked(skip_bad=skip_bad)
 
 
+def count(spec: str, split: str = "test") -> int:
+    """Return how many images a data set has, before any file is read that holds one.
+
+    Args:
+        spec: As of `load`.
+        split: Likewise.
+
+    Raises:
+        RequestError: `spec` is unknown, or its data are missing, or not as expected.
+    """
+    return len(_load(spec, split, data_dir=None, download=False))
+
+
 def _load(spec: str, split: str, *, data_dir: str | Path | None, download: bool) -> Data:
     kind, _, path = spec.partition(":")
     if kind in KINDS and path:

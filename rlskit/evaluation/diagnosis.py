@@ -112,7 +112,8 @@ def _of_card(model: BankedModel) -> Iterator[Finding]:
     mean, std = (
         ", ".join(f"{one:.4g}" for one in ones) for ones in (card.pixels.mean, card.pixels.std)
     )
-    source = "assumed, see the warnings" if card.assumed else "stated, or of what it was made for"
+    guessed = any(name in said for said in card.assumed for name in ("`mean`", "`std`"))
+    source = "assumed, see the warnings" if guessed else "stated, or of what it was made for"
     yield Finding("constants", f"mean {mean}; std {std}: {source}")
     names = ", ".join(card.names[:_SHOWN]) + ", ..." * (len(card.names) > _SHOWN)
     order = f"in the order {names}" if names else "without names: the data's order is taken"

@@ -337,7 +337,7 @@ def run_folder(out: Path | None, force: bool, options: EvalOptions) -> Iterator[
         raise RequestError("`shard` needs `out`, the folder that the blocks are kept in")
     with only_writer(out, part=writer(options)):
         if out is not None:
-            refuse_finished(out, force=force)
+            refuse_finished(out, force=force, gated=options.gated)
         yield
 
 

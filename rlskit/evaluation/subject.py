@@ -119,6 +119,11 @@ class Subject:
                 "order is taken to be the same."
             )
         found += [*card.assumed, *self.data.alterations]
+        if self.data.among is not None:
+            found.append(
+                f"SUBSET: the images are of {self.data.among} of the model's {card.classes} "
+                "classes, and any of these may be the answer: all logits are scored and attacked."
+            )
         if skipped := self.data.skipped:
             verb = "counts" if skipped == 1 else "count"
             what = f"{skipped} image{'s'[: skipped != 1]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import Any, cast
 
 import torch
@@ -27,7 +28,7 @@ def duplicate(network: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modu
     """
     try:
         with _ValuesAlone():
-            return copy.deepcopy(network, {} if memo is None else memo)
+            return copy.deepcopy(network, _empty_ones(network) | (memo or {}))
     except Exception as error:  # whatever one's own code keeps in a module
         if "allocate memory" in str(error):
             raise
@@ -35,6 +36,19 @@ def duplicate(network: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modu
             f"{type(network).__name__} cannot be copied ({reason(error)}), as each draw of it is; "
             "keep locks, open files and the like outside the module"
         ) from error
+
+
+def _empty_ones(network: nn.Module) -> dict[int, Any]:
+    """Return by id what stands for each empty dict that a module has: most are for hooks.
+
+    They are most of the objects in a network, and `copy.deepcopy` takes long over each.
+    """
+    return {
+        id(value): type(value)()
+        for module in network.modules()
+        for value in vars(module).values()
+        if type(value) in (dict, OrderedDict) and not value
+    }
 
 
 class _ValuesAlone(TorchFunctionMode):

@@ -2,13 +2,21 @@
 
 from rlskit.recipes.baseline import export_baseline
 from rlskit.recipes.cells import grid, to_json
-from rlskit.recipes.cost import Cost, Estimate, estimate, estimate_of, foreseen
+from rlskit.recipes.cost import Cost, Estimate, estimate, estimate_of, foreseen, foreseen_run
 from rlskit.recipes.drafting import JOBS, LIMITS, Start, affordable, draft, job
+from rlskit.recipes.noted import StageError, is_finished
 from rlskit.recipes.recipe import COMMANDS, Column, Recipe, Row, load
-from rlskit.recipes.running import Outcome, check_stages, command_line, default_folder, run, select
+from rlskit.recipes.running import (
+    MARKER,
+    Outcome,
+    check_stages,
+    command_line,
+    default_folder,
+    run,
+    select,
+)
 from rlskit.recipes.shipped import ABOUT, found, shipped, title
 from rlskit.recipes.stages import Stage, option_text
-from rlskit.recipes.staging import StageError, is_finished
 from rlskit.recipes.trust import require_trust
 
 __all__ = [
@@ -16,6 +24,7 @@ __all__ = [
     "COMMANDS",
     "JOBS",
     "LIMITS",
+    "MARKER",
     "Column",
     "Cost",
     "Estimate",
@@ -34,6 +43,7 @@ __all__ = [
     "estimate_of",
     "export_baseline",
     "foreseen",
+    "foreseen_run",
     "found",
     "grid",
     "is_finished",

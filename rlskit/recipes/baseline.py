@@ -14,6 +14,7 @@ from pathlib import Path
 from rlskit.errors import RequestError, reason
 from rlskit.results import RESULTS, read_results
 from rlskit.results.journal import PER_IMAGE
+from rlskit.results.reading import read_json
 from rlskit.storage.files import replacing
 
 _LARGEST = 2**28
@@ -32,13 +33,14 @@ def export_baseline(run: str | Path, out: str | Path, *, force: bool = False) ->
         force: Replace it if it is there.
 
     Raises:
-        RequestError: The folder holds no cell that was measured image by image, or cells of one
-            row that were measured on different models; or the file is there, and `force` is not
-            given.
+        RequestError: The folder holds no finished run, no cell that was measured image by image,
+            or cells of one row that were measured on different models; or the file is there, and
+            `force` is not given.
     """
     folder = Path(run)
+    own = _measured(folder)
     found = [*folder.glob(f"*/*/{PER_IMAGE}"), *folder.glob(f"*/*/*/{PER_IMAGE}")]
-    tables = [table for table in found if not table.relative_to(folder).parts[0].startswith(".")]
+    tables = [table for table in found if table.relative_to(folder).parts[:2] in own]
     files = {file for table in tables for file in (table, table.with_name(RESULTS))}
     files |= {table.parent.parent / RESULTS for table in tables}  # of several attacks
     files = {file for file in files if file.is_file() and file.parent != folder}
@@ -54,6 +56,29 @@ def export_baseline(run: str | Path, out: str | Path, *, force: bool = False) ->
             entry = zipfile.ZipInfo(file.relative_to(folder).as_posix(), _EPOCH)
             packed.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
     return len(cells)
+
+
+def _measured(folder: Path) -> set[tuple[str, ...]]:
+    """Return row and column of each cell that a run measured, as its results say.
+
+    What lies beside them is of an earlier recipe, or of stages that are not finished.
+
+    Raises:
+        RequestError: They are not there, or are none of a run of a recipe.
+    """
+    none = f"{folder} holds no finished run of a recipe; name the folder that `rlskit run` wrote"
+    if not (folder / RESULTS).is_file():
+        raise RequestError(none)
+    document = read_json(folder / RESULTS)
+    try:
+        return {
+            (str(row["name"]), str(cell["column"]))
+            for row in document["rows"]
+            for cell in row["cells"]
+            if cell["result"] is not None
+        }
+    except (KeyError, TypeError) as error:
+        raise RequestError(none) from error
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rlskit.documents import to_json as json_values
@@ -15,6 +16,7 @@ from rlskit.recipes.stages import Stage
 from rlskit.report import Grid
 from rlskit.results import Result, read_results
 from rlskit.results.comparing import hidden_among
+from rlskit.results.comparison import Fallen
 from rlskit.results.result import Measure
 from rlskit.results.verdict import Verdict
 from rlskit.results.words import figures, number, protocol, seen
@@ -40,6 +42,11 @@ class Cell:
     column: Column
     result: Result | None
     paper: float | str | None
+
+    @property
+    def name(self) -> str:
+        """What it is called: `ROW/COLUMN`, as its stage."""
+        return f"{self.row.name}/{self.column.name}"
 
     @property
     def value(self) -> Accuracy | Measure | None:
@@ -70,6 +77,13 @@ class Cell:
         count = 1 if self.column.show.endswith("_gibbs") else self.result.n_samples
         return view, f"N={count}"
 
+    @property
+    def view(self) -> str | None:
+        """The protocol for people, which calls a white-box attack one; None without a number."""
+        if self.facts is None or self.result is None:
+            return None
+        return "clean" if self.facts[0] == "clean" else seen(self.result)
+
 
 def grid(recipe: Recipe, folder: Path, is_finished: IsFinished) -> Grid:
     """Return the table as text; the shorter of rows and columns goes across."""
@@ -81,17 +95,21 @@ def grid(recipe: Recipe, folder: Path, is_finished: IsFinished) -> Grid:
         for line in found
         for cell in line
     )
-    return Grid(
-        recipe.title, heads, lines, _CAPTION + _LOOKED * shuffled, [*_white_box(found), *notes]
-    )
+    return Grid(recipe.title, heads, lines, _CAPTION + _LOOKED * shuffled, notes)
 
 
 def to_json(
-    recipe: Recipe, folder: Path, is_finished: IsFinished, verdicts: Sequence[Verdict] = ()
+    recipe: Recipe,
+    folder: Path,
+    is_finished: IsFinished,
+    verdicts: Sequence[Verdict] = (),
+    fallen: Mapping[str, Sequence[Fallen]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return all rows with their cells, the paper's numbers and whole results; verdicts; commands.
 
-    `hidden` has a sentence for each attack of a row under both `known` and `eot`.
+    `hidden` has a sentence for each attack of a row under both `known` and `eot`; `fallen` the
+    images of a cell that the baseline's model was right on, and this one is not; null where
+    nothing tells.
     """
     rows = [
         {
@@ -106,6 +124,7 @@ def to_json(
                     "value": json_values(cell.value),
                     "paper": cell.paper,
                     "result": None if cell.result is None else cell.result.to_json(),
+                    "fallen": json_values(fallen.get(cell.name)),
                 }
                 for cell in line
             ],
@@ -153,16 +172,6 @@ def _hidden(line: list[Cell]) -> list[str]:
     return hidden_among([cell.result for cell in line if cell.result is not None])
 
 
-def _white_box(lines: list[list[Cell]]) -> list[str]:
-    """Return a sentence on the rows whose attackers saw every draw that there is."""
-    rows = [
-        line[0].row.label
-        for line in lines
-        if any(one.result and seen(one.result) != protocol(one.result) for one in line)
-    ]
-    return [f"a white-box attack, as all draws were attacked: {', '.join(rows)}"] if rows else []
-
-
 _CAPTION = "accuracies in % with Wilson's 95 % interval; N draws answer together"
 _LOOKED = "; with a budget the interval is one that holds however often one looks"
 
@@ -171,7 +180,8 @@ def _layout(lines: list[list[Cell]]) -> tuple[list[list[str]], list[list[list[st
     """Return the lines of text of all heads, and of all cells, each line led by its own head.
 
     The protocol stands in the heads of the columns where each has but one, else in those of the
-    lines where each has but one, else in the cells; and so does N.
+    lines where each has but one, else in the cells; and so does N. A cell that was attacked as a
+    white box beside others that were not says it itself.
     """
     by_row = len(lines[0]) < len(lines)
     if not by_row:  # the attacks go down, as in the paper's Table 1
@@ -194,9 +204,16 @@ def _layout(lines: list[list[Cell]]) -> tuple[list[list[str]], list[list[list[st
             for texts, line in zip(body, lines, strict=True):
                 for text, cell in zip(texts[1:], line, strict=True):
                     text += _values([cell], fact)
+    for texts, line in zip(body, lines, strict=True):
+        for head, text, cell in zip(heads[1:], texts[1:], line, strict=True):
+            if cell.view is not None and cell.view not in (*head, *texts[0], *text):
+                text.append(cell.view)
     return heads, body
 
 
 def _values(cells: list[Cell], fact: int) -> list[str]:
     """Return the different values of a fact among cells with a number."""
+    views = dict.fromkeys(cell.view for cell in cells if cell.view is not None)
+    if fact == 0 and len(views) == 1:
+        return [*views]
     return list(dict.fromkeys(cell.facts[fact] for cell in cells if cell.facts))

@@ -18,13 +18,14 @@ import torch
 from rlskit.attacks import ATTACKS
 from rlskit.attacks.passes import Setting
 from rlskit.audit import audit_passes
-from rlskit.data import load as load_data
+from rlskit.data import count as images_in
 from rlskit.defenses import classifier_of, defense_of, draws
 from rlskit.errors import RlskitError
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
 from rlskit.models.streams import kept, sources_of
 from rlskit.recipes.checking import adaptive_of, audited, prepared, samples_of, train_options
+from rlskit.recipes.noted import StageError
 from rlskit.recipes.recipe import Recipe
 from rlskit.recipes.stages import AUDIT, Stage
 from rlskit.recipes.trust import require_trust
@@ -50,6 +51,7 @@ SHORTEST = 1 / 60
 """Hours that a command takes at least, for it to be worth a word how long it will be."""
 
 _LARGEST_BATCH = 128
+_SIGNALS = 128  # exit codes above it are of interruptions
 _MOMENT = 0.03  # seconds
 
 
@@ -115,7 +117,7 @@ def estimate(
     costs: dict[str, Cost | None] = {}
     hours: dict[str, float | None] = {}
     for made in (stage for stage in recipe.stages if stage.needs is None):
-        model = _read(made, device) if made.checkpoint else _built(made, device, execute)
+        model = _read(made.checkpoint, device) if made.checkpoint else _built(made, device, execute)
         stages = [stage for stage in recipe.stages if stage.converted is made]
         found = estimate_of(stages, model)
         costs |= found.costs
@@ -123,26 +125,77 @@ def estimate(
     return Estimate(costs, hours, _described(device))
 
 
-def estimate_of(stages: Iterable[Stage], model: BankedModel | None) -> Estimate:
+def foreseen_run(
+    stages: Sequence[Stage], folder: Path, execute: Callable[[list[str]], int]
+) -> Estimate | None:
+    """Return what stages of a recipe will cost; None where that is little, or nothing tells it.
+
+    Args:
+        stages: What is to run.
+        folder: Of the run; models that are there are not made again to be measured.
+        execute: As of `estimate`.
+
+    Raises:
+        StageError: It was interrupted.
+    """
+    device = choose_device()
+    costs: dict[str, Cost | None] = {}
+    hours: dict[str, float | None] = {}
+    for origin in dict.fromkeys(stage.origin for stage in stages):
+        own = [stage for stage in stages if stage.origin == origin]
+        made = own[0].converted
+        if made.checkpoint or (made not in own and made.command == "convert"):
+            model = _read(own[0].checkpoint or folder / made.output, device)
+        else:
+            model = _built(made, device, execute)
+        found = estimate_of(own, model, hurried=True)
+        costs |= found.costs
+        hours |= found.hours
+    whole = Estimate(costs, hours, _described(device))
+    return whole if whole.total([*costs])[1] >= SHORTEST else None
+
+
+def estimate_of(
+    stages: Iterable[Stage], model: BankedModel | None, *, hurried: bool = False
+) -> Estimate:
     """Count what stages of one model compute, and measure how fast it is here.
 
     Args:
         stages: The stages.
         model: What their `convert` makes, or their checkpoint holds; None where it is not there.
+        hurried: Let one pass of one image do, where the stages are short at its rate.
     """
+    stages = list(stages)
     if model is None:
         unknown = dict.fromkeys(stage.name for stage in stages)
         return Estimate(unknown, unknown, "")
-    defended, trained = rate(model), rate(model, training=True)
-    costs, hours = {}, {}
+    costs, hours = {stage.name: cost(stage, model) for stage in stages}, {}
+    with kept(sources_of(model)):
+        defended, trained = _speeds(model, costs.values() if hurried else None)
     for stage in stages:
-        costs[stage.name] = found = cost(stage, model)
+        found = costs[stage.name]
         speed = trained if stage.command == "train" else defended
         hours[stage.name] = hours_of(found, speed) if found else None
         if found and stage.budget is not None:  # all images, but for so long at most
             costs[stage.name] = replace(found, at_most=True)
             hours[stage.name] = min(hours_of(found, speed), stage.budget.seconds / 3600)
     return Estimate(costs, hours, _described(model.device))
+
+
+def _speeds(
+    model: BankedModel, hurried: Iterable[Cost | None] | None
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the rates of a defended model, and of one in training.
+
+    Args:
+        model: The model.
+        hurried: What it is to compute, if a single pass may do; None for an exact rate.
+    """
+    if hurried is not None:
+        once = rate(model, 1, times=1)  # one image by itself is the slowest
+        if sum(hours_of(found, once) for found in hurried if found) < SHORTEST:
+            return once, once
+    return rate(model), rate(model, training=True)
 
 
 def _described(device: torch.device) -> str:
@@ -253,18 +306,19 @@ def _adaptive_cost(
     repeats: int,
     surrogate: Sequence[BankedModel] | None,
 ) -> Cost | None:
-    """Count all parts on all images: each leaves out what an earlier one surely broke."""
+    """Count all parts and scouts on all images: each leaves out what it has no use for."""
     found = adaptive_of(stage, model, samples, surrogate)
     if found is None:
         return None
     attacked = images * repeats
     forwards = backwards = 0
-    for part in found.parts:
+    asked = (*found.parts, *found.scouts)
+    for part in asked:
         setting = Setting(model.card.pixels.shape, model.card.classes, part.n_attacked)
         passes = part.attack.passes(setting)
         forwards += part.n_attacked * passes.forwards
         backwards += part.n_attacked * passes.backwards
-    judged = (defense_of(model).distinct(model) or JUDGES) * (1 + len(found.parts))
+    judged = (defense_of(model).distinct(model) or JUDGES) * (1 + len(asked))
     scored = 2 * images * samples * repeats
     return Cost(images, attacked * (forwards + judged) + scored, attacked * backwards, at_most=True)
 
@@ -351,16 +405,15 @@ def _count(stage: Stage, split: str, model: BankedModel) -> int | None:
         count = SIZES[str(named)][split == "test"]
     else:
         try:
-            count = len(load_data(str(named), split))
+            count = images_in(str(named), split)
         except RlskitError:
             return None
     return min(count, int(stage.options.get("limit", count)))
 
 
-def _read(stage: Stage, device: torch.device) -> BankedModel | None:
-    assert stage.checkpoint is not None
+def _read(path: str | Path, device: torch.device) -> BankedModel | None:
     try:
-        return checkpoint.load(stage.checkpoint).to(device)
+        return checkpoint.load(path).to(device)
     except RlskitError:  # as without the permission for its code
         return None
 
@@ -368,9 +421,16 @@ def _read(stage: Stage, device: torch.device) -> BankedModel | None:
 def _built(
     stage: Stage, device: torch.device, execute: Callable[[list[str]], int]
 ) -> BankedModel | None:
+    """Return what a `convert` makes; None where it fails.
+
+    Raises:
+        StageError: It was interrupted.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / stage.output).parent.mkdir(parents=True)
-        if execute([*stage.arguments(folder), "--quiet"]):
+        if code := execute([*stage.arguments(folder), "--quiet"]):
+            if code > _SIGNALS:
+                raise StageError("interrupted while it was measured how long it takes", code)
             return None
         return checkpoint.load(folder / stage.output).to(device)

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -53,6 +53,7 @@ class Start:
         card: Of the model.
         clean: What it knows of some of the images.
         eps: The budget; None for what is usual for such images.
+        stated: Other options of `convert` that say how the weights are to be read.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Start:
     card: Card
     clean: Knowledge
     eps: str | None = None
+    stated: Mapping[str, str | bool | int] = field(default_factory=dict)
 
     @property
     def trust(self) -> bool:
@@ -151,14 +153,17 @@ def _model(start: Start) -> list[str]:
         ]
         lines += [f"{code}, where rlskit has not seen it before, as in CI"] if own else []
         return ["[rows.release]", *lines, f"# its constants: mean {mean}; std {std}"]
-    weights = [] if start.weights is None else [f"weights = {_toml(start.weights)}"]
+    given = {"weights": start.weights, **start.stated}
+    taken = {"mean": mean, "std": std}
+    assumed = [f"# {name} = [{value}]" for name, value in taken.items() if name not in given]
+    if assumed:
+        assumed[0] += "   # as taken; if it was trained with others, state them"
     return [
         "[convert]                 # how the weights become a model: options of `rlskit convert`",
         f"name = {_toml(start.model)}",
-        *weights,
+        *(f"{name} = {_toml(value)}" for name, value in given.items() if value is not None),
         'defense = "none"',
-        f"# mean = [{mean}]   # as taken; if it was trained with others, state them",
-        f"# std = [{std}]",
+        *assumed,
         "",
         "[rows.release]",
     ]
@@ -168,7 +173,7 @@ def _command(start: Start, path: Path) -> str:
     return f"rlskit run {path}{' --trust' if start.trust else ''}"
 
 
-def _toml(value: str | bool) -> str:
+def _toml(value: str | bool | int) -> str:
     """Return a value as TOML; JSON's strings are TOML's, but for one character."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rlskit.errors import RequestError
-from rlskit.recipes.baseline import baseline_folder, cell_of
 from rlskit.recipes.cells import Cell
 from rlskit.recipes.gates import MAX_DROP, Gate
-from rlskit.results import Result, compare
 from rlskit.results.comparison import Pair
 from rlskit.results.verdict import UNDECIDED, UNTRUSTED, Verdict, dropped, judged
 from rlskit.stats import Accuracy
@@ -29,8 +25,7 @@ def verdicts(
     lines: Sequence[Sequence[Cell]],
     *,
     stages: Collection[str],
-    folder: Path,
-    baseline: Path | None,
+    pairs: Mapping[str, Pair],
     untrusted: Mapping[str, str],
     unaudited: Collection[str] = (),
     over: Mapping[str, str] = NO_BUDGET,
@@ -43,25 +38,19 @@ def verdicts(
         gates: Of the recipe.
         lines: Its cells, a list per row.
         stages: The names of its stages; a cell without one is none that its row measures.
-        folder: Of the run.
-        baseline: What `max-drop` is held against.
+        pairs: `ROW/COLUMN` -> the baseline's result and the cell's, of all that `max-drop` is of.
         untrusted: `ROW/COLUMN` -> why its number means nothing.
         unaudited: Each `ROW/COLUMN` whose audit is asked for, and not finished.
         over: `ROW/COLUMN` -> the budget of time that it used up.
-
-    Raises:
-        RequestError: The baseline lacks a cell, or was measured on other images, under another
-            attack or under another protocol.
     """
     found: list[Verdict] = []
-    with baseline_folder(baseline) as before:
-        for cell in (cell for line in lines for cell in line):
-            name = f"{cell.row.name}/{cell.column.name}"
-            for gate in gates:
-                if name in stages and gate.is_about(cell.row.name, cell.column.name):
-                    missing = NOT_AUDITED if name in unaudited else ""
-                    own = _of_cell(gate, cell, folder, before, untrusted.get(name), missing)
-                    found += (_without_time(one, over.get(name)) for one in own)
+    for cell in (cell for line in lines for cell in line):
+        for gate in gates:
+            if cell.name in stages and gate.is_about(cell.row.name, cell.column.name):
+                missing = NOT_AUDITED if cell.name in unaudited else ""
+                pair, why = pairs.get(cell.name), untrusted.get(cell.name)
+                own = _of_cell(gate, cell, pair, why, missing)
+                found += (_without_time(one, over.get(cell.name)) for one in own)
     return tuple(found)
 
 
@@ -73,7 +62,7 @@ def _without_time(one: Verdict, budget: str | None) -> Verdict:
 
 
 def _of_cell(
-    gate: Gate, cell: Cell, folder: Path, before: Path | None, why: str | None, missing: str
+    gate: Gate, cell: Cell, pair: Pair | None, why: str | None, missing: str
 ) -> Iterator[Verdict]:
     """Yield what became of all that a gate asks of a cell."""
     place = {"row": cell.row.name, "column": cell.column.name}
@@ -89,31 +78,8 @@ def _of_cell(
         elif missing:
             yield Verdict(**about, show=show, verdict=UNDECIDED, reason=missing)
         elif asked == MAX_DROP:
-            assert before is not None
-            pair = _pair(before, folder, result, **place)
+            assert pair is not None
             yield dropped(pair, show, most=threshold, by=gate.by, **place)
         else:
             images = value.n if isinstance(value, Accuracy) else int(result.data.n)
             yield judged(value, **about, images=images, show=show)
-
-
-def _pair(before: Path, folder: Path, result: Result, row: str, column: str) -> Pair:
-    """Return a cell's own result beside the baseline's of the same attack or attacks.
-
-    Raises:
-        RequestError: The baseline has none; or more or fewer draws of the same defense answered.
-    """
-    found = compare(cell_of(before, row, column), folder / row / column)
-    for pair in found.pairs:
-        if pair.b != result:  # of some of its attacks, which say less
-            continue
-        if pair.a.defense == pair.b.defense and pair.a.n_samples != pair.b.n_samples:
-            raise RequestError(
-                f"in {row}/{column} {pair.b.n_samples} draws answered together, in the baseline's "
-                f"{pair.a.n_samples}: what they differ in is not the model; run the same for it"
-            )
-        return pair
-    raise RequestError(
-        f"the baseline's {row}/{column} has no result of the same attacks "
-        f"({'; '.join(found.left_out)}); run the same columns for it"
-    )

@@ -111,7 +111,7 @@ class Recipe:
         paper: Row -> column -> the number that the paper has there.
         said: All texts that `--set` gave, which the user answers for.
         gates: What must hold of the cells.
-        baseline: What a largest drop is held against.
+        baseline: What its cells are held against.
     """
 
     path: Path
@@ -130,8 +130,15 @@ class Recipe:
 
     def gated(self, stage: Stage) -> bool:
         """Whether a gate looks at what a stage measures."""
+        return bool(self._asked(stage))
+
+    def drops(self, stage: Stage) -> bool:
+        """Whether a gate asks how much of what a cell measures was lost."""
+        return stage.command in MEASURING and MAX_DROP in self._asked(stage)
+
+    def _asked(self, stage: Stage) -> set[str]:
         row, _, column = stage.about.partition("/")
-        return any(gate.is_about(row, column) for gate in self.gates)
+        return {ask for gate in self.gates if gate.is_about(row, column) for ask in gate.asks}
 
 
 def load(path: str | Path, sets: Sequence[str] = (), takes: Takes | None = None) -> Recipe:
@@ -187,10 +194,11 @@ def load(path: str | Path, sets: Sequence[str] = (), takes: Takes | None = None)
 
 
 def _baseline(values: Mapping[str, Any], columns: Mapping[str, Any], path: Path) -> Path | None:
-    """Return the baseline that gates need, if they do.
+    """Return the baseline, if one is named.
 
     Raises:
-        RequestError: It is not named, is not there, or is asked for what has no answers per image.
+        RequestError: It is not there, or is needed and not named; or a drop is asked for of what
+            has no answers per image.
     """
     table = values.get("baseline", {})
     _require_known(table, ("results",), f"{path}: baseline")
@@ -200,10 +208,11 @@ def _baseline(values: Mapping[str, Any], columns: Mapping[str, Any], path: Path)
             raise RequestError(
                 f"{path}: gates.{name}: {MAX_DROP} is of clean or robust accuracy, not {show}"
             )
-    if not needing:
+    if not needing and not table:
         return None
     if not isinstance(table.get("results"), str):
-        raise RequestError(f'{path}: {MAX_DROP} needs [baseline] with results = "PATH"')
+        what = f"{MAX_DROP} needs [baseline]" if needing else "[baseline] is a table"
+        raise RequestError(f'{path}: {what} with results = "PATH"')
     found = Path(table["results"])
     if not found.exists():
         raise RequestError(f"{path}: baseline.results: there is no {found}")

@@ -17,27 +17,32 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from rlskit.audit import AuditResult
-from rlskit.errors import RequestError, UntrustedError
+from rlskit.errors import RequestError, UnmergedError, UntrustedError
+from rlskit.recipes.against import NOTHING, Beside, beside
 from rlskit.recipes.audited import audit_sentence, forget_audits, read_audit
-from rlskit.recipes.cells import cells, grid, to_json
+from rlskit.recipes.beforehand import Held, check_comparable, required
+from rlskit.recipes.cells import Cell, cells, grid, to_json
 from rlskit.recipes.checking import check_options
 from rlskit.recipes.judging import NOT_AUDITED, NOT_MEASURED, verdicts
 from rlskit.recipes.looks import OVER
+from rlskit.recipes.noted import StageError, is_finished, state_of, unmade
+from rlskit.recipes.part_of_run import Part
 from rlskit.recipes.recipe import Recipe, Takes, load
-from rlskit.recipes.stages import AUDIT, Stage
-from rlskit.recipes.staging import Execute, StageError, is_finished, run_stage, state_of, tidy
+from rlskit.recipes.stages import AUDIT, Stage, typed
+from rlskit.recipes.staging import Execute, run_stage, tidy
 from rlskit.recipes.trust import require_trust
 from rlskit.report import REPORTS, Origin, markdown_grid, read_reported, write_reports
-from rlskit.results import NOT_MET, RESULTS, gate_sentence, read_results
+from rlskit.results import NOT_MET, RESULTS, gate_sentence, read_results, unconfirmed
 from rlskit.results.verdict import PASS, UNTRUSTED, Verdict
+from rlskit.runtime.sharding import Shard
 from rlskit.storage.files import parse_json, write_text
-from rlskit.storage.locks import LOCK, only_writer
+from rlskit.storage.locks import in_turn, only_writer
 from rlskit.text import nearest
 
 MARKER = "recipe.json"
@@ -45,6 +50,9 @@ _FORMAT = "rlskit.recipe-run/1"
 
 Check = Callable[[list[str]], None]
 """Raises `RequestError` where a command line is none that rlskit understands."""
+
+Ahead = Callable[[Sequence[Stage], int, Path], None]
+"""Told what is to run before it does; see `run`."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class Outcome:
         not_met: Likewise for each that was not, or failed.
         verdicts: What became of the recipe's gates; those of cells that are not measured are
             undecided, and do not make `code` 1 where `only` left them out.
+        beside: Its cells beside the baseline's.
     """
 
     recipe: Recipe
@@ -69,6 +78,7 @@ class Outcome:
     met: tuple[str, ...] = ()
     not_met: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    beside: Beside = NOTHING
 
 
 def run(
@@ -81,7 +91,9 @@ def run(
     only: str | None = None,
     out: str | Path | None = None,
     trust: bool = False,
+    shard: str | None = None,
     note: Callable[[str], None] = lambda _: None,
+    ahead: Ahead | None = None,
 ) -> Outcome:
     """Run a recipe; a second run of the same goes on where the first one ended.
 
@@ -97,13 +109,19 @@ def run(
         only: A stage, or a glob over their names: `rls/pgd`, `rls/*`.
         out: Folder of the run; by default `default_folder`.
         trust: Run the code that the recipe names; without it, only what `sets` names.
+        shard: Do this part of the blocks of every cell, as `0/3`, beside the other shards in one
+            folder; the same call without it then makes the tables, and decides on the gates.
         note: Told what happens, a line at a time.
+        ahead: Called before the first stage with those that are to run, the number of those that
+            are up to date, and the folder.
 
     Raises:
         RequestError: The recipe, a change, `only` or the folder is wrong, or the recipe names code
             and is not trusted.
         StageError: A command failed or was interrupted; what is finished is kept.
+        UnmergedError: It was a shard, which is done.
     """
+    part = None if shard is None else Shard.read(shard)
     recipe = load(path, sets, takes)
     require_trust(recipe, trust)
     folder = default_folder(recipe) if out is None else Path(out)
@@ -111,15 +129,18 @@ def run(
     chosen = select(recipe, only)
     _refuse_foreign(folder)
     _refuse_itself(recipe, folder)
+    if part is not None:
+        _do_part(Part(recipe, folder, part, execute, note), chosen)
     with only_writer(folder):
         _claim(folder, recipe)
-        for name in (RESULTS, *REPORTS):  # a run that fails leaves none of an earlier one
-            (folder / name).unlink(missing_ok=True)
-        forget_audits(recipe.stages, folder)
-        untrusted = {}
+        held, untrusted = required(recipe), {}
+        if ahead is not None:
+            to_run = [stage for stage in chosen if not is_finished(stage, folder)]
+            ahead(to_run, len(chosen) - len(to_run), folder)
         for number, stage in enumerate(chosen, 1):
             try:
                 if stage.about not in untrusted:  # else there is nothing to audit
+                    held = _checked(stage, recipe, folder, held)
                     _bring_up_to_date(stage, folder, execute, f"[{number}/{len(chosen)}]", note)
             except StageError as error:
                 if error.exit_code != UntrustedError.exit_code or not recipe.gated(stage):
@@ -130,11 +151,28 @@ def run(
         table = markdown_grid(grid(recipe, folder, is_finished))
         write_text(folder / "table.md", table, force=True)
         found = _outcome(recipe, folder, chosen, untrusted)
-        document = to_json(recipe, folder, is_finished, found.verdicts)
+        document = to_json(recipe, folder, is_finished, found.verdicts, found.beside.fallen)
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
         write_text(folder / RESULTS, text, force=True)
         write_reports(read_reported(folder), folder, _origin(recipe))
         return found
+
+
+def _do_part(part: Part, chosen: Sequence[Stage]) -> NoReturn:
+    """Do a shard's part of a run.
+
+    Raises:
+        UnmergedError: It is done.
+    """
+    with only_writer(part.folder, part=f"shard-{part.shard.name}"):
+        with in_turn(part.folder):
+            if not all(is_finished(stage, part.folder) for stage in chosen):
+                _claim(part.folder, part.recipe)
+        part.finish(chosen)
+    raise UnmergedError(
+        f"shard {part.shard} is done; once all {part.shard.count} are, the same `rlskit run` "
+        "without `shard` makes the tables and decides on the gates"
+    )
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -144,7 +182,7 @@ def default_folder(recipe: Recipe) -> Path:
 
 def command_line(stage: Stage, folder: Path) -> str:
     """Return a stage as it would be typed."""
-    return shlex.join(["rlskit", *stage.arguments(folder)])
+    return typed(stage.arguments(folder))
 
 
 def check_stages(recipe: Recipe, folder: Path, check: Check | None) -> None:
@@ -194,12 +232,22 @@ def _bring_up_to_date(
         note(f"{lead} {stage.name}: up to date")
         return
     if stage.needs is not None and not is_finished(stage.needs, folder):
-        raise RequestError(
-            f"the stage {stage.name} needs {stage.needs.name}, which is not finished or has "
-            f"changed; run that too, as with `only='{Path(stage.name).parts[0]}/*'`"
-        )
+        raise unmade(stage)
     note(f"{lead} {stage.name}: {command_line(stage, folder)}")
     run_stage(stage, folder, execute)
+
+
+def _checked(stage: Stage, recipe: Recipe, folder: Path, held: Held) -> Held:
+    """Return what of a baseline is not looked at yet, once the model of a stage is there.
+
+    Raises:
+        RequestError: Something of it is not what the model's cells will be measured on.
+    """
+    if stage.command == "convert":
+        return held
+    own = {one.name: one for one in recipe.stages if one.origin == stage.origin}
+    check_comparable([one for one in own.values() if one.name in held], folder, held)
+    return {name: one for name, one in held.items() if name not in own}
 
 
 def _outcome(
@@ -220,9 +268,13 @@ def _outcome(
             gates[False].append(f"{stage.name}: gate not met")
     audits = _audits(recipe, folder)
     failed = {about: audit_sentence(one) for about, one in audits.items() if one and not one.passed}
+    lines = cells(recipe, folder, is_finished)
+    why = {**_unconfirmed(recipe, folder, lines), **failed, **untrusted}
+    dropping = {one.name for one in recipe.stages if recipe.drops(one) and one.name not in why}
+    compared = beside(lines, folder, recipe.baseline, dropping)
     found = verdicts(
-        recipe.gates, cells(recipe, folder, is_finished), folder=folder, baseline=recipe.baseline,
-        untrusted={**failed, **untrusted}, stages=[stage.name for stage in recipe.stages],
+        recipe.gates, lines, pairs=compared.pairs, untrusted=why,
+        stages=[stage.name for stage in recipe.stages],
         over={
             stage.name: stage.budget.text
             for stage in recipe.stages
@@ -243,7 +295,18 @@ def _outcome(
     code = int(bool(gates[False]) or any(one.verdict != PASS for one in deciding))
     if failed or any(one.verdict == UNTRUSTED for one in found):
         code = UntrustedError.exit_code
-    return Outcome(recipe, folder, code, tuple(gates[True]), tuple(gates[False]), found)
+    return Outcome(recipe, folder, code, tuple(gates[True]), tuple(gates[False]), found, compared)
+
+
+def _unconfirmed(recipe: Recipe, folder: Path, lines: Sequence[Sequence[Cell]]) -> dict[str, str]:
+    """Return why numbers that a gate looks at are not what was measured: `ROW/COLUMN` -> it."""
+    found = {
+        cell.name: unconfirmed(cell.result, folder / cell.name)
+        for cell in (cell for line in lines for cell in line)
+        if cell.result is not None
+        and any(gate.is_about(cell.row.name, cell.column.name) for gate in recipe.gates)
+    }
+    return {name: why for name, why in found.items() if why}
 
 
 def _audits(recipe: Recipe, folder: Path) -> dict[str, AuditResult | None]:
@@ -269,8 +332,8 @@ def _refuse_foreign(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{folder} is a file; `out` names the folder of a recipe's run")
-    if not folder.is_dir() or not [file for file in folder.iterdir() if file.name != LOCK]:
-        return
+    if not folder.is_dir() or all(file.name.startswith(".rlskit") for file in folder.iterdir()):
+        return  # but for locks, also of shards that begin just now
     notes = [folder / MARKER, *(folder / "stages").glob("*.json")]  # older runs have no marker
     if not any(map(_is_ours, notes)):
         raise RequestError(f"{folder} holds something else than a recipe's run; name another `out`")
@@ -302,6 +365,12 @@ def _is_ours(file: Path) -> bool:
 
 
 def _claim(folder: Path, recipe: Recipe) -> None:
-    """Write into a folder that it is of a recipe's run."""
+    """Write into a folder that it is of a recipe's run, and remove what is of an earlier one's end.
+
+    A run that fails leaves no report.
+    """
     marker = {"format": _FORMAT, "recipe": str(recipe.path)}
     write_text(folder / MARKER, json.dumps(marker) + "\n", force=True)
+    for name in (RESULTS, *REPORTS):
+        (folder / name).unlink(missing_ok=True)
+    forget_audits(recipe.stages, folder)

@@ -46,8 +46,8 @@ def found(recipe: Path) -> Path:
     if recipe.suffix == ".toml":
         return recipe  # whose absence is told with all others' of files
     raise RequestError(
-        f"there is no file {recipe}, and no recipe of rlskit's is called so; "
-        f"{nearest(name, known)}, and `rlskit recipes` lists them"
+        f"there is no file {recipe}, and no recipe of rlskit's is called so (`rlskit recipes` "
+        f"lists them); {nearest(name, known)}"
     )
 
 

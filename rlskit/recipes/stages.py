@@ -6,7 +6,8 @@ import functools
 import hashlib
 import json
 import numbers
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,11 @@ class Stage:
         return self if self.needs is None else self.needs.converted
 
     @property
+    def origin(self) -> str:
+        """What tells its model from others: the `convert` that made it, or a checkpoint's path."""
+        return self.converted.name if self.checkpoint is None else self.checkpoint
+
+    @property
     def cell(self) -> Path | None:
         """The folder that it writes; None where it makes a model, or a file beside a cell."""
         return self.output.parent if self.command in MEASURING else None
@@ -85,7 +91,7 @@ class Stage:
         line = [self.command, first]
         for name, value in self.options.items():
             if not (taken is None and name == "name"):
-                line += _option(name, value)
+                line += option_words(name, value)
         if self.command == AUDIT:
             return [*line, "--json", str(into / self.output)]
         return [*line, "--out", str(into / (self.cell or self.output))]
@@ -124,11 +130,17 @@ class Stage:
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
+def typed(arguments: Sequence[str]) -> str:
+    """Return a command line as it would be typed."""
+    return shlex.join(["rlskit", *arguments])
+
+
 _SWITCHES = ("random-start",)
 """Options that are on unless told otherwise, so that false has a flag of its own."""
 
 
-def _option(name: str, value: str | bool) -> list[str]:
+def option_words(name: str, value: str | bool) -> list[str]:
+    """Return an option as it stands on the command line."""
     if value is False:
         return [f"--no-{name}"] if name in _SWITCHES else []
     if value is True:

@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rlskit.results.result import Measure, Result
-from rlskit.results.words import attack_label, figures, heading, number, protocol
+from rlskit.results.words import attack_label, figures, heading, number, seen
 
 _CAPTION = (
     "right if all answered: without abstaining. unanswered: the draws disagree by more than the "
@@ -32,7 +32,7 @@ def abstention_table(result: Result) -> Table:
     names = {
         "clean": "clean",
         "transfer": f"{evading.replace(result.attack.method, first)}\ntransfer n=1",
-        "evading": f"{evading}\n{protocol(result)}",
+        "evading": f"{evading}\n{seen(result)}",
     }
     table = Table(title=escape(title), title_justify="left", caption=_CAPTION)
     table.add_column("images")

@@ -16,8 +16,8 @@ def audit_table(result: AuditResult) -> Table:
     attack, params = result.attack.method, result.attack.params
     title = (
         f"{result.defense} · {architecture} · {data.name} ({data.split}), {data.n} images"
-        f"\n{attack} eps={params['eps']:.4g} steps={params['steps']} · {result.protocol} "
-        f"n={result.n_attacked} · N = {result.n_samples} · {_accuracies(result)}"
+        f"\n{attack} eps={params['eps']:.4g} steps={params['steps']} · {result.view} "
+        f"· N = {result.n_samples} · {_accuracies(result)}"
     )
     table = Table(title=escape(title), title_justify="left", caption=_CAPTION)
     table.add_column("check")

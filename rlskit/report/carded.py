@@ -14,7 +14,7 @@ from rlskit.report.outcome import Judgement, judgements, overall
 from rlskit.report.reported import Measured, Reported, Row
 from rlskit.results.result import Result
 from rlskit.results.verdict import UNTRUSTED
-from rlskit.results.words import attack_label, protocol
+from rlskit.results.words import attack_label, seen
 from rlskit.stats import Accuracy
 from rlskit.storage.sums import sha256_of
 from rlskit.text import printable
@@ -296,7 +296,7 @@ def _of_attack(result: Result) -> tuple[dict[str, Any], list[str]]:
     if result.attack.of:
         facts["attacks"] = [attack.method for attack in result.attack.of]
     own = [] if method == result.protocol else [method]
-    return facts, [*own, threat(result), protocol(result)]
+    return facts, [*own, threat(result), seen(result)]
 
 
 def _said(one: Judgement, public: Mapping[str, str]) -> Judgement:

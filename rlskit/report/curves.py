@@ -10,7 +10,7 @@ from rlskit.documents import to_json
 from rlskit.report.honesty import is_untargeted, said_budget, threat
 from rlskit.report.reported import Row
 from rlskit.results.result import Result
-from rlskit.results.words import attack_label, protocol
+from rlskit.results.words import attack_label, draws_of, protocol
 from rlskit.stats import Accuracy
 
 
@@ -160,6 +160,8 @@ def _settings(result: Result, *varied: str) -> str:
 
 def _with_draws(label: str, result: Result) -> str:
     """Return a model with the number of its draws that answer, where it has several."""
+    if draws_of(result) == 1:
+        return f"{label}, its only draw attacked"
     return label if result.n_samples == 1 else f"{label}, N = {result.n_samples}"
 
 

@@ -34,7 +34,7 @@ def job_summary(reported: Reported) -> str:
     changes = [one for one in reported.verdicts if one.asked == _CHANGED]
     if changes:
         parts += ["### Against the baseline", table(_CHANGES, list(map(_change, changes)))]
-    parts += map(_fallen, triage(reported.verdicts))
+    parts += map(_fallen, triage(reported.rows))
     honest = honest_numbers(reported.rows)
     if honest:
         lines = [[escaped(one.row), escaped(one.threat), escaped(one.sentence)] for one in honest]

@@ -57,7 +57,7 @@ def judgements(reported: Reported) -> tuple[Judgement, ...]:
 
 def _of_audit(audit: AuditResult) -> Judgement:
     """Return whether an audited attack works: if not, its number cannot be trusted."""
-    what = f"{audit.attack.method}, {audit.protocol} n={audit.n_attacked}"
+    what = f"{audit.attack.method}, {audit.view}"
     said = f"failed {', '.join(audit.failed)}" if audit.failed else "no check failed"
     sentence = f"audit of {audit.defense} under {what}: {said}"
     verdict = UNTRUSTED if audit.failed else PASS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +13,11 @@ from rlskit.audit.audit_result import AuditResult
 from rlskit.documents import from_json
 from rlskit.errors import RequestError, reason
 from rlskit.results import RESULTS, Finished, Result, read_results, read_run
+from rlskit.results.comparison import Fallen
 from rlskit.results.reading import read_json, results_in
 from rlskit.results.result import Measure
 from rlskit.results.verdict import Verdict
-from rlskit.results.words import attack_label, heading, protocol, seen
+from rlskit.results.words import attack_label, heading, seen
 from rlskit.stats import Accuracy
 
 RECIPE = "rlskit.recipe/1"
@@ -40,6 +41,7 @@ class Measured:
         others: Further results of the same command, such as smaller budgets or fewer draws.
         paper: What a paper has there; None where it has nothing.
         folder: With the per-image table and the images; None where that is not known.
+        fallen: The images that newly fall against a baseline.
     """
 
     column: str
@@ -49,6 +51,7 @@ class Measured:
     others: tuple[Result, ...] = ()
     paper: float | str | None = None
     folder: Path | None = None
+    fallen: tuple[Fallen, ...] = ()
 
     @property
     def value(self) -> Accuracy | Measure | None:
@@ -135,6 +138,7 @@ class _Cell:
     show: str
     paper: float | str | None
     result: dict[str, Any] | None
+    fallen: tuple[Fallen, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -244,7 +248,9 @@ def _cell(cell: _Cell, folder: Path | None, file: Path) -> Measured:
             with suppress(RequestError):
                 *rest, last = read_results(folder / RESULTS)
                 others = tuple(rest) if last == result else ()
-    return Measured(cell.column, cell.label, cell.show, result, others, cell.paper, folder)
+    return Measured(
+        cell.column, cell.label, cell.show, result, others, cell.paper, folder, cell.fallen or ()
+    )
 
 
 def _below(folder: Path, *names: str) -> Path | None:
@@ -269,8 +275,8 @@ def _of_results(results: Sequence[Result], file: Path) -> Reported:
         cells = []
         for result in own:
             folder = file.parent if len(results) == 1 else _home_of(result, homes)
-            name, said = (_cell_label(result, own, how) for how in (protocol, seen))
-            cells.append(Measured(name, said, _shown(result), result, folder=folder))
+            said = _cell_label(result, own)
+            cells.append(Measured(said, said, _shown(result), result, folder=folder))
         rows.append(Row(label, label, tuple(cells)))
     facts = [heading(result).split(" · ") for result in results]
     title = " · ".join(", ".join(dict.fromkeys(fact)) for fact in zip(*facts, strict=False))
@@ -278,15 +284,14 @@ def _of_results(results: Sequence[Result], file: Path) -> Reported:
     return Reported(title, tuple(rows), audits=_audits(folders, results), sources=(file,))
 
 
-def _cell_label(result: Result, own: Sequence[Result], how: Callable[[Result], str]) -> str:
+def _cell_label(result: Result, own: Sequence[Result]) -> str:
     """Return the attack with its protocol, or the command, and N where another N was measured.
 
     Args:
         result: What was measured.
         own: All that was measured with it.
-        how: Says the protocol.
     """
-    label = f"{attack_label(result)}, {how(result)}" if result.attack else result.command
+    label = f"{attack_label(result)}, {seen(result)}" if result.attack else result.command
     alike = [one for one in own if (one.command, one.attack) == (result.command, result.attack)]
     return f"{label}, N={result.n_samples}" if len(alike) > 1 else label
 

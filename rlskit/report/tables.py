@@ -106,7 +106,7 @@ def paired_table(comparison: Comparison) -> Table:
     for pair in comparison.pairs:
         attack = [attack_label(pair.a)] if first.a.attack else []
         for name, difference in pair.differences.items():
-            views = dict.fromkeys(map(protocol, (pair.a, pair.b)))
+            views = dict.fromkeys(map(seen, (pair.a, pair.b)))
             view = "clean" if name == "clean" else "\n".join(views)
             table.add_row(*attack, _NAMES[name], view, *_compared(difference))
             attack = [""] if attack else []
@@ -158,6 +158,9 @@ def comparison_table(rows: Mapping[str, Sequence[Result]], title: str) -> Table:
     for name, (*found, diversity) in rows.items():
         cells = [found[0].accuracy["clean"], *(result.accuracy["robust"] for result in found)]
         shown = ["\n".join(figures(cell)[:2]) for cell in cells]
+        for i, result in enumerate(found, 1):  # the head says how the others were attacked
+            if seen(result) != protocol(result):
+                shown[i] += f"\n{seen(result)}"
         assert diversity.agreement is not None
         kappa = diversity.agreement["kappa"]
         spread = f"{number(kappa.mean)} ± {number(kappa.std)}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from rlskit.report.reported import Row
 from rlskit.results.comparison import Comparison, Fallen
-from rlskit.results.verdict import Verdict
 from rlskit.results.words import attack_label
 
 SHOWN = 10
@@ -42,12 +42,13 @@ class Triage:
         return f"and {left:,} more" if left else ""
 
 
-def triage(verdicts: Sequence[Verdict]) -> tuple[Triage, ...]:
+def triage(rows: Sequence[Row]) -> tuple[Triage, ...]:
     """Return what fell in each measurement that was held against a baseline, if anything did."""
     return tuple(
-        Triage(f"{one.row}/{one.column} ({one.show})", len(one.fallen), one.fallen[:LISTED])
-        for one in verdicts
-        if one.fallen
+        Triage(f"{row.name}/{cell.column} ({cell.show})", len(cell.fallen), cell.fallen[:LISTED])
+        for row in rows
+        for cell in row.cells
+        if cell.fallen
     )
 
 

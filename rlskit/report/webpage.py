@@ -88,7 +88,7 @@ def _material(reported: Reported, pictures: Gallery) -> dict[str, Any]:
             "judged": judged,
             "headline": headline(reported),
             "worst": overall(judged),
-            "fallen": triage(reported.verdicts),
+            "fallen": triage(reported.rows),
         },
         "honest": {
             "found": (honest := honest_numbers(rows)),

@@ -3,7 +3,7 @@
 from rlskit.results.comparing import compare
 from rlskit.results.comparison import Comparison, Difference, Pair
 from rlskit.results.exported import check_table, write_table
-from rlskit.results.finished import Finished, read_answers, read_run
+from rlskit.results.finished import Finished, read_answers, read_run, unconfirmed
 from rlskit.results.gate import NOT_MET, gate_sentence, gated
 from rlskit.results.gathering import Gathered, gather, part_names, require_all
 from rlskit.results.journal import (
@@ -56,6 +56,7 @@ __all__ = [
     "read_run",
     "refuse_finished",
     "require_all",
+    "unconfirmed",
     "write_results",
     "write_table",
 ]

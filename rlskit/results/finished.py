@@ -20,6 +20,7 @@ from rlskit.results.journal import PER_IMAGE, RESULTS
 from rlskit.results.reading import read_results
 from rlskit.results.result import Result
 from rlskit.results.words import attack_label
+from rlskit.stats import accuracy, anytime
 
 PATH = "path"
 """The column of a per-image table with the paths of images from a folder."""
@@ -128,6 +129,34 @@ def read_answers(finished: Finished) -> Answers:
                 "they are not of the same run; run it again"
             )
     return whole
+
+
+def unconfirmed(result: Result, folder: Path) -> str:
+    """Return why a result is not what its per-image tables say; empty where it is, or has none.
+
+    A gate would else believe whatever stands in a file that is easily edited, or of another run.
+
+    Args:
+        result: One of the folder's.
+        folder: Of the run.
+    """
+    if result.command not in ("attack", "eval"):
+        return ""
+    try:
+        own = [one for one in read_run(folder).parts if one.result == result]
+        if not own:
+            return f"{folder} has no answers per image for it"
+        right = read_answers(own[0]).right
+    except RequestError as error:
+        return str(error)
+    for kind, matrix in right.items():
+        counted = accuracy([float(one.mean()) for one in matrix], result.data.n)
+        counted = counted if result.data.order is None else anytime(counted)
+        said = result.accuracy[kind]
+        for name in ("mean", "lower_bound", "upper_bound"):
+            if not math.isclose(getattr(said, name), getattr(counted, name), abs_tol=1e-9):
+                return f"{folder / RESULTS} and {PER_IMAGE} differ in {kind} {name}; run it again"
+    return ""
 
 
 def _several_attacks(folder: Path, results: Sequence[Result]) -> tuple[Finished, ...]:

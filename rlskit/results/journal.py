@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlskit.errors import RequestError
+from rlskit.errors import RequestError, RunError
 from rlskit.results.result import SCHEMA
 from rlskit.storage.files import parse_json, replacing, write_text
 from rlskit.storage.locks import only_writer
@@ -52,8 +52,14 @@ its request."""
 _LOG = logging.getLogger("rlskit")
 
 
-def refuse_finished(folder: Path, *, force: bool) -> None:
+def refuse_finished(folder: Path, *, force: bool, gated: bool = False) -> None:
     """Require that a folder may become a run's.
+
+    Args:
+        folder: The folder.
+        force: Whether a finished run may be replaced.
+        gated: Whether a gate is to decide, so that a run on which none did is not finished yet: who
+            was killed just before gets the verdict by the same command.
 
     Raises:
         RequestError: It is a file, holds files of someone else's under the names of a run's, or,
@@ -62,8 +68,17 @@ def refuse_finished(folder: Path, *, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{folder} is a file, not the folder of a run; name another `out`")
     _refuse_foreign(folder)
-    if (folder / RESULTS).exists() and not force:
+    if (folder / RESULTS).exists() and not force and not (gated and _lacks_gate(folder)):
         raise RequestError(f"{folder} holds a finished run; name another `out`, or use `force`")
+
+
+def _lacks_gate(folder: Path) -> bool:
+    """Whether a folder holds results on none of which a gate decided."""
+    found = _read(folder / RESULTS)
+    several = found if isinstance(found, list) else [found]
+    return _is_results(found) and all(
+        isinstance(one, dict) and one.get("gate") is None for one in several
+    )
 
 
 def digest(request: Mapping[str, Any]) -> str:
@@ -104,7 +119,8 @@ def claim(
     if force and (finished or _is_other(folder, request)):
         clear(folder)
     elif other := others(folder, request):
-        if other != ["data"] or digest(request_of(folder)) != digest(request) or not lasting():
+        grown = other == ["data"] and digest(request_of(folder)) == digest(request)
+        if finished or not grown or not lasting():
             raise RequestError(
                 f"{folder} holds another run ({', '.join(other)} differ); name another `out`, or "
                 "use `force` to replace it"
@@ -192,9 +208,18 @@ class Journal:
         return self._blocks.get((repeat, first))
 
     def put(self, repeat: int, first: int, block: dict[str, Tensor]) -> None:
-        """Note a finished block; on disk it is whole or not there."""
+        """Note a finished block; on disk it is whole or not there.
+
+        Raises:
+            RunError: The run's folder is gone.
+        """
         block = {name: tensor.detach().cpu().contiguous() for name, tensor in block.items()}
         if self.folder is not None:
+            if not (self.folder / "blocks").is_dir():
+                raise RunError(
+                    f"{self.folder} was removed while its run was at work, with what was finished; "
+                    "run the same command again"
+                )
             write_sealed(self._file(repeat, first), block, self._about(repeat, first))
         self._keep(repeat, first, block)
 
@@ -278,10 +303,10 @@ class Journal:
 
 
 def write_results(folder: Path, text: str) -> None:
-    """Write a folder's `results.json`, and the digests of a run that kept its images."""
-    write_text(folder / RESULTS, text, force=True)
+    """Write the digests of a run that kept its images, and last, as it ends it, `results.json`."""
     if (folder / ADVERSARIAL).is_file():
-        write_sums(folder, PROOF)
+        write_sums(folder, PROOF, {RESULTS: text.encode("utf-8", "backslashreplace")})
+    write_text(folder / RESULTS, text, force=True)
 
 
 def clear(folder: Path) -> None:
@@ -381,6 +406,8 @@ def _is_results(found: Any) -> bool:
 
 def _is_block(file: Path) -> bool:
     """Whether a file is a block, be it damaged or not."""
+    if not file.is_file():
+        return False
     with file.open("rb") as opened:
         return BLOCK.encode() in opened.read(100_000)
 
@@ -391,6 +418,9 @@ def _refuse_foreign(folder: Path) -> None:
     Raises:
         RequestError: It is not, and stays.
     """
+    for place in (folder / "blocks", folder / SHARDS):
+        if place.exists() and not place.is_dir():
+            raise RequestError(f"{place} is a file, where a run has a folder; name another `out`")
     if _is_request(_read(folder / MANIFEST)):
         return
     ours = _is_results(_read(folder / RESULTS))

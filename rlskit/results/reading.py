@@ -38,6 +38,8 @@ def read_json(file: Path) -> Any:
             raise RequestError(f"{file} is no file of results; {_ADVICE}")
         text = file.read_text(encoding="utf-8")
         return parse_json(text, parse_constant=_finite, parse_float=_finite)
+    except FileNotFoundError as error:
+        raise RequestError(f"there is no {file}; {_ADVICE}") from error
     except (OSError, ValueError) as error:
         if isinstance(error, RequestError):
             raise

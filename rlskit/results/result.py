@@ -162,6 +162,8 @@ class AttackFacts:
         engine: Whose implementation ran.
         params: Every option, in [0, 1] units; of `worst-case` the attacks, under `of`.
         early_exit: Of `adaptive`: whether images that are surely broken were left alone.
+        in_doubt: Of `adaptive`: where it spares its dearest parts the images that short attacks do
+            not break within so many budgets.
         parts: Of `adaptive`: its attacks.
         stated: The options in the scale that the request named.
         pixel_range: That scale.
@@ -178,6 +180,7 @@ class AttackFacts:
     engine: str
     params: Mapping[str, Value | tuple[AttackFacts, ...]]
     early_exit: bool | None = field(default=None, metadata=OPTIONAL)
+    in_doubt: float | None = field(default=None, metadata=OPTIONAL)
     parts: tuple[PartFacts, ...] | None = field(default=None, metadata=OPTIONAL)
     stated: Mapping[str, Value]
     pixel_range: str

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rlskit.documents import Count, Number, Whole
 from rlskit.errors import RequestError
-from rlskit.results.comparison import Comparison, Difference, Fallen, Pair
+from rlskit.results.comparison import Comparison, Difference, Pair
 from rlskit.results.result import Measure
 from rlskit.results.words import attack_label
 from rlskit.stats import Accuracy
@@ -46,7 +46,6 @@ class Verdict:
             either) or `untrusted` (the number means nothing).
         more_images: About how many more would tell, if they are like these.
         reason: Why it is untrusted, was not measured, or was not measured on more images.
-        fallen: Under `max-drop` the images that newly fall against the baseline.
     """
 
     row: str
@@ -61,7 +60,6 @@ class Verdict:
     images: Count | None = None
     more_images: Whole | None = None
     reason: str = ""
-    fallen: tuple[Fallen, ...] = ()
 
     @property
     def name(self) -> str:
@@ -139,21 +137,29 @@ def dropped(pair: Pair, show: str, *, most: float, by: str, row: str, column: st
         RequestError: The two were measured under different protocols, one of them `known`; or on
             images in random order.
     """
-    if pair.a.protocol != pair.b.protocol:
-        raise RequestError(
-            f"{row}/{column} was measured under {pair.b.protocol}, and what it is held against "
-            f"under {pair.a.protocol}: that difference is the protocols', no drop; run the same one"
-        )
+    require_one_protocol(pair, f"{row}/{column}")
     if pair.b.data.order is not None:
         raise RequestError(
             f"{row}/{column} was measured on images in random order, of which one takes more until "
             "one stops, and the bound of a drop does not allow for that; leave `shuffle` out"
         )
-    found = judged(
+    return judged(
         pair.differences[show], images=int(pair.b.data.n), asked="max-drop", threshold=most, by=by,
         row=row, column=column, show=show,
     )  # fmt: skip
-    return replace(found, fallen=pair.differences[show].fallen)
+
+
+def require_one_protocol(pair: Pair, name: str) -> None:
+    """Require two results whose difference is the models'.
+
+    Raises:
+        RequestError: One was measured under `known`, the other was not.
+    """
+    if pair.a.protocol != pair.b.protocol:
+        raise RequestError(
+            f"{name} was measured under {pair.b.protocol}, and what it is held against under "
+            f"{pair.a.protocol}: that difference is the protocols', no drop; run the same one"
+        )
 
 
 def drops(found: Comparison, most: float) -> tuple[Verdict, ...]:

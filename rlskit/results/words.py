@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlskit.results.result import Result
+from rlskit.results.result import ModelFacts, Result
 from rlskit.stats import Accuracy
 
 _OF_FRESH = ("transfer", "multi", "eot")
@@ -29,18 +29,33 @@ def protocol(result: Result) -> str:
 
 def draws_of(result: Result) -> int | None:
     """Return how many different draws the defense has; None where they are many, or not known."""
-    return 1 if result.defense == "none" else result.model.draws
+    return draws_known(result.defense, result.model)
+
+
+def draws_known(defense: str, model: ModelFacts) -> int | None:
+    """Return how many different draws a defense has; None where they are many, or not known."""
+    return 1 if defense == "none" else model.draws
 
 
 def seen(result: Result) -> str:
-    """Return the protocol for people: `white-box` where the attacker saw every draw there is.
+    """Return the protocol for people: `white-box` where the attacker saw every draw there is."""
+    return called(protocol(result), result.n_attacked, draws_of(result))
+
+
+def called(said: str, n_attacked: int | None, draws: int | None) -> str:
+    """Return what a protocol is called for people.
 
     `transfer` says of a defense with one draw that another one answered, and none did.
+
+    Args:
+        said: It, as `protocol` says it.
+        n_attacked: How many draws the attacker saw.
+        draws: How many there are; None where they are many, or not known.
     """
-    draws, said = draws_of(result), protocol(result)
-    if result.protocol not in _OF_FRESH or draws is None or (result.n_attacked or 0) < draws:
+    name, *rest = said.split(" ")
+    if name not in _OF_FRESH or draws is None or (n_attacked or 0) < draws:
         return said
-    return said.replace(result.protocol, "white-box", 1)
+    return " ".join(["white-box", *rest])
 
 
 def number(value: float | None) -> str:

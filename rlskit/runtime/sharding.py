@@ -85,6 +85,15 @@ class Shard:
         """Whether a unit of the work, counted from 0, is this shard's."""
         return unit % self.count == self.index
 
+    def part(self, n: int) -> slice:
+        """Return which of n things are this shard's, where each takes a run of them.
+
+        Where there are not two for each, all are every shard's.
+        """
+        if n < 2 * self.count:
+            return slice(0, n)
+        return slice(self.index * n // self.count, (self.index + 1) * n // self.count)
+
     def __str__(self) -> str:
         """As it is given."""
         return f"{self.index}/{self.count}"
@@ -93,3 +102,7 @@ class Shard:
     def name(self) -> str:
         """As part of a file's name."""
         return f"{self.index}-of-{self.count}"
+
+
+WHOLE = Shard(0, 1)
+"""All of the work."""

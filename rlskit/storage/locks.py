@@ -27,6 +27,10 @@ _PATIENCE = 1200  # tries of `in_turn`: a minute
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
+class BusyError(RunError):
+    """Somebody else writes there."""
+
+
 @contextlib.contextmanager
 def only_writer(*folders: Path | None, part: str | None = None) -> Iterator[None]:
     """Be the only one that writes in these folders, which are made; None is no folder.
@@ -82,6 +86,19 @@ def only_writer_of(file: Path | None) -> Iterator[None]:
     target = Path(os.path.realpath(file))
     with _holding(target.with_name(f".{target.name}.lock"), file):
         yield
+
+
+@contextlib.contextmanager
+def if_free(file: Path) -> Iterator[bool]:
+    """Be the only one that makes a file, unless somebody else is at it; say whether it is ours."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(only_writer_of(file))
+        except BusyError:
+            ours = False
+        else:
+            ours = True
+        yield ours
 
 
 @contextlib.contextmanager
@@ -175,11 +192,11 @@ def _ours(handle: int, lock: Path, kind: int) -> bool:
         return True
 
 
-def _busy(lock: Path, what: Path) -> RunError:
+def _busy(lock: Path, what: Path) -> BusyError:
     try:
         facts = json.loads(lock.read_text(encoding="utf-8"))
         minutes = max(time.time() - float(facts["since"]), 0) / 60
         who = f"process {int(facts['pid'])} on {facts['host']}, for {minutes:.1f} minutes now"
     except (OSError, ValueError, TypeError, KeyError):
         who = "another process"
-    return RunError(f"{what} is being written by {who}; wait for its end, or name another `out`")
+    return BusyError(f"{what} is being written by {who}; wait for its end, or name another `out`")

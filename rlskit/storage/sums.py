@@ -6,7 +6,7 @@ They tell a folder that was damaged or edited from one as it was written; they a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlskit.storage.files import write_text
@@ -14,9 +14,16 @@ from rlskit.storage.files import write_text
 SUMS = "SHA256SUMS"
 
 
-def write_sums(folder: Path, names: Sequence[str]) -> None:
-    """Write the digests of some of a folder's files, replacing those of before."""
-    lines = [f"{sha256_of(folder / name)}  {name}\n" for name in names]
+def write_sums(folder: Path, names: Sequence[str], coming: Mapping[str, bytes]) -> None:
+    """Write the digests of some of a folder's files, replacing those of before.
+
+    Args:
+        folder: The folder.
+        names: The files.
+        coming: What is to be written next of them.
+    """
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in coming.items()}
+    lines = [f"{digests.get(name) or sha256_of(folder / name)}  {name}\n" for name in names]
     write_text(folder / SUMS, "".join(lines), force=True)
 
 

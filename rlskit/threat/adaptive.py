@@ -4,7 +4,8 @@ A randomised defense may withstand any one attack for reasons of its own: a view
 gradient that averages out, a loss that is flat. So an image counts as robust only if it withstands
 transfer from every pure bank and from their mean, PGD on the expectation with two losses, ARC,
 AutoAttack, random search, and, where draws are few, ascents from hundreds of starts. What an
-earlier one surely broke is not attacked again.
+earlier one surely broke is not attacked again; and where draws are few, AutoAttack and those
+ascents are for the images only that short attacks break in a ball a little wider.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from rlskit.progress import PART, Progress, no_progress
 from rlskit.results.result import AttackFacts, PartFacts
 from rlskit.seeds import Purpose
 from rlskit.threat.meter import Meter
-from rlskit.threat.parts import Part, ascents, searches, transfers
+from rlskit.threat.parts import IN_DOUBT, Part, ascents, scouts, searches, transfers
 from rlskit.threat.preflight import masked_gradients, preflight
 from rlskit.threat.single import Crafted, Masked, masked_sentence
 from rlskit.threat.view import protocol_of
@@ -66,7 +67,9 @@ class Adaptive:
         settings: The other options, and the digests of the surrogates, by name.
         answering: N, the draws whose mean the defense answers with; None where it has so few draws
             that all of them judge.
-        early_exit: Whether images that are surely broken are left alone.
+        early_exit: Whether images that are surely broken are left alone; and so, by the dear parts,
+            those that are not in doubt.
+        scouts: An image is in doubt where one of them breaks it, in a wider ball.
     """
 
     parts: tuple[Part, ...]
@@ -78,6 +81,7 @@ class Adaptive:
     answering: int | None
     save: bool = False
     early_exit: bool = True
+    scouts: tuple[Part, ...] = ()
 
     @property
     def protocol(self) -> str:
@@ -100,6 +104,7 @@ class Adaptive:
             engine="rlskit",
             params={"norm": self.norm, "eps": self.eps, **self.settings},
             early_exit=self.early_exit,
+            in_doubt=IN_DOUBT if self.scouts and self.early_exit else None,
             parts=tuple(parts),
             stated={"eps": self.stated["eps"]},
             pixel_range=self.stated["pixel_range"],
@@ -153,24 +158,44 @@ class Adaptive:
         lead, sure = self._judged(judges, images, labels)
         forwards, backwards = len(images) * len(judges), 0
         layout = layout_of(model)
-        for index, part in enumerate(self.parts):
-            rows = self._open(part, lead, sure).nonzero().squeeze(1)
-            if not len(rows):
-                continue
-            progress(PART + part.name, index + 1, len(self.parts))
+        doubtful: Tensor | None = None
+
+        def attacked(index: int, part: Part, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Return what a part makes of some images, and what the judges say of that."""
+            nonlocal forwards, backwards
+            progress(PART + part.name, place, len(self.parts))
             meter = Meter(part.view(seed=seed, repeat=repeat, image=image), part.n_attacked)
             noise = seeds.generator(seed, Purpose.ADAPTIVE, repeat, index)
             clean = in_layout(images[rows], layout)
             further = {"start": in_layout(chosen[rows], layout)} if part.goes_on else {}
             changed = part.attack(meter, clean, labels[rows], generator=noise, **further)
             changed = changed.contiguous()
-            found, surely = self._judged(judges, changed, labels[rows])
             forwards += meter.forwards + len(rows) * len(judges)
             backwards += meter.backwards
+            return changed, *self._judged(judges, changed, labels[rows])
+
+        def in_doubt() -> Tensor:
+            """Return which images err, or do in the scouts' ball, bool `[B]`."""
+            found = lead < 0
+            for index, scout in enumerate(self.scouts, len(self.parts)):
+                rows = (~found).nonzero().squeeze(1)
+                if len(rows):
+                    found[rows] = attacked(index, scout, rows)[1] < 0
+            return found
+
+        for place, part in enumerate(self.parts, 1):
+            still = self._open(part, lead, sure)
+            if part.dear and self.early_exit and still.any():
+                doubtful = in_doubt() if doubtful is None else doubtful
+                still &= doubtful
+            rows = still.nonzero().squeeze(1)
+            if not len(rows):
+                continue
+            changed, found, surely = attacked(place - 1, part, rows)
             worse = found < lead[rows]
             rows = rows[worse]
             chosen[rows], lead[rows], sure[rows] = changed[worse], found[worse], surely[worse]
-            origin[rows] = index
+            origin[rows] = place - 1
         broken_by = torch.where(lead < 0, origin, -1)
         return Crafted(chosen, forwards, backwards, {"broken_by": broken_by})
 
@@ -260,6 +285,7 @@ def prepare_adaptive(
     return Adaptive(
         tuple(parts), norm, single.eps, several, {"eps": stated, "pixel_range": pixel_range},
         settings, None if few else n_samples or defense.samples(model), save, early_exit,
+        scouts(model, common),
     )  # fmt: skip
 
 

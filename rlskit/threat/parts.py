@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,12 @@ from rlskit.threat.view import DrawsView, attackers_view
 ARC_DRAWS = 12
 """Fixed draws that ARC attacks: Dbouk & Shanbhag 2022 attack all members, RLS has M^L."""
 
+IN_DOUBT = 1.2
+"""An image is in doubt where a scout fools the defense within so many budgets."""
+
+SHARE = 5
+"""Of AutoAttack's queries, a scout's search has one in so many."""
+
 Views = Callable[..., nn.Module]
 
 
@@ -35,6 +41,7 @@ class Part:
         n_attacked: Draws that answer each call of the view.
         goes_on: Whether it starts from the version of each image that is the worst so far.
         last_resort: Whether it is for those images only that the judges' mean still gets right.
+        dear: Whether it is for images in doubt only.
     """
 
     name: str
@@ -43,6 +50,7 @@ class Part:
     n_attacked: int
     goes_on: bool = False
     last_resort: bool = False
+    dear: bool = False
 
 
 def transfers(
@@ -91,10 +99,10 @@ def ascents(
 def searches(model: BankedModel, common: dict[str, Any], queries: int, several: int) -> list[Part]:
     """Return ARC on fixed draws, AutoAttack, and what is for images that nothing else broke.
 
-    Where draws are few, that is a search from many starts, dear only for images in doubt. (Fresh
-    draws would hide which of them is the better.) Where they are many, AutoAttack itself and Square
-    on the mean of some: they cost more than all others together and go on until their own few draws
-    are fooled.
+    Where draws are few, that is a search from many starts. (Fresh draws would hide which of them is
+    the better.) It and the standard AutoAttack are for images in doubt. Where draws are many, that
+    is AutoAttack itself and Square on the mean of some: they cost more than all others together and
+    go on until their own few draws are fooled.
     """
     few = defense_of(model).distinct(model)
     members = few or ARC_DRAWS
@@ -107,8 +115,8 @@ def searches(model: BankedModel, common: dict[str, Any], queries: int, several: 
         view = expectation(model, few)
         return [
             *parts,
-            Part("autoattack standard", auto, view, few),
-            Part("inward", prepare("inward", **common), view, few, last_resort=True),
+            Part("autoattack standard", auto, view, few, dear=True),
+            Part("inward", prepare("inward", **common), view, few, last_resort=True, dear=True),
         ]
     auto = prepare("autoattack", **common, version="rand")  # which takes 20 calls a step
     square = prepare("square", **common, steps=queries)
@@ -118,6 +126,30 @@ def searches(model: BankedModel, common: dict[str, Any], queries: int, several: 
         Part("autoattack rand", auto, expectation(model, 1), 1, last_resort=True),
         Part("square", square, view, several, last_resort=True),
     ]
+
+
+def scouts(model: BankedModel, common: dict[str, Any]) -> tuple[Part, ...]:
+    """Return what tells images in doubt from the others: short attacks in a ball `IN_DOUBT` wide.
+
+    One climbs towards each near class; one only searches, so that no image passes for safe because
+    its gradients are masked. None where draws are many: what AutoAttack's version `rand` and Square
+    find there beyond a short attack is not known well enough.
+    """
+    few = defense_of(model).distinct(model)
+    if not few:
+        return ()
+    climb = prepare("inward", **common, restarts=1)
+    queries = prepare("autoattack", **common).params["queries"]
+    search = prepare("square", **common, steps=queries // SHARE)
+    view = expectation(model, few)
+    return (
+        Part("scout's climb", _wide(climb), view, few),
+        Part("scout's search", _wide(search), view, few),
+    )
+
+
+def _wide(attack: PreparedAttack) -> PreparedAttack:
+    return replace(attack, params={**attack.params, "eps": IN_DOUBT * attack.params["eps"]})
 
 
 def expectation(model: BankedModel, count: int) -> Views:

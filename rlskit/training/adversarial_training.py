@@ -17,6 +17,7 @@ from rlskit.attacks.losses import log_odds
 from rlskit.defenses import training_logits
 from rlskit.defenses.answers import mean_log_probabilities
 from rlskit.models.banks import BankedModel
+from rlskit.training.ranks import Share
 from rlskit.training.train_options import TrainOptions
 
 
@@ -28,6 +29,7 @@ def pgd_images(
     group: Callable[[], Tensor],
     options: TrainOptions,
     generator: torch.Generator,
+    share: Share | None = None,
 ) -> Tensor:
     """Return what PGD makes of a batch, `[B, C, H, W]`, with a random start in the linf ball.
 
@@ -40,10 +42,12 @@ def pgd_images(
         group: Gives the plans to attack, long `[K, L]`, anew for every step.
         options: `adversarial_eps`, `adversarial_steps`, `adversarial_step_size`.
         generator: Of the random start.
+        share: Which of a batch these are; all by default.
     """
     eps, step_size = float(options.adversarial_eps), float(options.adversarial_step_size)
     model.eval()
-    start = 2 * torch.rand(images.shape, generator=generator) - 1
+    share = Share.of(len(images)) if share is None else share
+    start = 2 * share.drawn(images.shape[1:], generator) - 1
     changed = (images + eps * start.to(images)).clamp(0, 1)
     for _ in range(options.adversarial_steps):
         with torch.enable_grad():

@@ -33,11 +33,13 @@ from rlskit.models.streams import (
 )
 from rlskit.progress import Progress
 from rlskit.runtime.interruptions import Interruptions
+from rlskit.runtime.together import ALONE, Ranks
 from rlskit.seeds import Purpose
 from rlskit.training.adversarial_training import pgd_images
 from rlskit.training.batch_norm import has_batch_norm, reestimate_batch_norm
 from rlskit.training.kept import EpochRecord, Files, TrainingResult
 from rlskit.training.objectives import group_loss, separate_loss
+from rlskit.training.ranks import Share, add_gradients, share_buffers
 from rlskit.training.train_options import TrainOptions
 from rlskit.training.unfinished import SaveEvery, State, Tally, Unfinished
 
@@ -57,6 +59,7 @@ class Run:
         whole: All training images.
         files: Where the epochs are kept.
         every: How often what it goes on from is kept within an epoch.
+        ranks: The processes that share each batch.
 
     Raises:
         RequestError: There are too few images for a step, or an interrupted training is in the way.
@@ -69,15 +72,23 @@ class Run:
         whole: Data,
         files: Files,
         every: SaveEvery | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.options, self.whole, self.files = model, options, whole, files
+        self.ranks = ranks
         self.data, self.held_out = split(whole, options)
         self.defense = defense_of(model)
         self.objective = objective(model, options)
         if options.batch_size == 1 and has_batch_norm(model):
             raise RequestError("`batch_size=1` is too small: BatchNorm needs at least 2 images")
+        if ranks.many and options.batch_size < 2 * ranks.shard.count:
+            raise RequestError(
+                f"`batch_size={options.batch_size}` is too small for {ranks.shard.count} "
+                "processes: it is shared by them, and each needs at least 2 images"
+            )
         self.steps_per_epoch = _steps_per_epoch(len(self.data), options.batch_size)
-        if not any(parameter.requires_grad for parameter in model.parameters()):
+        self.trained = [one for one in model.parameters() if one.requires_grad]
+        if not self.trained:
             raise RequestError(
                 f"{model.card.architecture.label} freezes all its weights (requires_grad is "
                 "False), so there is nothing to train"
@@ -91,7 +102,7 @@ class Run:
         self.scheduler = scheduler(self.optimizer, options, self.steps_per_epoch)
         self.records: list[EpochRecord] = []
         self.most_unseen = 1 if model.device.type == "cpu" else UNSEEN_STEPS
-        self.unfinished = Unfinished(model, options, whole, files, every or SaveEvery())
+        self.unfinished = Unfinished(model, options, whole, files, every or SaveEvery(), ranks)
         self.before = list(model.card.training)
 
     def go(
@@ -150,6 +161,7 @@ class Run:
     def _epoch(self, tally: Tally, progress: Progress) -> None:
         epoch, tally = tally.epoch, self._steps(tally, progress)
         reestimate_batch_norm(self.model, self.data, self.options, progress)
+        share_buffers(self.ranks, self.model)  # GPUs of two kinds would round differently
         self._require_finite_weights(epoch)
         record = EpochRecord(
             epoch=epoch + 1,
@@ -160,6 +172,7 @@ class Run:
             lr=tally.lr,
             seconds=tally.seconds,
             images_per_second=tally.seen / tally.seconds,
+            processes=self.ranks.shard.count,
         )
         self.records.append(record)
         self._note_in_card(record)
@@ -174,21 +187,26 @@ class Run:
         if tally.step and self.unfinished.state is not None:
             put_states(streams, self.unfinished.state.streams)
         else:
-            start_all(sources, seeds.derive(options.seed, Purpose.TRAIN_NOISE, epoch))
+            own = (self.ranks.shard.index,) if not self.ranks.first else ()
+            start_all(sources, seeds.derive(options.seed, Purpose.TRAIN_NOISE, epoch, *own))
         stream = batches(
             self.data, options.batch_size,
             seeds.generator(options.seed, Purpose.TRAIN_ORDER, epoch),
             options.augment, options.num_workers, start=tally.step, device=model.device,
+            shard=self.ranks.shard,
         )  # fmt: skip
         began = time.perf_counter() - tally.seconds
         unseen: list[Tensor] = []
         model.train()
         with Interruptions() as interruptions:
             for step, (images, labels) in enumerate(stream, tally.step + 1):
-                unseen.append(self._step(images, labels, plans))
-                stop = interruptions.came is not None  # what comes later waits for the next step
+                size = min(options.batch_size, len(self.data) - (step - 1) * options.batch_size)
+                share = Share.of(size, self.ranks.shard)
+                unseen.append(self._step(images, labels, plans, share))
+                # What comes later waits for the next step, as do the others.
+                came, due = self.ranks.most([interruptions.came or 0, self.unfinished.due()])
                 # Also after the last step: what follows may take minutes, and is done again.
-                save = self.unfinished.due() or stop or step == self.steps_per_epoch
+                save = bool(due or came) or step == self.steps_per_epoch
                 if len(unseen) < self.most_unseen and not save:
                     continue
                 tally = self._seen(tally, unseen, time.perf_counter() - began)
@@ -201,7 +219,8 @@ class Run:
                 )  # fmt: skip
                 if save:
                     self._save(tally, streams)
-                if stop:
+                if came:
+                    interruptions.came = came
                     interruptions.act()
         return tally
 
@@ -214,30 +233,34 @@ class Run:
                     f"the loss is {loss} in epoch {tally.epoch + 1}, step {step}", tally.epoch
                 )
             tally = Tally(
-                tally.epoch, tally.lr, step, tally.loss + loss * count, tally.correct + int(right),
-                tally.seen + int(count), seconds,
+                tally.epoch, tally.lr, step, tally.loss + loss * count,
+                tally.correct + round(right), tally.seen + round(count), seconds,
             )  # fmt: skip
         return tally
 
     def _save(self, tally: Tally, streams: Sequence[Source]) -> None:
         """Keep all that the training goes on from after a step."""
-        state = State(tally, self._lr, states_of(streams), tuple(self.records), self.before)
+        mine, *others = self.ranks.gathered(states_of(streams))
+        state = State(tally, self._lr, mine, tuple(self.records), self.before, others)
         self.unfinished.save(state, self.model, self.optimizer)
+        self.ranks.wait()  # or the others end, and the first is ended for that, while it writes
 
-    def _step(self, images: Tensor, labels: Tensor, plans: torch.Generator) -> Tensor:
+    def _step(
+        self, images: Tensor, labels: Tensor, plans: torch.Generator, share: Share | None = None
+    ) -> Tensor:
         """Take one step, without waiting for an accelerator.
 
         Returns:
-            Float `[3]`: the loss, the group's or the mean of those that are trained separately;
-            the images that the group classified correctly; the images.
+            Float `[3]`, of the whole batch: the loss, the group's or the mean of those that are
+            trained separately; the images that the group classified correctly; the images.
         """
-        options = self.options
+        options, share = self.options, share or Share.of(len(labels))
         defense, penalty = self.defense, self.defense.penalty
         group = defense.group(self.model, options.group_size, plans)
         # the fused kernels have no second derivative
         attention = nullcontext() if penalty is None else sdpa_kernel(SDPBackend.MATH)
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=options.amp), attention:
-            shown = self._shown(group, images, labels, plans)
+            shown = self._shown(group, images, labels, plans, share)
             if penalty is not None:
                 shown = [one.detach().requires_grad_() for one in shown]
             self.optimizer.zero_grad(set_to_none=True)  # or momentum and decay move idle banks
@@ -248,21 +271,32 @@ class Run:
         if penalty is not None:
             loss = loss + penalty(logits, labels, shown, self.model.card.settings)
         _require_path(loss)
+        loss = loss * share.weight
         _backward(loss)
-        self.optimizer.step()
-        self.scheduler.step()
         right = mean_log_probabilities(logits.detach()).argmax(-1) == labels
         value = loss.detach().float() / (len(group) if defense.separate else 1)
-        return torch.stack([value, right.sum().float(), torch.full_like(value, len(labels))])
+        facts = [value, share.copy * right.sum(), torch.full_like(value, share.copy * len(labels))]
+        found = add_gradients(self.ranks, self.trained, torch.stack(facts))
+        self.optimizer.step()
+        self.scheduler.step()
+        share_buffers(self.ranks, self.model)
+        return found
 
     def _shown(
-        self, group: Tensor, images: Tensor, labels: Tensor, plans: torch.Generator
+        self,
+        group: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        plans: torch.Generator,
+        share: Share | None = None,
     ) -> list[Tensor]:
         """Return the images that each member of a group is trained on."""
         model, options = self.model, self.options
         if options.adversarial == "none":
             return [images] * len(group)
-        attack = partial(pgd_images, model, images, labels, options=options, generator=plans)
+        attack = partial(
+            pgd_images, model, images, labels, options=options, generator=plans, share=share
+        )
         if self.defense.separate:
             shown = [attack(group=partial(plan.unsqueeze, 0)) for plan in group]
         else:
@@ -288,20 +322,25 @@ class Run:
         members = draws(model, count, seed=options.seed, purpose=Purpose.HOLDOUT)
         plans = seeds.generator(options.seed, Purpose.HOLDOUT_ATTACK, epoch)
         group = partial(self.defense.group, model, options.group_size, plans)
-        right = 0
+        right = broken = 0.0
         for _, images, labels in blocks(self.held_out, options.batch_size):
-            images = images.to(model.device)
+            share = Share.of(len(labels), self.ranks.shard)
+            images, labels = images[share.mine].to(model.device), labels[share.mine]
             if options.adversarial != "none":
                 images = pgd_images(
                     model, images, labels.to(model.device), group=group, options=options,
-                    generator=plans,
+                    generator=plans, share=share,
                 )  # fmt: skip
             logits = torch.stack([member(images) for member in members])
-            if not logits.isfinite().all():
-                found = f"the logits of held-out images are not finite after epoch {epoch + 1}"
-                raise self._failure(found, epoch)
-            right += int((mean_log_probabilities(logits).argmax(-1).cpu() == labels).sum())
-        return right / len(self.held_out)
+            broken += float(not logits.isfinite().all())
+            answers = mean_log_probabilities(logits).argmax(-1).cpu()
+            right += share.copy * int((answers == labels).sum())
+        found = torch.tensor([right, broken], dtype=torch.float64)
+        self.ranks.add([found])
+        if found[1]:
+            broke = f"the logits of held-out images are not finite after epoch {epoch + 1}"
+            raise self._failure(broke, epoch)
+        return round(float(found[0])) / len(self.held_out)
 
     def _best(self) -> EpochRecord:
         return max(self.records, key=lambda record: (record.holdout_accuracy or 0.0, record.epoch))
@@ -320,6 +359,7 @@ class Run:
             "accuracy": last.accuracy,
             "holdout_accuracy": last.holdout_accuracy,
             "options": asdict(self.options),
+            "processes": last.processes,
             "from_sha256": self.unfinished.start,
         }
         model.card.data = whole.name

@@ -16,6 +16,7 @@ from rlskit.models.banks import BankedModel
 from rlskit.models.checkpoint import check_saveable
 from rlskit.models.wrapping import give_back
 from rlskit.progress import Progress, no_progress
+from rlskit.runtime.together import current
 from rlskit.storage.locks import only_writer_of
 from rlskit.training.epochs import Run
 from rlskit.training.kept import Files, TrainingResult
@@ -37,6 +38,9 @@ def train(
     **fields: Any,
 ) -> TrainingResult:
     """Train a model in place, on the device it is on, the way its defense is trained.
+
+    In a `with rlskit.together():` the processes that torchrun started share each step's images, and
+    the first one writes the files.
 
     Args:
         model: From `convert` or `load`, or any module that maps images `[B, C, H, W]` in [0, 1] to
@@ -66,13 +70,15 @@ def train(
     banked, data = taken(model, data, "train")
     if out is not None:
         check_saveable(banked)
-    files = Files(Path(out) if out is not None else None, model=banked.path, force=force)
+    ranks = current()
+    written = Path(out) if out is not None and ranks.first else None
+    files = Files(written, model=banked.path, force=force)
     if not isinstance(data, Data):
         data = load(data or banked.card.default_data(), "train")
     card = banked.card
     data = data.adapted(card.pixels, card.classes, card.names)
     with only_writer_of(files.last):
-        result = Run(banked, options, data, files, every).go(progress, note)
+        result = Run(banked, options, data, files, every, ranks).go(progress, note)
     if banked is not model:
         give_back(banked, model)
     return result

@@ -31,6 +31,7 @@ class EpochRecord:
     lr: float
     seconds: float
     images_per_second: float
+    processes: int = 1
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from rlskit.errors import RequestError
 from rlskit.evaluation.subject import library_versions
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
+from rlskit.runtime.together import ALONE, Ranks
 from rlskit.storage.sealed import read_sealed, write_sealed
 from rlskit.training.kept import EpochRecord, Files
 from rlskit.training.train_options import TrainOptions
@@ -67,6 +68,7 @@ class State:
         streams: States of the sources of random numbers, of `streams.states_of`.
         records: Of the epochs before.
         before: The records of trainings that the model began with.
+        others: What `streams` is of the other processes, where several trained together.
     """
 
     tally: Tally
@@ -74,6 +76,7 @@ class State:
     streams: list[Any]
     records: tuple[EpochRecord, ...]
     before: list[dict[str, Any]]
+    others: list[list[Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Unfinished:
         data: All training images.
         files: Where it is kept.
         every: How often, within an epoch.
+        ranks: The processes that train together; the first one has the files.
 
     Attributes:
         start: The digest of the model that the training began from.
@@ -116,27 +120,31 @@ class Unfinished:
 
     Raises:
         RequestError: What is there is of another request, or damaged, and `files.force` is not
-            given; or it goes on in files that are not this training's.
+            given; or it goes on in files that are not this training's; or the processes do not
+            train the same.
     """
 
     def __init__(
-        self, model: BankedModel, options: TrainOptions, data: Data, files: Files, every: SaveEvery
-    ) -> None:
-        self.files, self.every = files, every
+        self, model: BankedModel, options: TrainOptions, data: Data, files: Files,
+        every: SaveEvery, ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
+        self.files, self.every, self.ranks = files, every, ranks
         self.start = checkpoint.digest_of(model)
-        self._request = request_of(model, options, data, self.start)
+        self._request = request_of(model, options, data, self.start, ranks.shard.count)
+        self._require_same()
         self.state: State | None = None
         self.replaced: str | None = None
         self._tensors: dict[str, Tensor] = {}
         self._steps, self._saved = 0, time.monotonic()
-        if files.unfinished is None or not files.unfinished.exists():
-            return
-        try:
-            self._take_over(model)
-        except RequestError as error:
-            if not files.force:
-                raise RequestError(f"{error}; `force` starts afresh") from error
-            self.replaced = str(error)
+        if files.unfinished is not None and files.unfinished.exists():
+            try:
+                self._take_over(model)
+            except RequestError as error:
+                if not files.force:
+                    raise RequestError(f"{error}; `force` starts afresh") from error
+                self.replaced = str(error)
+        self._momenta = [name for name in self._tensors if name.startswith(_momentum(""))]
+        self._share()
 
     def restore(self, model: BankedModel, optimizer: torch.optim.Optimizer) -> None:
         """Give a model and its optimizer what was kept of them.
@@ -147,16 +155,22 @@ class Unfinished:
         assert self.state is not None
         optimizer.param_groups[0]["lr"] = self.state.lr
         for name, parameter in model.named_parameters():
-            if _momentum(name) in self._tensors:
+            if _momentum(name) in self._momenta:
                 optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(
                     parameter, requires_grad=False
                 )
-        with torch.no_grad():
-            for name, tensor in tensors_of(model, optimizer).items():
-                kept = self._tensors.get(name)
-                if kept is None or (kept.shape, kept.dtype) != (tensor.shape, tensor.dtype):
-                    raise RequestError(f"{self.files.unfinished} does not fit the model at {name}")
-                tensor.copy_(kept)
+        tensors = tensors_of(model, optimizer)
+        if self.ranks.first:
+            self._put(tensors)
+        self.ranks.give(tensors.values())
+
+    @torch.no_grad()
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            kept = self._tensors.get(name)
+            if kept is None or (kept.shape, kept.dtype) != (tensor.shape, tensor.dtype):
+                raise RequestError(f"{self.files.unfinished} does not fit the model at {name}")
+            tensor.copy_(kept)
         self._tensors = {}
 
     def due(self) -> bool:
@@ -168,8 +182,7 @@ class Unfinished:
     def save(self, state: State, model: BankedModel, optimizer: torch.optim.Optimizer) -> None:
         """Keep the state, in the place of the one before."""
         if self.files.unfinished is not None:
-            parts = {"tally": vars(state.tally), "records": [vars(one) for one in state.records]}
-            about = {"format": FORMAT, "request": self._request, "state": vars(state) | parts}
+            about = {"format": FORMAT, "request": self._request, "state": _document(state)}
             write_sealed(self.files.unfinished, tensors_of(model, optimizer), about)
         self._steps, self._saved = 0, time.monotonic()
 
@@ -177,6 +190,30 @@ class Unfinished:
         """Remove the file: its absence says that the training is whole."""
         if self.files.unfinished is not None:
             self.files.unfinished.unlink(missing_ok=True)
+
+    def _require_same(self) -> None:
+        """Require that all processes were asked for the same.
+
+        Raises:
+            RequestError: One was not.
+        """
+        first, *others = self.ranks.gathered(self._request)
+        for number, other in enumerate(others, 1):
+            if other != first:
+                raise RequestError(
+                    f"of the processes that train together, number {number} was called with "
+                    f"{_differences(other, first)}; give all of them the same"
+                )
+
+    def _share(self) -> None:
+        """Let all processes go on from what the first one found."""
+        told = [self.start, self._momenta, self.state and _document(self.state)]
+        self.start, self._momenta, state = self.ranks.gathered(told)[0]
+        if not self.ranks.first and state is not None:
+            found = from_json(state, State)
+            self.state = dataclasses.replace(
+                found, streams=found.others[self.ranks.shard.index - 1]
+            )
 
     def _take_over(self, model: BankedModel) -> None:
         """Take the state in the file.
@@ -207,7 +244,9 @@ class Unfinished:
         self.start, self._request, self.state, self._tensors = start, wanted, state, tensors
 
 
-def request_of(model: BankedModel, options: TrainOptions, data: Data, start: str) -> dict[str, Any]:
+def request_of(
+    model: BankedModel, options: TrainOptions, data: Data, start: str, processes: int = 1
+) -> dict[str, Any]:
     """Return all that decides what a training ends with, under the names that people know."""
     decide = dataclasses.asdict(options)
     del decide["num_workers"]
@@ -217,6 +256,7 @@ def request_of(model: BankedModel, options: TrainOptions, data: Data, start: str
         BEGAN_FROM: start,
         "device": model.device.type,
         "threads": torch.get_num_threads(),
+        "processes": processes,
         **versions(),
     }
 
@@ -236,6 +276,12 @@ def tensors_of(model: BankedModel, optimizer: torch.optim.Optimizer) -> dict[str
     return found
 
 
+def _document(state: State) -> dict[str, Any]:
+    """Return a state as JSON values; its many numbers are not looked at one by one."""
+    parts = {"tally": vars(state.tally), "records": [vars(one) for one in state.records]}
+    return vars(state) | parts
+
+
 def _momentum(name: str) -> str:
     return f"momentum.{name}"
 
@@ -250,6 +296,8 @@ def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 def _said(name: str, value: Any) -> str:
     if name in ("data", BEGAN_FROM):
         return f"other {name}"
+    if name == "processes":
+        return f"{value} process{'' if value == 1 else 'es'}"
     if name not in {field.name for field in dataclasses.fields(TrainOptions)}:
         return f"{name} {value}"
     return f"no `{name}`" if value is False else f"`{name}={value!r}`"

@@ -1,6 +1,6 @@
 """What an evaluation costs beside forwards and backwards: processor time, memory, and the start.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/overhead.py [--images 1000 10000 20000] [--files 20000]
+    OMP_NUM_THREADS=1 python tests/benchmarks/overhead.py [--kinds KIND...] [--images N...]
 
 Each line is a process of its own, on a LeNet and 32 x 32 images; the last word says whether the
 target is met. Times are of the processor, so that neighbours do not count, but for the one called
