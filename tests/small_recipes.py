@@ -1,10 +1,20 @@
-"""A recipe of one finished checkpoint in a folder of its own; tests stand in for its commands."""
+"""Recipes of tests: of a finished checkpoint in a folder of its own, and of two small models."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+
+TWO_MODELS = """
+title = "two models"
+[convert]
+name = "tiny.py:tiny"
+image-size = 8
+[train]
+epochs = 1
+"""
+"""How a recipe of two small untrained models of `tiny.py` begins."""
 
 
 def written(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -19,6 +19,7 @@ from rlskit.errors import RequestError, RunError, UnmergedError
 from rlskit.recipes import cell_parts, part_of_run, running
 from rlskit.runtime.together import together
 from rlskit.storage.locks import only_writer
+from small_recipes import TWO_MODELS
 from test_shards import TINY
 
 SMALL = """
@@ -34,14 +35,9 @@ attack = { method = "pgd", eps = 0.1, steps = 2, limit = 48, fail-under = 0.001 
 checkpoint = "rls.safetensors"
 """
 
-TWO = """
-title = "two models"
-[convert]
-name = "tiny.py:tiny"
-image-size = 8
-[train]
-epochs = 1
-[attack]
+TWO = (
+    TWO_MODELS
+    + """[attack]
 eps = 0.02
 [columns.clean]
 eval = {}
@@ -53,6 +49,7 @@ convert.defense = "rls"
 [rows.none]
 convert.defense = "none"
 """
+)
 
 
 @pytest.fixture

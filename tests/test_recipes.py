@@ -25,18 +25,14 @@ from rlskit.results.comparing import hidden_among
 from rlskit.results.result import Measure
 from rlskit.threat.adaptive import prepare_adaptive
 from small_models import model as small_model
+from small_recipes import TWO_MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(file for file in (ROOT / "recipes").rglob("*.toml") if file.parent.name != "base")
 
-SMALL = """
-title = "two models"
-[convert]
-name = "tiny.py:tiny"
-image-size = 8
-[train]
-epochs = 1
-limit = 64
+SMALL = (
+    TWO_MODELS
+    + """limit = 64
 [attack]
 limit = 64
 pixel-range = "-1:1"
@@ -61,6 +57,7 @@ diversity = false
 [paper]
 rls = { pgd = 70.9, kappa = "0.51 ± 0.018" }
 """
+)
 
 TINY = """
 from torch import nn

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import small_models
+from full_disk import FullDisk
 from rlskit import attack_all, evaluate
 from rlskit.attacks import prepare
 from rlskit.cli import run
@@ -19,7 +20,6 @@ from rlskit.cli.option_sets import Network
 from rlskit.evaluation import EvalOptions
 from rlskit.models.banks import BankedModel
 from rlskit.results.journal import BLOCK
-from rlskit.storage import files
 from rlskit.storage.sealed import read_sealed, write_sealed
 from test_shards import written
 
@@ -45,18 +45,9 @@ def test_a_full_disk_leaves_all_files_whole(
 ) -> None:
     """It is full at ever later moments; what was written before is gone on with."""
     RUNS[name](rls, tmp_path / "whole")
-    out, synced, left, failures = tmp_path / "run", files._sync, 0, 0
-
-    def full(path: Path) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        synced(path)
-
-    monkeypatch.setattr(files, "_sync", full)
+    out, disk, failures = tmp_path / "run", FullDisk(monkeypatch), 0
     while not (out / "results.json").exists():  # which is written last
-        left = failures
+        disk.room = failures
         try:
             RUNS[name](rls, out)
         except OSError:

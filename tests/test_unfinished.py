@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import random
 import signal
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import small_models
+from full_disk import FullDisk
 from rlskit import seeds
 from rlskit.data import batches
 from rlskit.defenses import DEFENSES
@@ -28,7 +28,6 @@ from rlskit.models.banks import BankedModel
 from rlskit.models.streams import put_states, sources_of, states_of
 from rlskit.runtime.interruptions import Interruptions
 from rlskit.seeds import Purpose
-from rlskit.storage import files
 from rlskit.storage.locks import only_writer_of
 from rlskit.training import TrainingResult, train, unfinished_of
 from rlskit.training.unfinished import SaveEvery
@@ -245,18 +244,9 @@ def test_whatever_cannot_be_written_leaves_all_files_whole(
     tmp_path: Path, whole: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is full at ever later moments; what was written before is gone on with."""
-    out, synced, left, failures = tmp_path / "x.safetensors", files._sync, 0, 0
-
-    def full(path: Path) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        synced(path)
-
-    monkeypatch.setattr(files, "_sync", full)
+    out, disk, failures = tmp_path / "x.safetensors", FullDisk(monkeypatch), 0
     while True:
-        left = failures
+        disk.room = failures
         try:
             go(build(), out)
             break
