@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -177,8 +178,18 @@ def test_an_error_that_cannot_be_made_again_is_told() -> None:
         assert isinstance(other, RunError)
         assert type(error).__name__ in str(other)
         assert "why" in str(other)
-    with pytest.raises(KeyboardInterrupt):
-        together._error_of(together._words(KeyboardInterrupt()))
+
+
+def test_a_signal_is_raised_again_or_told_where_it_is_ignored() -> None:
+    word, before = together._words(KeyboardInterrupt()), signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            together._error_of(word)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of what a shell starts with `&`
+        assert "was sent a signal that ended it" in str(together._error_of(word))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_processes_are_met_only_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
