@@ -284,18 +284,17 @@ def _climb(
     for step in range(steps):
         if rest and (sure := surely_fooled(logits, labels)).any():
             found.images[at[sure]], found.fooled[at[sure]] = fooling[sure], True
-            at, images, labels, aims, x, previous, length, slope, fooled, fooling, halved, last = (
-                one[~sure]
-                for one in (
-                    at, images, labels, aims, x, previous, length, slope, fooled, fooling, halved,
-                    last,
-                )
-            )  # fmt: skip
-            best, best_value, best_slope, rises, at_checkpoint = (
-                one[~sure] for one in (best, best_value, best_slope, rises, at_checkpoint)
+            if sure.all():
+                return found
+            at, images, labels, aims, x, previous, slope, length = (
+                one[~sure] for one in (at, images, labels, aims, x, previous, slope, length)
             )
-            if not len(at):
-                break
+            fooled, fooling, best, best_value, best_slope = (
+                one[~sure] for one in (fooled, fooling, best, best_value, best_slope)
+            )
+            last, rises, at_checkpoint, halved = (
+                one[~sure] for one in (last, rises, at_checkpoint, halved)
+            )
         aim = _project(x + _move(slope, length, norm), images, norm, eps)
         fresh = 0.75 if step else 1.0
         moved = x + (aim - x) * fresh + (x - previous) * (1 - fresh)

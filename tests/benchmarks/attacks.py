@@ -1,9 +1,12 @@
 """Compare rlskit's attacks with those of its peers: speed, work done, success and distance.
 
     PIP_CONSTRAINT=constraints.txt python -m pip install -e '.[dev,benchmarks]'
-    python tests/benchmarks/attacks.py                # all: some 20 minutes
+    python -m pip install --target /tmp/peers --no-deps secml-torch==1.5 pyautoattack==0.2.0
+    export PYTHONPATH=/tmp/peers                      # the environment stays as it is
+    python tests/benchmarks/attacks.py                # the first five: some 20 minutes
     python tests/benchmarks/attacks.py --attacks deepfool,cw --limit 32 --threads 1 --clock cpu
     python tests/benchmarks/attacks.py --attacks pgd --steps 40 --bf16
+    python tests/benchmarks/attacks.py --attacks apgd-ce,autoattack --gray 8 --restless
 
 Everybody attacks the ResNet-20 of shared/checkpoints on the same lossless CIFAR-10 images with the
 same settings (tests/peers.py), by turns in one process; the best of the rounds counts, but who is
@@ -11,8 +14,10 @@ ten times slower than rlskit runs only once. rlskit attacks what `rlskit attack`
 channels last; compiled with --compile), the peers the network as it is. A peer that stops early is
 compared by its time per step; who lacks an attack is left out of it. With --bf16 rlskit runs once
 more with gradients in bfloat16 (`rlskit attack --precision bf16`), and what that leaves robust is
-compared image by image. The floor is the bare time of
-rlskit's own forward and backward passes on the best layout. Exits with 1 when a target is missed.
+compared image by image. In APGD and AutoAttack, rlskit lets images rest that are surely fooled, as
+`rlskit attack` does on an undefended network; with --restless it also runs without. The floor is
+the bare time of rlskit's own forward and backward passes on the best layout. Exits with 1 when a
+target is missed.
 """
 
 from __future__ import annotations
@@ -122,9 +127,7 @@ def main() -> int:
         if options.bf16 and ATTACKS[method].only_follows:
             entrants[BF16] = ours(method, rough)
         entrants |= {
-            name: theirs(method, run)
-            for name, run in peers.items()
-            if method in HAVE[name].split()
+            name: theirs(method, run) for name, run in peers.items() if method in HAVE[name].split()
         }
         base = Base(view, images[:128], SETTINGS[method].get("steps", 1), options.compile)
         for _ in range(options.rounds):
@@ -142,7 +145,9 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--attacks", default="fgsm,pgd,deepfool,cw,ead", help="names separated by commas")
+    parser.add_argument(
+        "--attacks", default="fgsm,pgd,deepfool,cw,ead", help="names separated by commas"
+    )
     parser.add_argument("--peers", default=",".join(PEERS), help="those of them that are installed")
     parser.add_argument("--limit", type=int, default=128, help="number of images")
     parser.add_argument("--rounds", type=int, default=3, help="the best counts")
@@ -151,7 +156,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="run rlskit with such gradients, too")
     parser.add_argument("--restless", action="store_true", help="run rlskit with no image at rest")
     parser.add_argument("--steps", type=int, help="of PGD")
-    parser.add_argument("--gray", type=float, help="eps in gray levels, of PGD, APGD and AutoAttack")
+    parser.add_argument(
+        "--gray", type=float, help="eps in gray levels, of PGD, APGD and AutoAttack"
+    )
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall",
         help="cpu: processor time over all threads, for a machine that is not quiet",
