@@ -59,6 +59,7 @@ DIFFERENCES = {
         "adv_lib",
         "pgd",
     ): "does not look at where the last step ends; clean where it fails",
+    ("secmlt", "pgd"): "does not look at where the last step ends",
     ("art", "cw"): "gradient descent with line searches instead of Adam",
     ("art", "deepfool"): "overshoots once, at the end",
     ("art", "ead"): "predicts and differentiates several times per step",
