@@ -78,7 +78,7 @@ def ready_for_attack(
 
     for draw in draws:
         fold(draw, model.foldable, made)
-        draw._apply(laid_out)  # as `to_layout`, but once for all draws
+        draw._apply(laid_out)  # type: ignore[no-untyped-call]  # as `to_layout`, but once for all draws
     return draws
 
 
