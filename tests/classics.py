@@ -175,8 +175,9 @@ class DenseNetBC(nn.Module):
         self.conv = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
         layers: list[nn.Module] = []
         for stage in range(3):
-            layers.append(Dense(width, growth))
-            width += growth
+            for _ in range(2):
+                layers.append(Dense(width, growth))
+                width += growth
             if stage < 2:
                 half = width // 2
                 layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, half, 1, bias=False)]

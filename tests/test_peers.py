@@ -110,8 +110,8 @@ def test_ead_succeeds_as_often_and_as_near_as_the_peers(peer: Any) -> None:
     # With the default optimizer. FISTA's iterates are chaotic: rounding alone moves its medians by
     # some percent after 100 steps; that ours is the peers' is asserted after fewer, below.
     images, labels = correct_images(6)
-    theirs = peer("ead", stock_model(), images, labels, {**SETTINGS["ead"], "steps": 50})
-    adam = ours("ead", 6, steps=50, optimizer="adam")
+    theirs = peer("ead", stock_model(), images, labels, SETTINGS["ead"])
+    adam = ours("ead", 6, optimizer="adam")
     assert_no_worse("ead", images, labels, adam, theirs)
 
 
