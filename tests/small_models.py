@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +93,12 @@ def tensor(banked: BankedModel, bank: int, name: str) -> Tensor:
 
 
 def trained(defense: str, banks: int) -> BankedModel:
-    """A model that learned the digits in a second or two."""
+    """A model that learned the digits, and is the caller's own."""
+    return copy.deepcopy(_trained(defense, banks))
+
+
+@cache
+def _trained(defense: str, banks: int) -> BankedModel:
     banked = model(banks, defense)
     train(
         banked, digits(400, "train"),

@@ -95,7 +95,10 @@ def test_a_classic_goes_through_everything(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CLASSICS)
-def test_a_classic_is_attacked_adaptively_and_audited(name: str) -> None:
+def test_a_classic_is_attacked_adaptively_and_audited(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlskit.audit.binarization.IMAGES", 2)
     model = rlskit.convert(
         f"{FILE}:{name}", defense="none", data="digits", image_size=32, outputs="logits"
     )

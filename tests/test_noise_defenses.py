@@ -224,7 +224,7 @@ def test_sap_falls_to_fresh_draws_on_published_weights() -> None:
     data = load(f"folder:{SHARED / 'data/cifar10-subset'}", "test", limit=4)
     settings: dict[str, Any] = {"method": "pgd", "eps": 0.031, "steps": 10, "step_size": 0.007}
     result = attack(
-        model, data, **settings, protocol="eot", n_attacked=8, n_samples=10, random_start=False
+        model, data, **settings, protocol="eot", n_attacked=2, n_samples=5, random_start=False
     )
     assert result.accuracy["clean"].mean > 0.7
     assert result.accuracy["robust"].mean == 0

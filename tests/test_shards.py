@@ -75,6 +75,19 @@ def rls() -> BankedModel:
     return small_models.trained("rls", 3)
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the code and the checkpoint of a network that learned the digits."""
+    folder = tmp_path_factory.mktemp("tiny")
+    convert = ["convert", "tiny.py:tiny", "--image-size", "8", "--data", "digits", "-q"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setenv("XDG_STATE_HOME", str(folder / "state"))  # where the code is known
+        Path("tiny.py").write_text(TINY)
+        assert run(convert) == run(["train", "--epochs", "3", "--lr", "0.1", "-q"]) == 0
+    return folder
+
+
 def written(folder: Path) -> dict[str, Any]:
     """All that a run wrote but for its times, bytes but for results, whose passes count."""
     found: dict[str, Any] = {}
@@ -369,13 +382,11 @@ def callers() -> dict[str, list[tuple[dict[str, str], str]]]:
 
 
 def test_the_callers_of_the_page_make_one_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each as its system would call it, and merged as the page says."""
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    Path("tiny.py").write_text(TINY)
-    assert run(["convert", "tiny.py:tiny", "--image-size", "8", "--data", "digits", "-q"]) == 0
-    assert run(["train", "--epochs", "3", "--lr", "0.1", "-q"]) == 0
     merges = re.findall(r"rlskit (merge runs/.*--fail-under 0\.1)", SCALE)
     assert len(merges) == 4
     line = "attack rls.safetensors --eps 0.1 --out whole --batch-size 90 --n-samples 2 -q"
@@ -404,13 +415,12 @@ def test_the_workflow_of_the_page_is_one(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_is_killed_costs_its_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """The command itself: three shards, one killed and run again, and the gate by merge."""
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    Path("tiny.py").write_text(TINY)
-    assert run(["convert", "tiny.py:tiny", "--image-size", "8", "--data", "digits", "-q"]) == 0
-    assert run(["train", "--epochs", "3", "--lr", "0.1", "-q"]) == 0
     line = ["attack", "--eps", "0.1", "--batch-size", "10", "--limit", "60", "--n-samples", "2",
             "--save-adversarial", "-q", "-o"]  # fmt: skip
     assert run([*line, "whole"]) == 0

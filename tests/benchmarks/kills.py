@@ -1,15 +1,16 @@
 """Kill rlskit at random moments until it ends: it ends with the bits of a whole command.
 
     python tests/benchmarks/kills.py [--kills 20] [--seed 0] [--epochs 8] [--save-every 3]
-    python tests/benchmarks/kills.py attack eval audit diversity run [--kills 20]
+    python tests/benchmarks/kills.py attack eval audit diversity run [--kills 20] [--shards 3]
 
 Each is the real command in a process of its own, and is sent SIGKILL (three in four) or SIGTERM.
 
 A command that measures is killed at a moment that is uniform over what a whole one takes, until it
-has ended; then the next one begins. A training is done in place, and killed one time in four while
-it starts, the others at a moment that is uniform over the second and a half after it first kept its
-state: within steps, while files are written, when it is finished. What is killed goes on; what is
-finished is compared, and the next one begins.
+has ended; then the next one begins. With shards each of them is killed so, in any order, and then
+what makes their result: `merge`, or the command itself. A training is done in place, and killed one
+time in four while it starts, the others at a moment that is uniform over the second and a half
+after it first kept its state: within steps, while files are written, when it is finished. What is
+killed goes on; what is finished is compared, and the next one begins.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ MEASURING = {
     "eval": "eval --n-samples 1,10 --repeats 20 --limit 400 --batch-size 20 --out out",
     "audit": "audit --eps 0.1 --json out/audit.json",
     "diversity": "diversity --transfer --n-samples 4 --repeats 4 --batch-size 20 --out out",
-    "run": "run recipe.toml --out out",
+    "run": "run recipe.toml --trust --out out",
 }
 """Command -> how it is called; each writes into `out`."""
 
@@ -92,17 +93,33 @@ data = "digits"
 limit = 200
 batch-size = 20
 
-[rows.rls]
+[rows.given]
 checkpoint = "rls.safetensors"
 
+[rows.trained]
+convert = { name = "net.py:net", image-size = 8 }
+train = { epochs = 8, limit = 400, save-every = "3" }
+
 [columns.pgd]
-attack = { method = "pgd", eps = 0.1, steps = 40 }
+attack = { method = "pgd", eps = 0.1, steps = 40, save-adversarial = true }
 
 [columns.kappa]
 diversity = { repeats = 5 }
 """
 
 TIMES = dict.fromkeys(("seconds", "images_per_second"))
+
+
+def in_parts(name: str, shards: int) -> list[str]:
+    """The lines of a command's shards, and last the one that ends it; without shards itself."""
+    line = MEASURING[name]
+    parts = [f"{line} --shard {i}/{shards}" for i in range(shards)]
+    if name == "eval":  # whose shards have a folder each
+        parts = [part.replace("--out out", f"--out parts/{i}") for i, part in enumerate(parts)]
+        merge = " ".join(["merge", *(f"parts/{i}" for i in range(shards)), "--out out"])
+    else:
+        merge = "merge out"
+    return [*parts, line if name in ("audit", "run") or not shards else merge]
 
 
 def lasting(found: object) -> object:
@@ -118,56 +135,81 @@ def measured() -> dict[str, object]:
     for file in sorted(Path("out").rglob("*.*")):
         if file.is_file() and file.name in ("results.json", "audit.json"):
             found[str(file)] = lasting(json.loads(file.read_text(encoding="utf-8")))
-        elif file.name in ("per_image.csv", "adversarial.safetensors"):
+        elif file.name in ("per_image.csv", "adversarial.safetensors", "rls.safetensors"):
             found[str(file)] = file.read_bytes()
     return found
 
 
-def whole_of(name: str) -> tuple[dict[str, object], float]:
-    """What a command writes that nobody kills, and the seconds that it takes."""
+def empty() -> None:
+    """Begin anew."""
+    for folder in ("out", "parts"):
+        shutil.rmtree(folder, ignore_errors=True)
     Path("out").mkdir()
+
+
+def seconds_of(line: str) -> float:
+    """Do a command that nobody kills."""
     start = time.monotonic()
-    done = subprocess.run(command(*MEASURING[name].split()), stdout=subprocess.DEVNULL)
+    done = subprocess.run(command(*line.split()), stdout=subprocess.DEVNULL)
     assert done.returncode in (0, 4)
-    took = time.monotonic() - start
-    found = measured()
-    shutil.rmtree("out")
-    Path("out").mkdir()
-    return found, took
+    return time.monotonic() - start
 
 
-def kill_measuring(name: str, kills: int, rng: random.Random) -> str:
-    """Kill a command so often, and compare what it ends with each time; say what was seen."""
-    whole, took = whole_of(name)
-    killed, same, later = 0, 0, 0
-    while killed < kills or later:
-        with subprocess.Popen(
-            command(*MEASURING[name].split()), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        ) as running:
-            if killed < kills:
-                try:
-                    running.wait(rng.uniform(0, took))
-                except subprocess.TimeoutExpired:
-                    running.send_signal(rng.choice([signal.SIGKILL] * 3 + [signal.SIGTERM]))
-            _, said = running.communicate()
-        if running.returncode in (-signal.SIGKILL, -signal.SIGTERM, 143):
-            killed, later = killed + 1, later + 1
-            if measured() != whole or list(Path("out").rglob("*.unfinished")):
-                continue  # else it was killed when all was written
-        else:
-            assert running.returncode in (0, 4), said
+def ends(line: str, within: float, rng: random.Random) -> bool:
+    """Do a command, and kill it at a random moment if it is still at it; say whether it ended."""
+    with subprocess.Popen(
+        command(*line.split()), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as running:
+        if within:
+            try:
+                running.wait(rng.uniform(0, within))
+            except subprocess.TimeoutExpired:
+                running.send_signal(rng.choice([signal.SIGKILL] * 3 + [signal.SIGTERM]))
+        _, said = running.communicate()
+    if running.returncode in (-signal.SIGKILL, -signal.SIGTERM, 143):
+        return False
+    assert running.returncode in (0, 4), said
+    return True
+
+
+def kill_measuring(name: str, shards: int, kills: int, rng: random.Random) -> str:
+    """Kill a command, or its shards and what ends them, so often; say what was seen.
+
+    Each time all have ended, what they wrote is compared.
+    """
+    empty()
+    seconds_of(MEASURING[name])
+    whole = measured()
+    empty()
+    lines = in_parts(name, shards)
+    took = {line: seconds_of(line) for line in lines}
+    *parts, ending = lines
+    killed, same = Counter[str](), 0
+    while killed["end"] < kills or (parts and killed["shards"] < kills):
+        empty()
+        left = parts.copy()
+        while left:
+            line = rng.choice(left)
+            if ends(line, took[line] if killed["shards"] < kills else 0, rng):
+                left.remove(line)
+            else:
+                killed["shards"] += 1
+        while not ends(ending, took[ending] if killed["end"] < kills else 0, rng):
+            killed["end"] += 1
+            if measured() == whole and not list(Path("out").rglob("*.unfinished")):
+                break  # it was killed when all was written
         assert measured() == whole, f"{name}: other bits"
-        same, later = same + 1, 0
-        shutil.rmtree("out")
-        Path("out").mkdir()
-    shutil.rmtree("out")
-    return f"{name}: {killed} kills over {took:.1f} s; {same} ended, all with the same bits"
+        same += 1
+    empty()
+    times = ", ".join(f"{took[line]:.1f}" for line in lines)
+    return f"{name}: kills {dict(killed)} over {times} s; {same} ended, all with the same bits"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("commands", nargs="*", choices=["train", *MEASURING], default="train")
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--shards", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--save-every", default="3")
@@ -183,7 +225,7 @@ def main() -> int:
             subprocess.run(learn, check=True, stdout=subprocess.DEVNULL)
             Path("recipe.toml").write_text(RECIPE, encoding="utf-8")
             for name in given.commands:
-                print(kill_measuring(name, given.kills, rng), flush=True)
+                print(kill_measuring(name, given.shards, given.kills, rng), flush=True)
             os.chdir("/")
             return 0
         train = command(
