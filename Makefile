@@ -10,7 +10,7 @@ demo: $(INSTALLED)  ## the main job on embedded digits: convert, train, attack, 
 	$(BIN)/python recipes/demo.py
 
 test: $(INSTALLED)  ## all tests, on all cores
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal  # or each process that a test starts compiles rlskit
 
 test-browser: $(INSTALLED)  ## the report's page in a real Chromium, or why there is none
 	tests/browser/run.sh
