@@ -536,7 +536,12 @@ def test_a_folder_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]
     files.sort()  # as they are numbered; more than one thread is given at a time
     opened, plainly = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda *a, **k: (opened.append(a[0]), plainly(*a, **k))[1])
+
+    def noted(path: Path, **options: Any) -> Image.Image:
+        opened.append(path)
+        return plainly(path, **options)
+
+    monkeypatch.setattr(Image, "open", noted)
     data = load(f"folder:{tmp_path}").adapted(pixels(1, 5, 4), 2)
     expected = hashlib.sha256(data.labels.numpy().astype("<i8").tobytes())
     expected.update(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files))

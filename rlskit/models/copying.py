@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import copyreg
 from collections import OrderedDict
 from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any, cast
@@ -20,6 +19,9 @@ _CONSTANTS = frozenset(
 """Types of what is its own copy."""
 
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
+
+_NEW: Any = nn.Module().__reduce_ex__(4)[0]
+"""How Python makes an object that is no more than its attributes."""
 
 
 def duplicate(network: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -83,17 +85,14 @@ def _copies_itself(module: nn.Module) -> bool:
 
 def _copied_module(module: nn.Module, memo: dict[int, Any]) -> Any:
     """Copy a module by Python's protocol, where that asks for no more than its attributes."""
-    asked = module.__reduce_ex__(4)
-    if asked[:2] != (copyreg.__newobj__, (type(module),)) or asked[3:] != (None, None):  # type: ignore[attr-defined]
+    asked: Any = module.__reduce_ex__(4)
+    plain = asked[:2] == (_NEW, (type(module),)) and asked[3:] == (None, None)
+    if not plain or type(asked[2]) is not dict:
         return copy.deepcopy(module, memo)
-    memo[id(module)] = made = type(module).__new__(type(module))
-    memo.setdefault(id(memo), []).append(asked[2])  # so that the ids in it stay its own
-    made.__setstate__(
-        {
-            name: one if type(one) in _CONSTANTS else _copied(one, memo)
-            for name, one in asked[2].items()
-        }
-    )
+    made: Any = type(module).__new__(type(module))
+    memo[id(module)] = made
+    memo.setdefault(id(memo), []).append(asked)  # alive, as the ids of what it holds are known
+    made.__setstate__({name: _copied(one, memo) for name, one in asked[2].items()})
     return made
 
 
