@@ -1,7 +1,8 @@
 """What the peers are compared on: a published CIFAR ResNet, lossless images, equal settings.
 
-torchattacks, foolbox, adv-lib and ART (adversarial-robustness-toolbox) get the network as their
-users would hand it over: normalisation inside, eval mode, parameters that require gradients.
+torchattacks, foolbox, adv-lib, ART (adversarial-robustness-toolbox), secml-torch and pyautoattack,
+which is upstream's code of AutoAttack as a package, get the network as their users would hand it
+over: normalisation inside, eval mode, parameters that require gradients.
 """
 
 from __future__ import annotations
@@ -35,11 +36,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "deepfool": {"steps": 50, "overshoot": 0.02},
     "cw": {"c": 1.0, "kappa": 0.0, "steps": 100, "lr": 0.01},
     "ead": {"c": 1.0, "beta": 0.01, "kappa": 0.0, "steps": 100, "lr": 0.01},
+    "apgd-ce": {"eps": 1 / 255, "steps": 100},
+    "apgd-t": {"eps": 1 / 255, "steps": 100, "target_classes": 9},
+    "autoattack": {"eps": 1 / 255, "steps": 100, "queries": 5000},
 }
 """Attack -> options, under our names; one constant, no early stop, 10 classes for DeepFool."""
 
-OURS: dict[str, dict[str, Any]] = {"ead": {"optimizer": "fista"}}
-"""What only ours needs to be told: the peers have no other EAD."""
+OURS: dict[str, dict[str, Any]] = {
+    "ead": {"optimizer": "fista"},
+    "apgd-ce": {"rest": True},
+    "apgd-t": {"rest": True},
+    "autoattack": {"rest": True},
+}
+"""What only ours needs to be told: the peers have no other EAD, and none lets images rest."""
 
 DIFFERENCES = {
     ("torchattacks", "cw"): "may stop early for the whole batch; pixels at 0 and 1 do not move",
@@ -50,14 +59,22 @@ DIFFERENCES = {
         "adv_lib",
         "pgd",
     ): "does not look at where the last step ends; clean where it fails",
+    ("secmlt", "pgd"): "does not look at where the last step ends",
     ("art", "cw"): "gradient descent with line searches instead of Adam",
     ("art", "deepfool"): "overshoots once, at the end",
     ("art", "ead"): "predicts and differentiates several times per step",
 }
 """(peer, attack) -> in what it cannot be set up as ours."""
 
-LACKING = {("adv_lib", "fgsm"), ("adv_lib", "ead")}
-"""(peer, attack) that it does not have."""
+HAVE = {
+    "torchattacks": "fgsm pgd deepfool cw ead apgd-ce apgd-t autoattack",
+    "foolbox": "fgsm pgd deepfool cw ead",
+    "adv_lib": "pgd deepfool cw apgd-ce apgd-t",
+    "art": "fgsm pgd deepfool cw ead",
+    "secmlt": "pgd",
+    "pyautoattack": "apgd-ce apgd-t autoattack",
+}
+"""Peer -> its attacks of `SETTINGS`; of secml-torch those that it does not call others' for."""
 
 
 def published_network() -> nn.Module:
@@ -105,6 +122,16 @@ def run_torchattacks(
         "ead": lambda: ta.EADEN(
             model, o["kappa"], o["lr"], 1, o["steps"], abort_early=False,
             initial_const=o["c"], beta=o["beta"],
+        ),
+        "apgd-ce": lambda: ta.APGD(model, "Linf", o["eps"], o["steps"], loss="ce"),
+        "apgd-t": lambda: ta.APGDT(model, "Linf", o["eps"], o["steps"], n_classes=10),
+        "autoattack": lambda: ta.MultiAttack(  # its own AutoAttack takes 10 steps
+            [
+                ta.APGD(model, "Linf", o["eps"], o["steps"], loss="ce"),
+                ta.APGDT(model, "Linf", o["eps"], o["steps"], n_classes=10),
+                ta.FAB(model, "Linf", o["eps"], o["steps"], multi_targeted=True, n_classes=10),
+                ta.Square(model, "Linf", o["eps"], o["queries"]),
+            ]
         ),
     }  # fmt: skip
     adversarial: Tensor = make[method]()(images, labels)
@@ -166,6 +193,13 @@ def run_adv_lib(
             model, images, labels, eps=o["eps"], norm=1, n_iter=o["steps"], loss_function="ce",
             use_large_reps=True,
         ),
+        "apgd-ce": lambda: attacks.apgd(
+            model, images, labels, o["eps"], math.inf, n_iter=o["steps"], loss_function="ce"
+        ),
+        "apgd-t": lambda: attacks.apgd_targeted(
+            model, images, labels, o["eps"], math.inf, n_iter=o["steps"],
+            num_targets=o["target_classes"],
+        ),
     }  # fmt: skip
     return make[method]().detach()
 
@@ -201,6 +235,43 @@ def run_art(
     return torch.from_numpy(make[method]().generate(images.numpy(), labels.numpy()))
 
 
+def run_secml(
+    method: str, model: nn.Module, images: Tensor, labels: Tensor, o: Mapping[str, Any]
+) -> Tensor:
+    from secmlt.adv.evasion.ddn import DDN
+    from secmlt.adv.evasion.fmn import FMN
+    from secmlt.adv.evasion.pgd import PGD
+    from torch.utils.data import DataLoader, TensorDataset
+
+    own: dict[str, Any] = {"backend": "native"}
+    make: dict[str, Callable[[], Any]] = {
+        "pgd": lambda: PGD(
+            "linf", o["eps"], o["steps"], o["step_size"], o["random_start"], **own
+        ),
+        "ddn": lambda: DDN(o["steps"], **own),
+        "fmn": lambda: FMN(o["norm"], o["steps"], 1.0, **own),
+    }  # fmt: skip
+    batch = DataLoader(TensorDataset(images, labels), batch_size=len(images))
+    ((adversarial, _),) = make[method]()(model, batch)
+    found: Tensor = adversarial.detach()
+    return found
+
+
+def run_pyautoattack(
+    method: str, model: nn.Module, images: Tensor, labels: Tensor, o: Mapping[str, Any]
+) -> Tensor:
+    from pyautoattack import AutoAttack
+
+    parts = {"autoattack": ["apgd-ce", "apgd-t", "fab-t", "square"]}.get(method, [method])
+    attack = AutoAttack(model, eps=o["eps"], seed=0, version="custom", attacks=parts)
+    attack.apgd.n_restarts = attack.fab.n_restarts = 1  # as in its version `standard`
+    attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = 9
+    attack.square.n_queries = o.get("queries", 5000)
+    adversarial: Tensor
+    adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
+    return adversarial.detach()
+
+
 Peer = Callable[[str, nn.Module, Tensor, Tensor, Mapping[str, Any]], Tensor]
 """Maps (attack, model, images, labels, options of `SETTINGS`) to adversarial images."""
 
@@ -209,6 +280,8 @@ PEERS: dict[str, Peer] = {
     "foolbox": run_foolbox,
     "adv_lib": run_adv_lib,
     "art": run_art,
+    "secmlt": run_secml,
+    "pyautoattack": run_pyautoattack,
 }
 
 

@@ -411,7 +411,8 @@ def test_what_decides_numbers_is_of_the_request(rls: BankedModel) -> None:
         (
             threat,
             {"attack": other, "protocol": "multi", "n_attacked": 3, "view": "mean-logit",
-             "compiled": True, "save": True, "risk": "gibbs", "precision": "bf16"},
+             "compiled": True, "save": True, "risk": "gibbs", "precision": "bf16",
+             "rest": True},
         ),
         (
             adaptive,

@@ -15,6 +15,7 @@ from rlskit.defenses import draws
 from rlskit.errors import RequestError
 from rlskit.models import folding
 from rlskit.models.folding import (
+    Made,
     check_compiler,
     compile_draw,
     fold,
@@ -136,6 +137,31 @@ def test_a_draw_that_would_answer_otherwise_is_left_as_it_was(
     (ready,) = ready_for_attack(model, draws(model, 1, seed=0, purpose="attacker"))
     assert model.foldable == ()
     torch.testing.assert_close(ready(images), plain(images), rtol=1e-5, atol=1e-6)
+
+
+def test_folded_draws_share_what_the_banks_share_and_follow_them() -> None:
+    def build(seed: int) -> nn.Module:
+        network = small_models.network(seed)
+        network[1] = nn.Identity()
+        settled(network, seed)
+        return network
+
+    model, made = small_models.model(build=build), Made()
+    plans = [torch.tensor(plan) for plan in ([0, 0], [0, 1], [1, 1])]
+
+    def places(index: int) -> list[int]:
+        (ready,) = ready_for_attack(model, [model.sampled(plans[index])], made)
+        return [ready.get_parameter(f"network.{n}").data_ptr() for n in ("0.weight", "6.weight")]
+
+    first, second, third = map(places, range(3))
+    assert model.foldable == (("network.0", "network.2"),)
+    assert (first[0], second[1]) == (second[0], third[1])
+    assert len({first[0], third[0]}) == len({first[1], second[1]}) == 2
+    with torch.no_grad():
+        model.banks[0].get_parameter("0.weight").mul_(2)
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    (ready,) = ready_for_attack(model, [model.sampled(plans[0])])  # of the banks as they are now
+    torch.testing.assert_close(ready(images), model.sampled(plans[0])(images))
 
 
 def test_what_is_no_classifier_is_left_alone() -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from rlskit.defenses.answers import finite_logits
 from rlskit.errors import UntrustedError
@@ -24,6 +25,7 @@ from rlskit.models.partition import partition
 from rlskit.models.published import library_pixels
 from rlskit.models.sharing import draw_logits
 from rlskit.models.trace import trace
+from rlskit.threat.view import attackers_view
 from small_models import Recurrent
 from test_banks import SMALL, Tied, pixels_of, unlike
 
@@ -467,15 +469,125 @@ def test_hooks_see_every_draw() -> None:
     assert torch.equal(seen[2], seen[0])
 
 
-def test_gradients_are_those_of_each_draw() -> None:
+class Residual(Stages):
+    """In-place additions and ReLUs, as ResNets have them."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = F.relu_(self.first(images))
+        deeper = self.second(features)
+        deeper += features.sum(1, keepdim=True)
+        features = F.relu_(deeper)
+        logits: Tensor = self.head(self.third(features).mean(dim=(2, 3)))
+        return logits
+
+
+class DoubledBack(Doubled):
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * 3
+
+
+class OwnGradient(Odd):
+    def between(self, features: Tensor) -> Tensor:
+        doubled: Tensor = DoubledBack.apply(features)  # type: ignore[no-untyped-call]
+        return doubled.sin()
+
+
+class Checkpointed(Odd):
+    def between(self, features: Tensor) -> Tensor:
+        again: Tensor = checkpoint(lambda x: x.sin().exp(), features, use_reentrant=False)
+        return again
+
+
+class Slope(Odd):
+    """Takes a gradient on its way."""
+
+    def between(self, features: Tensor) -> Tensor:
+        with torch.enable_grad():
+            point = features.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(point.sin().sum(), point)
+        return features + slope
+
+
+def with_gradient(
+    answer: Callable[[list[nn.Module], Tensor], Tensor], draws: list[nn.Module], images: Tensor
+) -> tuple[Tensor, Tensor, int]:
+    """Return the answer, the gradient of a weighted sum of it, and the products that both took."""
+    points = images.clone().requires_grad_()
+    with torch.enable_grad(), Products("convolution", "convolution_backward") as products:
+        logits = answer(draws, points)
+        weights = torch.linspace(1, 2, logits.numel()).view_as(logits).to(logits)
+        (gradient,) = torch.autograd.grad((logits * weights).sum(), points)
+    return logits.detach(), gradient, products.total
+
+
+def separate(draws: list[nn.Module], images: Tensor) -> Tensor:
+    return torch.stack([draw(images) for draw in draws])
+
+
+@pytest.mark.parametrize(
+    ("factory", "shares"),
+    [
+        (Stages, True), (Residual, True), (LookingAtValues, True), (ChangingModes, True),
+        (Slope, True), (Concatenating, True), (OwnGradient, False), (Checkpointed, False),
+        (Counting, False), (Noisy, False),
+    ],
+)  # fmt: skip
+def test_gradients_are_those_of_each_draw(factory: Callable[[], nn.Module], shares: bool) -> None:
+    model = banked(factory).double()
+    images = images_of(model).double()
+    found = []
+    for answer in (separate, draw_logits):
+        torch.manual_seed(0)
+        found.append(with_gradient(answer, draws_of(model, all_plans(model)), images))
+    (expected, slope, cost), (logits, summed, shared) = found
+    assert torch.equal(logits, expected)
+    torch.testing.assert_close(summed, slope, rtol=1e-12, atol=1e-12 * slope.abs().max().item())
+    # Of 16 draws in 2, 4 and 8 ways; the first convolution's gradient is the images', too.
+    assert cost == 2 * 16 * 3
+    assert shared == 2 * (2 + 4 + 8) if shares else shared >= cost
+
+
+def test_a_graph_that_draws_share_may_be_gone_through_again() -> None:
+    model = banked(Residual)
+    points = images_of(model).requires_grad_()
+    shared, plain = (f(alike(model), points).sum((0, 1)) for f in (draw_logits, separate))
+    for one, other in zip(shared, plain, strict=True):  # as DeepFool and FAB, class by class
+        slopes = [torch.autograd.grad(x, points, retain_graph=True)[0] for x in (one, other)]
+        torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("protocol", "bf16"), [("multi", False), ("eot", False), ("multi", True)])
+def test_attacked_draws_share(protocol: str, bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = banked(Residual)
+    images = images_of(model, 34)  # two pieces
+    attackers_view(model, "transfer", 1, seed=0, repeat=0)  # the model tries its layout here
+
+    def seen(_: list[nn.Module], points: Tensor) -> Tensor:
+        view = attackers_view(model, protocol, 6, seed=0, repeat=0, bf16=bf16)
+        logits: Tensor = view(points)
+        return logits
+
+    logits, summed, shared = with_gradient(seen, [], images)
+    monkeypatch.setattr("rlskit.models.sharing._may_share", lambda *_: False)
+    expected, slope, cost = with_gradient(seen, [], images)
+    assert torch.equal(logits, expected)
+    assert (summed - slope).norm() <= (0.02 if bf16 else 1e-6) * slope.norm()
+    assert cost == 2 * 6 * 2 * 3  # pieces, draws, passes, convolutions
+    assert shared < 0.8 * cost
+
+
+@torch.no_grad()
+def test_a_part_that_is_not_to_be_observed() -> None:
     model = banked(Stages)
-    images = images_of(model).requires_grad_()
-    gradients = [
-        torch.autograd.grad(f(alike(model), images)[0].square().sum(), images)[0]
-        for f in (together, one_by_one)
-    ]
-    assert torch.equal(*gradients)
-    assert gradients[0].abs().max() > 0
+    draws = alike(model)
+    for draw in draws:
+        draw.normalize = Unobserved(draw.normalize)  # type: ignore[arg-type]
+    assert together(draws, images_of(model))[1] == 3 * 4
+
+
+class Unobserved(nn.Sequential):
+    is_observable = False
 
 
 def test_inference_mode() -> None:

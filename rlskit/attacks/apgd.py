@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlskit.attacks.attempts import Attempt, Found, answer, best_of
+from rlskit.attacks.attempts import Attempt, Found, answer, best_of, surely_fooled
 from rlskit.attacks.losses import LOSSES, Loss, mean_over_calls, scaled
 from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.randomness import image_generators, normal, uniform
@@ -42,6 +42,7 @@ def apgd(
     restarts: int = 1,
     rho: float = 0.75,
     eot_samples: int = 1,
+    rest: bool = False,
     generator: torch.Generator,
 ) -> Tensor:
     """Ascend the loss of the true label with APGD (Algorithm 1 of the paper).
@@ -57,6 +58,8 @@ def apgd(
         restarts: Runs per image, from other starts; an image that was fooled rests.
         rho: Share of steps that must raise the loss, or else the step size is halved.
         eot_samples: Calls of the model that loss, gradient and answer are the mean of.
+        rest: Whether an image that is surely fooled leaves the run, with the iterate that did it.
+            Not where others than `model` judge: the last iterate fools more of them.
         generator: Its seed is that of the random starts.
 
     Returns:
@@ -69,7 +72,7 @@ def apgd(
     """
     runs = ascents(
         model, loss=loss, restarts=restarts, norm=norm, eps=eps, steps=steps, rho=rho,
-        eot_samples=eot_samples, generator=generator,
+        eot_samples=eot_samples, rest=rest, generator=generator,
     )  # fmt: skip
     return best_of(model, images, labels, lambda classes: runs, eot_samples)  # noqa: ARG005
 
@@ -86,6 +89,7 @@ def apgd_t(
     rho: float = 0.75,
     eot_samples: int = 1,
     target_classes: int = 9,
+    rest: bool = False,
     generator: torch.Generator,
 ) -> Tensor:
     """Ascend the targeted difference of logits ratio, one run per target class, with APGD.
@@ -103,6 +107,7 @@ def apgd_t(
         rho: As for `apgd`.
         eot_samples: As for `apgd`.
         target_classes: Number of targets, at most K - 1.
+        rest: As for `apgd`.
         generator: Its seed is that of the random starts.
 
     Returns:
@@ -118,7 +123,7 @@ def apgd_t(
     def runs(classes: int) -> list[Attempt]:
         return targeted_ascents(
             model, targets=min(target_classes, classes - 1), restarts=restarts, norm=norm, eps=eps,
-            steps=steps, rho=rho, eot_samples=eot_samples, generator=generator,
+            steps=steps, rho=rho, eot_samples=eot_samples, rest=rest, generator=generator,
         )  # fmt: skip
 
     return best_of(model, images, labels, runs, eot_samples)
@@ -167,6 +172,10 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     return -lead.squeeze(1) / scale
 
 
+def _from_label_to_target(logits: Tensor, pairs: Tensor) -> Tensor:
+    return targeted_dlr(logits, *pairs.unbind(1))
+
+
 def ascents(
     model: nn.Module,
     *,
@@ -177,6 +186,7 @@ def ascents(
     steps: int,
     rho: float,
     eot_samples: int,
+    rest: bool,
     generator: torch.Generator,
 ) -> list[Attempt]:
     """Return the runs of `apgd`, for `attempts.best_of`."""
@@ -185,8 +195,8 @@ def ascents(
         streams = image_generators(images, generator, Purpose(f"apgd {loss}"), restart)
         start = _start(images, streams, norm, eps)
         return _climb(
-            model, images, labels, start, LOSSES[loss], norm=norm, eps=eps, steps=steps, rho=rho,
-            samples=eot_samples, odds=loss == "ce",
+            model, images, labels, start, LOSSES[loss], labels, norm=norm, eps=eps, steps=steps,
+            rho=rho, samples=eot_samples, rest=rest, odds=loss == "ce",
         )  # fmt: skip
 
     return [partial(run, restart) for restart in range(restarts)]
@@ -202,6 +212,7 @@ def targeted_ascents(
     steps: int,
     rho: float,
     eot_samples: int,
+    rest: bool,
     generator: torch.Generator,
 ) -> list[Attempt]:
     """Return the runs of `apgd_t`, for `attempts.best_of`."""
@@ -209,10 +220,10 @@ def targeted_ascents(
     def run(rank: int, restart: int, images: Tensor, labels: Tensor) -> Found:
         streams = image_generators(images, generator, Purpose.APGD_T, rank, restart)
         start = _start(images, streams, norm, eps)
-        target = _class_of_rank(model, images, labels, rank, eot_samples)
+        targets = _class_of_rank(model, images, labels, rank, eot_samples)
         return _climb(
-            model, images, labels, start, partial(targeted_dlr, targets=target),
-            norm=norm, eps=eps, steps=steps, rho=rho, samples=eot_samples,
+            model, images, labels, start, _from_label_to_target, torch.stack([labels, targets], 1),
+            norm=norm, eps=eps, steps=steps, rho=rho, samples=eot_samples, rest=rest,
         )  # fmt: skip
 
     return [partial(run, rank, restart) for rank in range(targets) for restart in range(restarts)]
@@ -235,24 +246,28 @@ def _climb(
     labels: Tensor,
     start: Tensor,
     loss: Loss,
+    aims: Tensor,
     *,
     norm: str,
     eps: float,
     steps: int,
     rho: float,
     samples: int,
+    rest: bool,
     odds: bool = False,
 ) -> Found:
     """Run Algorithm 1 of the paper once, on all images side by side.
 
-    `odds` says that the loss is the log odds, which stand for the cross-entropy.
+    `aims` is what the loss takes beside the logits. `odds` says that it is the log odds, which
+    stand for the cross-entropy.
     """
     # Section 3.1: checkpoints come closer and closer, in hundredths of the steps 22, 6 and 3.
     window, shortest, shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
     length = torch.full_like(images[:, :1, :1, :1], 2 * eps)
 
     x = previous = start
-    value, slope, fooled = assess(model, x, labels, loss, samples, odds)
+    value, slope, logits = assess(model, x, aims, loss, samples, odds)
+    fooled = answer(logits) != labels
     best, best_value, best_slope, fooling = x, value, slope, x
 
     # What is known about each image since the last checkpoint. torchattacks compares the first
@@ -263,13 +278,30 @@ def _climb(
     halved = torch.ones_like(fooled)
     since = 0
 
+    # Images that rest keep what was found here; `at` are the places of those that go on.
+    found, at = Found(x.clone(), value.clone(), fooled.clone()), torch.arange(len(x)).to(labels)
+
     for step in range(steps):
+        if rest and (sure := surely_fooled(logits, labels)).any():
+            found.images[at[sure]], found.fooled[at[sure]] = fooling[sure], True
+            if sure.all():
+                return found
+            at, images, labels, aims, x, previous, slope, length = (
+                one[~sure] for one in (at, images, labels, aims, x, previous, slope, length)
+            )
+            fooled, fooling, best, best_value, best_slope = (
+                one[~sure] for one in (fooled, fooling, best, best_value, best_slope)
+            )
+            last, rises, at_checkpoint, halved = (
+                one[~sure] for one in (last, rises, at_checkpoint, halved)
+            )
         aim = _project(x + _move(slope, length, norm), images, norm, eps)
         fresh = 0.75 if step else 1.0
         moved = x + (aim - x) * fresh + (x - previous) * (1 - fresh)
         x, previous = _project(moved, images, norm, eps), x
 
-        value, slope, fools = assess(model, x, labels, loss, samples, odds)
+        value, slope, logits = assess(model, x, aims, loss, samples, odds)
+        fools = answer(logits) != labels
         fooled = fooled | fools
         fooling = torch.where(_wide(fools), x, fooling)
 
@@ -288,19 +320,21 @@ def _climb(
             rises, at_checkpoint = torch.zeros_like(rises), best_value
             since, window = 0, max(window - shrink, shortest)
 
-    return Found(torch.where(_wide(fooled), fooling, best), best_value, fooled)
+    found.images[at], found.fooled[at] = torch.where(_wide(fooled), fooling, best), fooled
+    found.loss[at] = best_value
+    return found
 
 
 def assess(
-    model: nn.Module, x: Tensor, labels: Tensor, loss: Loss, samples: int, odds: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return loss, its gradient's direction, and where the model is fooled, over calls of it."""
+    model: nn.Module, x: Tensor, aims: Tensor, loss: Loss, samples: int, odds: bool
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return loss and its gradient's direction over calls of the model, and the logits of each."""
     x = x.detach().requires_grad_()
     slope, heaviest = torch.zeros_like(x), torch.full_like(x[:, 0, 0, 0], -math.inf)
     values, logits = [], []
     for _ in range(samples):  # one backward each, so that memory does not grow with the samples
         output = model(x)
-        losses = loss(output, labels)
+        losses = loss(output, aims)
         (own,) = torch.autograd.grad(losses.sum(), x)
         values.append(losses.detach())
         logits.append(output.detach())
@@ -309,7 +343,7 @@ def assess(
         top = torch.maximum(weight, heaviest)
         slope = slope * _wide((heaviest - top).exp()) + own * _wide((weight - top).exp())
         heaviest = top
-    return mean_over_calls(torch.stack(values), odds=odds), slope, answer(logits) != labels
+    return mean_over_calls(torch.stack(values), odds=odds), slope, logits
 
 
 def _start(images: Tensor, streams: list[torch.Generator], norm: str, eps: float) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.attacks.apgd import assess
-from rlskit.attacks.attempts import Found, best_of
+from rlskit.attacks.attempts import Found, answer, best_of
 from rlskit.attacks.losses import LOSSES, Loss
 from rlskit.attacks.passes import Passes, Setting
 from rlskit.attacks.randomness import image_generators, normal
@@ -133,13 +133,15 @@ def _climb(
     """Run Algorithm 1 of the paper in one ball; return what was found, and the highest point."""
     window = max(int(0.04 * steps), 1)
     x = start
-    value, slope, fooled = assess(model, x, labels, loss, samples, odds)
+    value, slope, logits = assess(model, x, labels, loss, samples, odds)
+    fooled = answer(logits) != labels
     best, best_value, best_slope, fooling = x, value, slope, x
     changes = _changes(best, images)
     length = torch.full_like(changes, eps)
     for step in range(1, steps + 1):
         x = project(x + _sparse_step(slope, changes / SPARSER, length), images, eps)
-        value, slope, fools = assess(model, x, labels, loss, samples, odds)
+        value, slope, logits = assess(model, x, labels, loss, samples, odds)
+        fools = answer(logits) != labels
         fooled = fooled | fools
         fooling = torch.where(_wide(fools), x, fooling)
         better = value > best_value

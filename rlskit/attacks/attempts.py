@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.attacks.guard import under_attack
+from rlskit.attacks.losses import trail
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,22 @@ def best_of(
             highest[rows] = torch.maximum(highest[rows], found.loss)
             fooled[rows] = found.fooled
     return result
+
+
+SURE = 0.1
+"""An error is sure whose lead is so much of the largest logit: neither another batch, nor unfolded
+layers, nor half precision round so coarsely."""
+
+
+def surely_fooled(logits: list[Tensor], labels: Tensor) -> Tensor:
+    """Say where every call of the model errs by more than rounding can undo, bool `[B]`.
+
+    Args:
+        logits: Logits or log-probabilities, `[B, K]` of each call.
+        labels: True classes, long `[B]`.
+    """
+    leads = [trail(one, labels) > SURE * one.abs().amax(1) for one in logits]
+    return torch.stack(leads).all(0)
 
 
 def answer(logits: list[Tensor]) -> Tensor:

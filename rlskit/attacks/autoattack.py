@@ -38,6 +38,7 @@ def autoattack(
     version: str = "standard",
     steps: int = 100,
     queries: int = 5000,
+    rest: bool = False,
     generator: torch.Generator,
 ) -> Tensor:
     """Run AutoAttack.
@@ -56,6 +57,7 @@ def autoattack(
         version: `standard` or `rand`.
         steps: Steps of each run of APGD and FAB; fewer than 100 are not AutoAttack.
         queries: Queries of Square; fewer than 5000 are not AutoAttack.
+        rest: As for `rlskit.attacks.apgd.apgd`.
         generator: Its seed is that of all random numbers.
 
     Returns:
@@ -71,7 +73,7 @@ def autoattack(
         def ascend(loss: str) -> list[Attempt]:
             return ascents(
                 model, loss=loss, restarts=1, norm=norm, eps=eps, steps=steps, rho=0.75,
-                eot_samples=samples, generator=generator,
+                eot_samples=samples, rest=rest, generator=generator,
             )  # fmt: skip
 
         second = ascend("dlr") if classes >= 3 else []
@@ -81,7 +83,7 @@ def autoattack(
         if targets:
             second = targeted_ascents(
                 model, targets=targets, restarts=1, norm=norm, eps=eps, steps=steps, rho=0.75,
-                eot_samples=1, generator=generator,
+                eot_samples=1, rest=rest, generator=generator,
             )  # fmt: skip
         boundary = _boundary(model, norm, eps, steps, targets, generator)
         black_box = searches(

@@ -110,6 +110,11 @@ class Attack:
         return self.needs == "gradients" and {"eps", "steps", "loss"} <= own.keys()
 
     @property
+    def rests(self) -> bool:
+        """Whether it can leave an image alone once that is surely fooled (argument `rest`)."""
+        return "rest" in inspect.signature(self.run).parameters
+
+    @property
     def has_budget(self) -> bool:
         """Whether `--eps` bounds what it does; else it makes a perturbation as small as it can."""
         return "eps" in self.defaults

@@ -14,7 +14,7 @@ from rlskit.defenses.perturbed import PerturbedDraw
 from rlskit.defenses.variates import Fresh
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
-from rlskit.models.folding import ready_for_attack
+from rlskit.models.folding import Made, ready_for_attack
 from rlskit.seeds import Purpose, purpose_of
 from rlskit.text import nearest
 
@@ -133,10 +133,16 @@ def _draw(model: BankedModel, seed: int, purpose: Purpose, *indices: int) -> nn.
     return PerturbedDraw(classifier, defense.perturb(model), own)
 
 
-def made_ready(model: BankedModel, found: list[nn.Module]) -> None:
-    """Make draws ready for many gradients in place, as far as their defense allows it."""
+def made_ready(model: BankedModel, found: list[nn.Module], made: Made | None = None) -> None:
+    """Make draws ready for many gradients in place, as far as their defense allows it.
+
+    Args:
+        model: The defended model.
+        found: The draws.
+        made: What was made for earlier draws; these share it.
+    """
     if defense_of(model).folds:
-        ready_for_attack(model, [classifier_of(draw) for draw in found])
+        ready_for_attack(model, [classifier_of(draw) for draw in found], made)
 
 
 def classifier_of(draw: nn.Module) -> nn.Module:

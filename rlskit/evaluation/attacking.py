@@ -31,7 +31,7 @@ from rlskit.storage.locks import only_writer, refuse_busy
 from rlskit.threat.adaptive import OPTIONS as ADAPTIVE_OPTIONS
 from rlskit.threat.adaptive import Adaptive, prepare_adaptive
 from rlskit.threat.precision import CHECKED, WORTH, check_precision, settled
-from rlskit.threat.single import Threat
+from rlskit.threat.single import Threat, may_rest
 from rlskit.threat.view import check_view, draws_seen, protocol_of
 
 
@@ -148,8 +148,12 @@ def attack_all(
     if compiled:
         check_compiler()
     threats = [
-        Threat(one, protocol, n_attacked, view, compiled, save_adversarial, risk) for one in attacks
-    ]
+        Threat(
+            one, protocol, n_attacked, view, compiled, save_adversarial, risk,
+            rest=may_rest(model, one, protocol, n_attacked, save=save_adversarial),
+        )
+        for one in attacks
+    ]  # fmt: skip
     out = None if out is None else Path(out)
     shuffled = isinstance(data, Data) and data.order is not None
     for threat in threats:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -21,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel, Classifier
 from rlskit.models.copying import duplicate
-from rlskit.models.layout import in_layout, layout_of, to_layout
+from rlskit.models.layout import in_layout, layout_of
 
 TOLERANCE = 1e-5
 """Largest change of a logit that folding may make, as a fraction of the largest logit."""
@@ -33,7 +35,26 @@ _LOOKS = {"__get__", "dim", "size"}
 """Torch functions that look at a tensor's shape and not at its values."""
 
 
-def ready_for_attack(model: BankedModel, draws: list[nn.Module]) -> list[nn.Module]:
+class Made:
+    """What was made of the banks' tensors, so that draws share it as they share those."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[object, ...], tuple[object, tuple[Tensor, ...]]] = {}
+
+    def once(
+        self, what: str, tensors: Sequence[Tensor | None], make: Callable[[], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """Return what is made of tensors, at the first call by `make`; `what` names it."""
+        places = (None if t is None else (t.data_ptr(), t.size(), t.stride()) for t in tensors)
+        key = (what, *places)
+        if key not in self._made:  # the sources are held, so that no others come to lie there
+            self._made[key] = tensors, make()
+        return self._made[key][1]
+
+
+def ready_for_attack(
+    model: BankedModel, draws: list[nn.Module], made: Made | None = None
+) -> list[nn.Module]:
     """Fold the draws in place and lay their convolutions out channels last, where that works.
 
     The logits agree with those of the draws as they were to `TOLERANCE`; a draw of a kind that
@@ -42,15 +63,22 @@ def ready_for_attack(model: BankedModel, draws: list[nn.Module]) -> list[nn.Modu
     Args:
         model: Whose draws they are; it remembers what can be folded, and the layout.
         draws: From `rlskit.defenses.draws`.
+        made: For earlier draws of the model, whose tensors have not changed since.
     """
     if not all(isinstance(draw, Classifier) for draw in draws):
         return draws
     if model.foldable is None:
         model.foldable = _agreed_pairs(model, model.sampled(_first_plan(model)))
-    layout = layout_of(model)
+    layout, made = layout_of(model), made or Made()
+
+    def laid_out(tensor: Tensor) -> Tensor:
+        if tensor.ndim not in (4, 5):
+            return tensor
+        return made.once("layout", [tensor], lambda: (tensor.to(memory_format=layout),))[0]
+
     for draw in draws:
-        fold(draw, model.foldable)
-        to_layout(draw, layout)
+        fold(draw, model.foldable, made)
+        draw._apply(laid_out)  # type: ignore[no-untyped-call]  # as `to_layout`, but once for all draws
     return draws
 
 
@@ -72,10 +100,14 @@ class InPieces(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits `[B, classes]` of images `[B, C, H, W]`."""
         images = in_layout(images, self._layout)
-        if images.is_cuda or len(images) <= PIECE:
-            logits: Tensor = self.draw(images)
-            return logits
-        return torch.cat([self.draw(piece) for piece in torch.split(images, PIECE)])
+        return torch.cat([self.draw(piece) for piece in pieces_of([self], images)])
+
+
+def pieces_of(draws: Sequence[nn.Module], images: Tensor) -> Sequence[Tensor]:
+    """Return images as all of the draws take them, a few at a time where they are `InPieces`."""
+    if images.is_cuda or not all(isinstance(draw, InPieces) for draw in draws):
+        return (images,)
+    return torch.split(images, PIECE)
 
 
 def compile_draw(draw: nn.Module) -> nn.Module:
@@ -94,21 +126,23 @@ def check_compiler() -> None:
         raise RequestError(f"`compiled` needs a C++ compiler on the path: {' or '.join(names)}")
 
 
-def fold(draw: nn.Module, pairs: tuple[tuple[str, str], ...]) -> None:
+def fold(draw: nn.Module, pairs: tuple[tuple[str, str], ...], made: Made | None = None) -> None:
     """Let each convolution do the work of its BatchNorm, in place; the banks stay untouched.
 
     Args:
         draw: In eval mode.
         pairs: Paths of convolutions and of the BatchNorms that alone read their outputs, as
             `foldable_pairs` finds them.
+        made: For earlier draws.
     """
+    made = made or Made()
     for conv_path, norm_path in pairs:
         conv: Any = draw.get_submodule(conv_path)
         norm: Any = draw.get_submodule(norm_path)
-        weight, bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
-            norm.weight, norm.bias,
-        )  # fmt: skip
+        own = conv.weight, conv.bias, norm.running_mean, norm.running_var
+        affine = norm.weight, norm.bias
+        fuse = partial(fuse_conv_bn_weights, *own, norm.eps, *affine)
+        weight, bias = made.once(conv_path, own + affine, fuse)
         conv.weight = nn.Parameter(weight, requires_grad=False)
         conv.bias = nn.Parameter(bias, requires_grad=False)
         parent, _, name = norm_path.rpartition(".")

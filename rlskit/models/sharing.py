@@ -13,17 +13,22 @@ place in memory. Calls are seen by a `TorchFunctionMode`, as in `trace`; no draw
 Numbers are those of calling each draw by itself, bit for bit. Hence a draw that is answered must
 make exactly the recorded calls, what was kept must not have been written to since, and a result
 that nobody held any more is answered with a tensor on the meta device, which holds no numbers that
-could go astray. Whatever is not understood is computed by plain calls.
+could go astray. Whatever is not understood is computed by plain calls; with gradients that is also
+what goes through a network's own `autograd.Function`, which is called unseen, and a pass a part of
+which is to be computed again (`torch.utils.checkpoint`).
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction as _OwnNode
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
@@ -46,16 +51,13 @@ class _Result(NamedTuple):
 
     token: _Token
     version: int
-    size: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
+    shell: Tensor  # on the meta device, which holds no numbers
 
 
 class _Call(NamedTuple):
     """A torch call: function and flattened arguments, tokens for tensors; and what it returned."""
 
     what: list[Any]
-    origins: list[int]  # of the draw's own tensors among them
     leaves: list[Any]  # of the result: plain values and `_Result`
     spec: TreeSpec | None  # None: the result is the one leaf
 
@@ -77,10 +79,11 @@ _BEGINNING = _Checkpoint([], {})
 def draw_logits(draws: Sequence[nn.Module], images: Tensor) -> Tensor:
     """Return the draws' logits `[N, B, classes]`, bit for bit those of calling each by itself.
 
-    Draws of one model share what they compute alike, when no gradients are recorded. Draws with
-    hooks, which would see it, are called plainly; so are those whose `is_observable` says no, and
-    those with an `nn.MultiheadAttention`, which asks torch whether it is observed and then takes a
-    way with other rounding.
+    Draws of one model share what they compute alike. Gradients flow back through it once, summed
+    over the draws, so that they are those of separate draws but for the order of the sums. Draws
+    with hooks, which would see it, are called plainly; so are compiled ones, those of which a part
+    says that it is not `is_observable`, and those with an `nn.MultiheadAttention`, which asks torch
+    whether it is observed and then takes a way with other rounding.
 
     Args:
         draws: At least one; images to logits.
@@ -99,21 +102,10 @@ def _may_share(draws: Sequence[nn.Module], images: Tensor) -> bool:
     """Say whether observing the draws is harmless; whether it is of use shows later."""
     return (
         len(draws) > 1
-        and not torch.is_grad_enabled()
         and type(images) is Tensor
         and not images.is_inference()  # such tensors do not count how often they are written to
         and not torch.is_inference_mode_enabled()
         and images.device.type in ("cpu", "cuda")  # whose random generators are looked at below
-        and all(map(_is_observable, draws))
-    )
-
-
-def _is_observable(draw: nn.Module) -> bool:
-    return getattr(draw, "is_observable", True) and not any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or isinstance(module, nn.MultiheadAttention)
-        for module in draw.modules()
     )
 
 
@@ -121,7 +113,12 @@ def _answer_together(
     draws: Sequence[nn.Module], images: Tensor, answers: dict[int, Tensor]
 ) -> None:
     """Put into `answers` what the draws answer, as far as that is understood."""
-    tensors = [_named_tensors(draw) for draw in draws]
+    tensors: list[_Named] = []
+    for draw in draws:
+        named = _named_tensors(draw)
+        if named is None:
+            return
+        tensors.append(named)
     if not _any_shared(tensors):
         return
     origins = _Origins(tensors)
@@ -142,13 +139,28 @@ def _answer_together(
             return
 
 
+def _is_observable(module: nn.Module) -> bool:
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or isinstance(module, nn.MultiheadAttention)
+        or "_orig_mod" in module._modules  # compiled
+        or not getattr(type(module), "is_observable", True)
+    )
+
+
 _Named = dict[str, tuple[Tensor, bool]]
 
 
-def _named_tensors(draw: nn.Module) -> _Named:
-    """Return every parameter and buffer by name, and whether a state dict has it."""
+def _named_tensors(draw: nn.Module) -> _Named | None:
+    """Return every parameter and buffer by name, and whether a state dict has it.
+
+    None for a draw that is not to be observed.
+    """
     named: _Named = {}
     for prefix, module in draw.named_modules(remove_duplicate=False):
+        if not _is_observable(module):
+            return None
         dot = f"{prefix}." if prefix else ""
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
@@ -230,7 +242,8 @@ class _Pass(TorchFunctionMode):
         self._origins = origins
         self._recorded, self._held = start
         self._checkpoints = checkpoints
-        self._later = list(checkpoints)  # those of them that have not parted yet
+        # Those of them that have not parted from this one yet.
+        self._later = [i for i, c in checkpoints.items() if c is start or start is _BEGINNING]
         self._whole = False  # observe the pass to its end, whoever needs it
         self._astray = False  # another call came than the recorded one
         self._calls: list[_Call] = []
@@ -259,7 +272,7 @@ class _Pass(TorchFunctionMode):
             _AstrayError: It made another call than the recorded one.
         """
         images = self._own[_IMAGES]
-        with self:
+        with self, _no_checkpointing():
             logits: Tensor = draw(images)
         if self._astray or len(self._calls) < len(self._recorded):
             raise _AstrayError  # whatever the draw made of the error
@@ -285,8 +298,7 @@ class _Pass(TorchFunctionMode):
         what, reads = self._described(func, args, kwargs)
         self._part(self._parting(reads))
         result = func(*args, **kwargs)
-        origins = [self._origins[name][self._index] for name in reads] if self._later else []
-        self._record(what, origins, result)
+        self._record(what, result)
         return result
 
     def _observes(self) -> bool:
@@ -302,13 +314,10 @@ class _Pass(TorchFunctionMode):
     def _replay(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call with the recorded result, if it is the recorded call."""
         call = self._recorded[len(self._calls)]
-        what, reads = self._described(func, args, kwargs)
-        origins = [self._origins[name][self._index] for name in reads]
-        if self._astray or not self.understood or (call.what, call.origins) != (what, origins):
+        what, _ = self._described(func, args, kwargs)  # what it reads is the recorder's as well
+        if self._astray or not self.understood or call.what != what:
             self._astray = True
             raise _AstrayError
-        parted = self._parting(reads)  # they have their checkpoint from an earlier draw
-        self._later = [i for i in self._later if i not in parted]
         self._calls.append(call)
         if call.leaves == [None] and Tensor not in what:
             return func(*args, **kwargs)  # such as a change of the gradient mode
@@ -328,14 +337,12 @@ class _Pass(TorchFunctionMode):
             return self._own[result.token]
         tensor, version = self._held.get(result.token, (None, 0))
         if tensor is None or version != result.version:
-            tensor = torch.empty_strided(
-                result.size, result.stride, dtype=result.dtype, device="meta"
-            )
+            tensor = result.shell
         self._name(tensor, result.token)
         self._versions[result.token] = version
         return tensor
 
-    def _record(self, what: list[Any], origins: list[int], result: Any) -> None:
+    def _record(self, what: list[Any], result: Any) -> None:
         if isinstance(result, Tensor):
             leaves, spec = [self._noted(result, 0)], None
         elif type(result) in _PLAIN:
@@ -343,7 +350,7 @@ class _Pass(TorchFunctionMode):
         else:
             leaves, spec = tree_flatten(result)
             leaves = [self._noted(leaf, place) for place, leaf in enumerate(leaves)]
-        self._calls.append(_Call(what, origins, leaves, spec))
+        self._calls.append(_Call(what, leaves, spec))
 
     def _noted(self, leaf: Any, place: int) -> Any:
         """Return what the record keeps of a part of a result."""
@@ -357,7 +364,8 @@ class _Pass(TorchFunctionMode):
             token = (len(self._calls), place)
             self._name(leaf, token)
         self._versions[token] = leaf._version
-        return _Result(token, leaf._version, leaf.size(), leaf.stride(), leaf.dtype)
+        shell = torch.empty_strided(leaf.size(), leaf.stride(), dtype=leaf.dtype, device="meta")
+        return _Result(token, leaf._version, shell)
 
     def _part(self, parting: list[int]) -> None:
         """Make a checkpoint for the draws that part from this one here."""
@@ -384,44 +392,54 @@ class _Pass(TorchFunctionMode):
         what: list[Any] = [func]
         reads: list[str] = []
         self._describe(args, what, reads)
-        self._describe(kwargs, what, reads)
+        if kwargs:
+            what.append(list(kwargs))
+            self._describe(kwargs.values(), what, reads)
         return what, reads
 
-    def _describe(self, value: Any, what: list[Any], reads: list[str]) -> None:
+    def _describe(self, values: Iterable[Any], what: list[Any], reads: list[str]) -> None:
         """Append arguments to `what`, tokens for tensors, and the names of the draw's own."""
-        kind = type(value)
-        what.append(kind)
-        if kind in _PLAIN:
-            what.append(value)
-        elif isinstance(value, Tensor):
-            what[-1] = Tensor
-            token = self._known(value)
-            what.append(token)
-            self.understood &= token is not None  # else it was made where calls are not seen
-            if isinstance(token, str):
-                reads.append(token)
-        elif isinstance(value, tuple | list):
-            what.append(len(value))
-            for item in value:
-                self._describe(item, what, reads)
-        elif kind is dict:
-            what.append(list(value))
-            for item in value.values():
-                self._describe(item, what, reads)
-        elif kind is slice:
-            self._describe((value.start, value.stop, value.step), what, reads)
-        else:
-            self.understood = False
+        for value in values:
+            kind = type(value)
+            if kind in _PLAIN:
+                what += (kind, value)
+            elif isinstance(value, Tensor):
+                token = self._known(value)
+                what += (Tensor, token)
+                self.understood &= token is not None  # else it was made where calls are not seen
+                if isinstance(token, str):
+                    reads.append(token)
+            elif isinstance(value, tuple | list):
+                what += (kind, len(value))
+                self._describe(value, what, reads)
+            elif kind is dict:
+                what += (kind, list(value))
+                self._describe(value.values(), what, reads)
+            elif kind is slice:
+                what.append(kind)
+                self._describe((value.start, value.stop, value.step), what, reads)
+            else:
+                self.understood = False
 
     def _name(self, tensor: Tensor, token: _Token) -> None:
         self._tokens[id(tensor)] = (weakref.ref(tensor), token)
 
     def _known(self, tensor: Tensor) -> _Token | None:
+        """Return a tensor's token; None if it, or its gradient, was made where nobody saw it."""
         holder, token = self._tokens.get(id(tensor), (None, _IMAGES))
-        return token if holder is not None and holder() is tensor else None
+        if holder is None or holder() is not tensor or isinstance(tensor.grad_fn, _OwnNode):
+            return None
+        return token
 
     def _written(self) -> list[int]:
         return [tensor._version for tensor in self._own.values()]
+
+
+def _no_checkpointing() -> AbstractContextManager[None]:
+    """Let a network fail that would compute a part of its pass again for the gradients."""
+    if not torch.is_grad_enabled():
+        return nullcontext()
+    return disable_saved_tensors_hooks("draws that compute together do so once")
 
 
 def _random_states(device: torch.device) -> list[bytes]:

@@ -161,7 +161,7 @@ class AttackFacts:
         method: A key of `rlskit.attacks.ATTACKS`, `adaptive`, or `worst-case` over several attacks.
         engine: Whose implementation ran.
         params: Every option, in [0, 1] units; of `worst-case` the attacks, under `of`.
-        early_exit: Of `adaptive`: whether images that are surely broken were left alone.
+        early_exit: Whether images that are surely broken were left alone; none where they need not.
         in_doubt: Of `adaptive`: where it spares its dearest parts the images that short attacks do
             not break within so many budgets.
         parts: Of `adaptive`: its attacks.

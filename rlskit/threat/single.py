@@ -38,6 +38,27 @@ def check_risk(risk: str) -> None:
         raise RequestError(f"`risk` {risk!r} is unknown; {nearest(risk, RISKS)}")
 
 
+def may_rest(
+    model: BankedModel, attack: PreparedAttack, protocol: str, n_attacked: int, *, save: bool
+) -> bool:
+    """Say whether an image that is surely fooled may be left alone, as nothing can change for it.
+
+    That is where the one draw that is attacked is all that answers. Of several, or of others, more
+    are fooled by going on, so that stopping would flatter them; and the image survives rounding
+    better, and fools other models, where it is kept.
+
+    Args:
+        model: The defended model.
+        attack: What it is attacked with.
+        protocol: One of `rlskit.threat.view.PROTOCOLS`.
+        n_attacked: Draws in the attacker's view.
+        save: Whether the images are kept.
+    """
+    known = protocol == "known" or defense_of(model).distinct(model) == 1
+    can = attack.engine == "rlskit" and ATTACKS[attack.method].rests
+    return can and known and n_attacked == 1 and not save
+
+
 @dataclass(frozen=True)
 class Crafted:
     """What an attack made of a block, and what it cost.
@@ -93,6 +114,7 @@ class Threat:
             the single draws' losses.
         precision: Of the gradients, `fp32` or `bf16`; all else is in the model's own.
         precision_check: What `rlskit.threat.precision.settled` found of `bf16`.
+        rest: Whether the attack leaves an image alone once that is surely fooled; see `may_rest`.
     """
 
     attack: PreparedAttack
@@ -104,6 +126,7 @@ class Threat:
     risk: str = "mean"
     precision: str = "fp32"
     precision_check: PrecisionCheck | None = field(default=None, metadata=ASIDE)
+    rest: bool = False
 
     @property
     def label(self) -> str:
@@ -126,6 +149,7 @@ class Threat:
             compiled=self.compiled,
             precision=self.precision,
             precision_check=self.precision_check,
+            early_exit=True if self.rest else None,
         )
         return {"attack": attack, "protocol": self.protocol, "n_attacked": self.n_attacked}
 
@@ -230,7 +254,9 @@ class Threat:
         noise = seeds.generator(seed, Purpose.ATTACK, repeat)
         clean = in_layout(images, layout_of(model)) if self._folded else images.contiguous()
         targets = self._attack.targets(meter, clean, labels, noise)
-        changed = self._attack(meter, clean, labels, generator=noise, targets=targets).contiguous()
+        more = {"rest": True} if self.rest else {}
+        changed = self._attack(meter, clean, labels, generator=noise, targets=targets, **more)
+        changed = changed.contiguous()
         columns = {} if targets is None else {"target": targets}
         return Crafted(changed, meter.forwards, meter.backwards, columns)
 

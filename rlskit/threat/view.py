@@ -18,9 +18,10 @@ from rlskit.defenses import draws, made_ready
 from rlskit.defenses.answers import mean_log_probabilities
 from rlskit.errors import RequestError
 from rlskit.models.banks import BankedModel
-from rlskit.models.folding import InPieces, compile_draw
+from rlskit.models.folding import InPieces, Made, compile_draw, pieces_of
 from rlskit.models.gradient_precision import GradientsInBf16
 from rlskit.models.layout import layout_of
+from rlskit.models.sharing import draw_logits
 from rlskit.seeds import Purpose
 from rlskit.text import nearest
 
@@ -83,7 +84,10 @@ def check_view(view: str) -> None:
 
 
 class DrawsView(nn.Module):
-    """Several draws as one classifier: the log of their mean probability, or the mean logit."""
+    """Several draws as one classifier: the log of their mean probability, or the mean logit.
+
+    What they compute alike is computed once, and the gradient through it once as well.
+    """
 
     def __init__(self, members: Sequence[nn.Module], view: str = "mean-prob") -> None:
         super().__init__()
@@ -92,7 +96,9 @@ class DrawsView(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `[B, C, H, W]` to `[B, classes]`."""
-        logits = torch.stack([member(images) for member in self.members])
+        members = list(self.members)
+        pieces = pieces_of(members, images)
+        logits = torch.cat([draw_logits(members, piece) for piece in pieces], dim=1)
         if self.view == "mean-logit":
             return logits.mean(0)
         return mean_log_probabilities(logits)
@@ -150,13 +156,14 @@ def attackers_view(
         RequestError: Unknown view.
     """
     check_view(view)
+    made = Made()  # of the banks, for all draws of this view
 
     def members_of(purpose: Purpose, first: int) -> list[nn.Module]:
         found = draws(
             model, n_attacked, seed=seed, purpose=purpose, repeat=repeat, first=first, image=image
         )
         if folded:  # in place
-            made_ready(model, found)
+            made_ready(model, found, made)
         found = [compile_draw(draw) for draw in found] if compiled else found
         found = [GradientsInBf16(draw) for draw in found] if bf16 else found
         return [InPieces(draw, layout_of(model)) for draw in found] if folded else found

@@ -1,9 +1,12 @@
 """Compare rlskit's attacks with those of its peers: speed, work done, success and distance.
 
     PIP_CONSTRAINT=constraints.txt python -m pip install -e '.[dev,benchmarks]'
-    python tests/benchmarks/attacks.py                # all: some 20 minutes
+    python -m pip install --target /tmp/peers --no-deps secml-torch==1.5 pyautoattack==0.2.0
+    export PYTHONPATH=/tmp/peers                      # the environment stays as it is
+    python tests/benchmarks/attacks.py                # the first five: some 20 minutes
     python tests/benchmarks/attacks.py --attacks deepfool,cw --limit 32 --threads 1 --clock cpu
     python tests/benchmarks/attacks.py --attacks pgd --steps 40 --bf16
+    python tests/benchmarks/attacks.py --attacks apgd-ce,autoattack --gray 8 --restless
 
 Everybody attacks the ResNet-20 of shared/checkpoints on the same lossless CIFAR-10 images with the
 same settings (tests/peers.py), by turns in one process; the best of the rounds counts, but who is
@@ -11,8 +14,10 @@ ten times slower than rlskit runs only once. rlskit attacks what `rlskit attack`
 channels last; compiled with --compile), the peers the network as it is. A peer that stops early is
 compared by its time per step; who lacks an attack is left out of it. With --bf16 rlskit runs once
 more with gradients in bfloat16 (`rlskit attack --precision bf16`), and what that leaves robust is
-compared image by image. The floor is the bare time of
-rlskit's own forward and backward passes on the best layout. Exits with 1 when a target is missed.
+compared image by image. In APGD and AutoAttack, rlskit lets images rest that are surely fooled, as
+`rlskit attack` does on an undefended network; with --restless it also runs without. The floor is
+the bare time of rlskit's own forward and backward passes on the best layout. Exits with 1 when a
+target is missed.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +41,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from peers import (
     DIFFERENCES,
-    LACKING,
+    HAVE,
     OURS,
     PEERS,
     SETTINGS,
@@ -51,7 +57,11 @@ from rlskit.stats import mcnemar
 from rlskit.threat.meter import Meter
 from rlskit.threat.view import attackers_view
 
-DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox", "adv_lib": "adv-lib"}
+DISTRIBUTIONS = {
+    "art": "adversarial-robustness-toolbox",
+    "adv_lib": "adv-lib",
+    "secmlt": "secml-torch",
+}
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,14 @@ TARGETS = {
     "deepfool": Target({"torchattacks": 10, "foolbox": 6}, None, 1.3),
     "cw": Target({"the best peer": 1.5}, 1.8, 1.1),
     "ead": Target({"the best peer": 1.6}, 1.9, 1.1),
+    "apgd-ce": Target({"the best peer": 3}, 3, 1.1),
+    "apgd-t": Target({"the best peer": 3}, 3, 1.1),
+    "autoattack": Target({"the best peer": 3}, None, 1.1),
 }
-DISTANCES = {"fgsm": "linf", "pgd": "linf", "deepfool": "l2", "cw": "l2", "ead": "elastic net"}
+DISTANCES = {"deepfool": "l2", "cw": "l2", "ead": "elastic net"}
+"""Attack -> the norm whose median is shown; linf of the others."""
 BF16 = "rlskit bf16"
+RESTLESS = "no rest"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -101,17 +116,18 @@ def main() -> int:
     print_setting(options, list(peers))
     view = attackers_view(banked_model(), "transfer", 1, seed=0, repeat=0, compiled=options.compile)
     rough = attackers_view(banked_model(), "transfer", 1, seed=0, repeat=0, bf16=True)
-    for run in peers.values():  # imports are no work
-        run("pgd", stock_model(), images[:1], labels[:1], SETTINGS["pgd"])
+    for name, run in peers.items():  # imports are no work
+        method = next(one for one in ("pgd", "apgd-ce") if one in HAVE[name].split())
+        run(method, stock_model(), images[:1], labels[:1], SETTINGS[method])
     met = True
     for method in options.attacks:
         entrants = {"rlskit": ours(method, view)}
+        if options.restless:
+            entrants[RESTLESS] = ours(method, view, rest=False)
         if options.bf16 and ATTACKS[method].only_follows:
             entrants[BF16] = ours(method, rough)
         entrants |= {
-            name: theirs(method, run)
-            for name, run in peers.items()
-            if (name, method) not in LACKING
+            name: theirs(method, run) for name, run in peers.items() if method in HAVE[name].split()
         }
         base = Base(view, images[:128], SETTINGS[method].get("steps", 1), options.compile)
         for _ in range(options.rounds):
@@ -129,15 +145,20 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--attacks", default=",".join(TARGETS), help="names separated by commas")
+    parser.add_argument(
+        "--attacks", default="fgsm,pgd,deepfool,cw,ead", help="names separated by commas"
+    )
     parser.add_argument("--peers", default=",".join(PEERS), help="those of them that are installed")
     parser.add_argument("--limit", type=int, default=128, help="number of images")
     parser.add_argument("--rounds", type=int, default=3, help="the best counts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="compile what rlskit attacks")
     parser.add_argument("--bf16", action="store_true", help="run rlskit with such gradients, too")
+    parser.add_argument("--restless", action="store_true", help="run rlskit with no image at rest")
     parser.add_argument("--steps", type=int, help="of PGD")
-    parser.add_argument("--gray", type=float, help="eps of PGD in gray levels; steps are eps / 4")
+    parser.add_argument(
+        "--gray", type=float, help="eps in gray levels, of PGD, APGD and AutoAttack"
+    )
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall",
         help="cpu: processor time over all threads, for a machine that is not quiet",
@@ -149,6 +170,8 @@ def read_options() -> argparse.Namespace:
     if options.gray is not None:
         eps = options.gray / 255
         SETTINGS["pgd"] = {**SETTINGS["pgd"], "eps": eps, "step_size": eps / 4}
+        for method in ("apgd-ce", "apgd-t", "autoattack"):
+            SETTINGS[method] = {**SETTINGS[method], "eps": eps}
     for method in options.attacks:
         if method not in TARGETS:
             parser.error(f"--attacks {method!r} is unknown; it is {', '.join(TARGETS)}")
@@ -218,9 +241,9 @@ class Base:
         return (forwards - graphs) * self.forward + graphs * self.both + further
 
 
-def ours(method: str, view: nn.Module) -> Entrant:
+def ours(method: str, view: nn.Module, **more: Any) -> Entrant:
     meter = Meter(view, 1)
-    settings = {**SETTINGS[method], **OURS.get(method, {})}
+    settings = {**SETTINGS[method], **OURS.get(method, {}), **more}
     attack, generator = ATTACKS[method].run, torch.Generator().manual_seed(0)
 
     def run(images: Tensor, labels: Tensor) -> Tensor:
@@ -245,38 +268,38 @@ def measure(entrant: Entrant, images: Tensor, labels: Tensor, clock: Callable[[]
 
 
 def print_table(method: str, entrants: dict[str, Entrant], images: Tensor, labels: Tensor) -> None:
-    stock = stock_model()
+    stock, norm = stock_model(), DISTANCES.get(method, "linf")
     with torch.no_grad():
         correct = stock(images).argmax(1) == labels
     print(f"\n{method} {SETTINGS[method]}")
-    print("              images/s  forwards  backwards  success  median " + DISTANCES[method])
+    print("              images/s  forwards  backwards  success  median " + norm)
     for name, entrant in entrants.items():
         assert entrant.adversarial is not None
         with torch.no_grad():
             fooled = (stock(entrant.adversarial).argmax(1) != labels) & correct
         norms = perturbation_norms(images, entrant.adversarial)
         norms["elastic net"] = norms["l2"] ** 2 + SETTINGS["ead"]["beta"] * norms["l1"]
-        median = norms[DISTANCES[method]][fooled].median().item()
+        median = norms[norm][fooled].median().item()
         print(
             f"{name:12}  {1 / entrant.seconds:8.2f}  {entrant.forwards:8.1f}  "
             f"{entrant.backwards:9.1f}  {fooled.sum() / correct.sum():7.1%}  {median:.4f}"
         )
-        if name == BF16:
-            print_paired(entrants["rlskit"], entrant, labels)
+        if name in (BF16, RESTLESS):
+            print_paired(entrants["rlskit"], entrant, name, labels)
         if (name, method) in DIFFERENCES:
             print(f"    {name}: {DIFFERENCES[name, method]}")
 
 
 @torch.no_grad()
-def print_paired(exact: Entrant, rough: Entrant, labels: Tensor) -> None:
-    """Print what gradients in bfloat16 left robust and others did not, and McNemar's p."""
+def print_paired(exact: Entrant, rough: Entrant, name: str, labels: Tensor) -> None:
+    """Print what another run of ours left robust and the first did not, and McNemar's p."""
     stock = stock_model()
     found = [entrant.adversarial for entrant in (exact, rough)]
     one, other = (stock(x).argmax(1) == labels for x in found if x is not None)
     more, fewer = int((other & ~one).sum()), int((one & ~other).sum())
     points = 100 * (more - fewer) / len(labels)
     print(
-        f"    robust: {one.float().mean():.2%} in fp32, {other.float().mean():.2%} in bf16 "
+        f"    robust: {one.float().mean():.2%} by rlskit, {other.float().mean():.2%} by {name} "
         f"({points:+.2f} points; {more} more, {fewer} fewer, p = {mcnemar(more, fewer):.2f})"
     )
 
@@ -286,7 +309,7 @@ def print_verdict(method: str, entrants: dict[str, Entrant], base: Base, compile
     mine, target, met = entrants["rlskit"], TARGETS[method], True
     ratios = {}
     for name, entrant in entrants.items():
-        if name not in ("rlskit", BF16):
+        if name not in ("rlskit", BF16, RESTLESS):
             ratios[name] = entrant.seconds / mine.seconds
             if method in ("cw", "ead") and entrant.backwards < 0.9 * mine.backwards:
                 ratios[name] *= mine.backwards / entrant.backwards

@@ -1,16 +1,18 @@
 """Which attack finds the smallest distance, at which cost (AttackBench's question).
 
     PIP_CONSTRAINT=constraints.txt python -m pip install -e '.[dev,adv-lib]'
+    python -m pip install --target /tmp/peers --no-deps secml-torch==1.5
+    export PYTHONPATH=/tmp/peers                             # the environment stays as it is
     python tests/benchmarks/distances.py --limit 48          # all: some 10 minutes of one core
     python tests/benchmarks/distances.py --norms l0,linf --limit 16
 
-rlskit's attacks and adv-lib's look for the smallest distance to an error of the ResNet-20 of
-shared/checkpoints, in l2, linf, l1 and l0, on the same lossless CIFAR-10 images. rlskit attacks
-what `rlskit attack` would (folded, channels last), adv-lib the network as it is, in one batch. All
-numbers are of the images that the network gets right, and the network as it is judges all. The
-median counts an image that was not fooled as infinitely far; `near` is the share that was fooled
-within the distance of `NEAR`, which is also the budget of apgd-l1. Seconds are of processor time,
-of one thread unless --threads says otherwise.
+rlskit's attacks and those of adv-lib and secml-torch, as far as they are installed, look for the
+smallest distance to an error of the ResNet-20 of shared/checkpoints, in l2, linf, l1 and l0, on the
+same lossless CIFAR-10 images. rlskit attacks what `rlskit attack` would (folded, channels last),
+the others the network as it is, in one batch. All numbers are of the images that the network gets
+right, and the network as it is judges all. The median counts an image that was not fooled as
+infinitely far; `near` is the share that was fooled within the distance of `NEAR`, which is also the
+budget of apgd-l1. Seconds are of processor time, of one thread unless --threads says otherwise.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from peers import banked_model, lossless_images, run_adv_lib, stock_model
+from peers import PEERS, banked_model, installed, lossless_images, stock_model
 from rlskit.attacks import prepare
 from rlskit.pixels import perturbation_norms
 from rlskit.threat.meter import Meter
@@ -70,7 +72,7 @@ OURS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 }
 """Norm -> our attacks and their options."""
 
-THEIRS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+ADV_LIB: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "l2": [
         ("deepfool", {"steps": 50, "overshoot": 0.02}),
         ("ddn", {"steps": 100}),
@@ -84,7 +86,14 @@ THEIRS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     ],
     "l0": [("sigma-zero", {"steps": 100}), ("fmn", {"norm": "l0", "steps": 100})],
 }
-"""Norm -> adv-lib's attacks, which are those of `peers.run_adv_lib`, and their options."""
+SECML: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    norm: [("fmn", {"norm": norm, "steps": 100})] for norm in ("l2", "linf", "l1", "l0")
+}
+SECML["l2"].append(("ddn", {"steps": 100}))
+THEIRS = {"adv_lib": ADV_LIB, "secmlt": SECML}
+"""Key of `peers.PEERS` -> norm -> attacks and their options."""
+
+PACKAGES = {"rlskit": "rlskit", "torch": "torch", "adv_lib": "adv-lib", "secmlt": "secml-torch"}
 
 
 def main() -> None:
@@ -96,16 +105,20 @@ def main() -> None:
     with torch.no_grad():
         right = stock(images).argmax(1) == labels
     images, labels = images[right], labels[right]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("rlskit", "torch", "adv-lib"))
+    peers = [name for name in THEIRS if name in installed()]
+    names = [PACKAGES[name] for name in ("rlskit", "torch", *peers)]
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
     print(f"{packages}; {len(images)} images, {options.threads} thread(s), processor time")
-    run_adv_lib("ddn", stock, images[:1], labels[:1], {"steps": 1})  # an import is no work
+    for peer in peers:  # an import is no work
+        PEERS[peer]("ddn", stock, images[:1], labels[:1], {"steps": 1})
     for norm in options.norms.split(","):
         print(f"\n{norm:24}  fooled    near    median  forwards  backwards  s/image")
         for method, settings in OURS[norm]:
             report(norm, f"{method} {told(settings)}", images, labels, *ours(method, settings))
-        for method, settings in THEIRS[norm]:
-            name = f"adv-lib {method} {told(settings)}"
-            report(norm, name, images, labels, *theirs(method, settings))
+        for peer in peers:
+            for method, settings in THEIRS[peer][norm]:
+                name = f"{PACKAGES[peer]} {method} {told(settings)}"
+                report(norm, name, images, labels, *theirs(peer, method, settings))
 
 
 def read_options() -> argparse.Namespace:
@@ -140,9 +153,9 @@ def ours(method: str, settings: dict[str, Any]) -> tuple[Run, Meter]:
     return run, meter
 
 
-def theirs(method: str, settings: dict[str, Any]) -> tuple[Run, Meter]:
+def theirs(peer: str, method: str, settings: dict[str, Any]) -> tuple[Run, Meter]:
     meter = Meter(stock_model(), 1).eval()
-    return lambda images, labels: run_adv_lib(method, meter, images, labels, settings), meter
+    return lambda images, labels: PEERS[peer](method, meter, images, labels, settings), meter
 
 
 def report(norm: str, name: str, images: Tensor, labels: Tensor, run: Run, meter: Meter) -> None:
