@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from rlskit.errors import RequestError
 from rlskit.models import BankedModel, Card, Classifier, resolve
 from rlskit.models.architecture import Architecture
 from rlskit.models.building import build, build_on_meta, configure
+from rlskit.models.copying import duplicate
 from rlskit.models.listing import list_models
 from rlskit.models.partition import partition
 from rlskit.models.published import library_pixels
@@ -321,3 +323,45 @@ def test_a_classifier_unwraps_the_logits_of_an_output_object() -> None:
         RequestError, match=r"features of shape \[3, 1, 4, 4\] 0, not \[B, classes\]"
     ):
         Classifier(Lists(), model.normalize)(torch.zeros(3, 1, 4, 4))
+
+
+class Intricate(nn.Module):
+    """What networks keep in modules: shared containers, and other ways to what they hold."""
+
+    def __init__(self, inner: Any = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.empty: dict[str, int] = {} if inner is None else inner.empty
+        self.parts = [inner, {"weight": self.weight}, ({1, 2}, [3])]
+        self.inner = inner
+
+
+class Forgetful(Intricate):
+    """It leaves something out of what is copied of it."""
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "parts": ["short"]}
+
+
+class Alone(nn.Module):
+    """There is one of it."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Alone:
+        return self
+
+
+def test_a_copy_is_what_python_makes_of_it() -> None:
+    network: Any = nn.Sequential(Intricate(Forgetful()), nn.Conv2d(1, 1, 1), Alone())
+    copies: list[Any] = [copy.deepcopy(network), duplicate(network)]
+    for copied in copies:
+        outer = copied[0]
+        assert outer.parts[0] is outer.inner is not network[0].inner
+        assert outer.parts[1]["weight"] is outer.weight is not network[0].weight
+        assert torch.equal(outer.weight, network[0].weight)
+        assert outer.parts[2] == ({1, 2}, [3])
+        assert outer.parts[2][1] is not network[0].parts[2][1]
+        assert outer.empty is outer.inner.empty is not network[0].empty
+        assert outer.inner.parts == ["short"]
+        assert copied[2] is network[2]
+        copied[1].register_forward_hook(lambda *_: None)
+        assert not network[1]._forward_hooks

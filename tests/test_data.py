@@ -530,6 +530,32 @@ def test_the_digest_names_bytes_and_not_places(tmp_path: Path) -> None:
     assert load(f"folder:{tmp_path / 'b'}").sha256 != first.sha256
 
 
+def test_a_folder_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [
+        save_image(tmp_path / f"{i % 2}/{i:02}.png", noise(5, 4) // (i + 1)) for i in range(70)
+    ]
+    files.sort()  # as they are numbered; more than one thread is given at a time
+    opened, plainly = [], Image.open
+
+    def noted(path: Path, **options: Any) -> Image.Image:
+        opened.append(path)
+        return plainly(path, **options)
+
+    monkeypatch.setattr(Image, "open", noted)
+    data = load(f"folder:{tmp_path}").adapted(pixels(1, 5, 4), 2)
+    expected = hashlib.sha256(data.labels.numpy().astype("<i8").tobytes())
+    expected.update(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files))
+    assert (data.sha256, data.alterations) == (expected.hexdigest(), ())
+    assert sorted(opened) == files
+    for file in files[40], files[33]:
+        file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(RequestError, match=f"2 of 70 .*{files[33].name} is.*{files[40].name} is"):
+        load(f"folder:{tmp_path}")
+    kept = load(f"folder:{tmp_path}", skip_bad=True)
+    assert kept.indices is not None
+    assert kept.indices.tolist() == [i for i in range(70) if i not in (33, 40)]
+
+
 @needs("cifar10-subset")
 def test_real_photos_are_read_as_torchvision_reads_them() -> None:
     declare_missing_operators()

@@ -32,11 +32,13 @@ def direction(slope: Tensor, norm: str, steepest: bool) -> Tensor:
 
 def inside(clean: Tensor, points: Tensor, norm: str, eps: float | Tensor) -> Tensor:
     """Return points projected onto the ball around the clean images, then onto the box."""
-    return (clean + _onto_ball(points - clean, norm, eps)).clamp(0, 1)
+    return (clean + _onto_ball(points - clean, norm, eps)).clamp_(0, 1)
 
 
 def _onto_ball(delta: Tensor, norm: str, eps: float | Tensor) -> Tensor:
     """Return the nearest perturbation inside the ball, or each in its own `[B, 1, 1, 1]`."""
+    if norm == "linf" and not isinstance(eps, Tensor):
+        return delta.clamp(-eps, eps)  # several times as fast as a tensor of the number
     radius = torch.as_tensor(eps, dtype=delta.dtype, device=delta.device)
     if norm == "linf":
         return delta.clamp(-radius, radius)

@@ -30,7 +30,8 @@ def under_attack(model: nn.Module) -> Iterator[None]:
     finite: list[tuple[str, Tensor]] = []
 
     def note(what: str, numbers: Tensor) -> None:
-        finite.append((what, numbers.detach().isfinite().all()))
+        if numbers.numel():
+            finite.append((what, _all_finite(numbers.detach())))
 
     def watch(module: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> None:  # noqa: ARG001
         note("logits", logits)
@@ -57,6 +58,11 @@ def under_attack(model: nn.Module) -> Iterator[None]:
             f"the model gave NaN or infinite {first} under attack, so its images count neither as "
             "fooled nor as robust; check its weights and the range of its outputs"
         )
+
+
+def _all_finite(numbers: Tensor) -> Tensor:
+    """Return whether all numbers are finite, from the two ends of their range: NaN is both."""
+    return torch.stack(numbers.aminmax()).isfinite().all()
 
 
 def require_path(logits: Tensor) -> None:

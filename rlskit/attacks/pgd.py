@@ -82,7 +82,7 @@ def pgd(
                 slope = scaled(slope)
                 slope = slope / slope.abs().mean((1, 2, 3), keepdim=True).clamp_min(TINY)
                 velocity = slope = slope + momentum * velocity
-            moved = x + stride * direction(slope, norm, steepest)
+            moved = x + direction(slope, norm, steepest).mul_(stride)
             x = inside(images, moved, norm, eps)
         return x
 

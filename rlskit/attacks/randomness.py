@@ -29,17 +29,18 @@ def image_generators(
     """
     seed = generator.initial_seed()
     digests = (
-        hashlib.blake2b(image.numpy().tobytes(), digest_size=16).hexdigest()
-        for image in images.detach().cpu().contiguous()
+        hashlib.blake2b(image, digest_size=16).hexdigest()
+        for image in images.detach().cpu().contiguous().numpy()
     )
     return [seeds.generator(seed, purpose, digest, *indices) for digest in digests]
 
 
 def uniform(images: Tensor, streams: list[torch.Generator], radius: float = 1.0) -> Tensor:
     """Return numbers uniform in [-radius, radius), shaped as `images`, each from its stream."""
-    empty = torch.empty(images.shape[1:])
-    rows = [empty.clone().uniform_(-radius, radius, generator=stream) for stream in streams]
-    return torch.stack(rows).to(images)
+    rows = torch.empty(len(streams), *images.shape[1:])
+    for row, stream in zip(rows, streams, strict=True):
+        row.uniform_(-radius, radius, generator=stream)
+    return rows.to(images)
 
 
 def normal(images: Tensor, streams: list[torch.Generator]) -> Tensor:

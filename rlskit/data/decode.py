@@ -15,8 +15,9 @@ first is read.
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +45,8 @@ FORMATS = {
 }
 """Ending of a file's name (in any case) -> Pillow's name of the format."""
 
+_DECODERS = sorted(set(FORMATS.values()))
+
 MOST_PIXELS = 50_000_000
 """Of one image; decoded as float32 in colour, more would take over a gigabyte."""
 
@@ -70,8 +73,15 @@ def decode(path: Path) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))).float().div_(255)
 
 
-def fault(path: Path) -> str | None:
-    """Return why an image cannot be read, or None; it is decoded, a JPEG at an eighth of its size.
+class Look(NamedTuple):
+    """What is seen of an image file that was read whole: its `digest` and its `header`."""
+
+    digest: bytes
+    header: tuple[int, int, int]
+
+
+def look(path: Path) -> Look | str:
+    """Read an image file whole, a JPEG at an eighth of its size, or return why that fails.
 
     Any file that has its name is safe to look at: nothing is read of a pipe or a device.
     """
@@ -79,11 +89,27 @@ def fault(path: Path) -> str | None:
         return f"{path} is {_missing(path)}"
     try:
         with _opened(path) as image:
+            seen = _header(image)
             image.draft(image.mode, (image.width // 8, image.height // 8))
             image.load()
+        return Look(digest_of(path), seen)
     except RequestError as error:
         return str(error).rpartition("; ")[0]
-    return None
+
+
+def digest_of(path: Path) -> bytes:
+    """Return the sha256 of a file's bytes.
+
+    Raises:
+        RequestError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise RequestError(
+            f"{path} cannot be read ({error.strerror}); repair or remove it"
+        ) from error
 
 
 def _missing(path: Path) -> str:
@@ -99,8 +125,12 @@ def header(path: Path) -> tuple[int, int, int]:
         RequestError: As `decode`, as far as the header shows it.
     """
     with _opened(path) as image:
-        gray = image.mode in _GRAY_MODES or _is_16_bit_gray(image)
-        return (1 if gray else 3), image.height, image.width
+        return _header(image)
+
+
+def _header(image: Image.Image) -> tuple[int, int, int]:
+    gray = image.mode in _GRAY_MODES or _is_16_bit_gray(image)
+    return (1 if gray else 3), image.height, image.width
 
 
 @contextmanager
@@ -108,7 +138,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image of a known mode; whatever goes wrong with it meanwhile is a RequestError."""
     try:
         # Only these decoders: a renamed file must not reach, say, the one that runs Ghostscript.
-        with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
+        with Image.open(path, formats=_DECODERS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"its {image.width}x{image.height} pixels are beyond the limit")
             if image.mode not in _GRAY_MODES | _COLOUR_MODES and not _is_16_bit_gray(image):

@@ -8,25 +8,29 @@ what is called like an image and is none is refused, or left out and counted (`D
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rlskit.data.dataset import Data
-from rlskit.data.decode import FORMATS, decode, fault, header
+from rlskit.data.decode import FORMATS, Look, decode, digest_of, header, look
 from rlskit.data.faults import MissingSplitError
 from rlskit.data.fit import check_channels, fit
 from rlskit.errors import RequestError
 
+if TYPE_CHECKING:
+    import hashlib
+
 _READERS = 4  # threads, each of which may hold an image
+_AT_ONCE = 32  # files that a thread is given: it takes longer to give one than to read it
 
 SPLITS = ("train", "test", "val")
 
@@ -96,8 +100,8 @@ class FolderImages:
             for path, (channels, _, _) in zip(self.paths, self._headers, strict=True):
                 check_channels(f"{self.name} ({path})", channels, shape[0])
         found = dataclasses.replace(self, target=shape)
-        if "_headers" in vars(self):
-            vars(found)["_headers"] = self._headers  # the same files: no need to look again
+        known = {name: one for name, one in vars(self).items() if name in ("_headers", "_digests")}
+        vars(found).update(known)  # the same files: no need to look again
         return found
 
     def sizes(self) -> Counter[tuple[int, int]]:
@@ -107,24 +111,32 @@ class FolderImages:
     def unreadable(self) -> dict[int, str]:
         """Return the index of each image that cannot be read, with a clause that says why.
 
-        Every image is decoded once.
+        Every image is decoded once; what else is seen of it is kept, if all can be read.
         """
+        some = [self.paths[i : i + _AT_ONCE] for i in range(0, len(self), _AT_ONCE)]
         with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
-            faults: Iterable[str | None] = pool.map(fault, self.paths)
-            return {index: said for index, said in enumerate(faults) if said is not None}
+            seen = [one for looks in pool.map(_look_at, some) for one in looks]
+        whole = [one for one in seen if isinstance(one, Look)]
+        if len(whole) == len(seen):
+            vars(self)["_headers"] = [one.header for one in whole]
+            vars(self)["_digests"] = b"".join(one.digest for one in whole)
+        return {index: said for index, said in enumerate(seen) if isinstance(said, str)}
 
     def feed(self, digest: hashlib._Hash) -> None:
         """Add the digest of each file's bytes to `digest`."""
-        for path in self.paths:
-            try:
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-            except OSError as error:
-                raise RequestError(f"{path} cannot be read ({error.strerror})") from error
+        digest.update(self._digests)
 
     @cached_property
     def _headers(self) -> list[tuple[int, int, int]]:
         return [header(path) for path in self.paths]
+
+    @cached_property
+    def _digests(self) -> bytes:
+        return b"".join(map(digest_of, self.paths))
+
+
+def _look_at(paths: Sequence[Path]) -> list[Look | str]:
+    return [look(path) for path in paths]
 
 
 def load_folder(path: str, split: str) -> Data:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +227,7 @@ class Run:
         step = "evaluating" if self.threat is None else f"attacking with {self.threat.label}"
         progress(step, journal.rows, self._images)
 
-    @property
+    @cached_property
     def _images(self) -> int:
         """How many images of all repeats are to be done here."""
         sizes = runs(len(self.subject.data), self.options.batch_size)

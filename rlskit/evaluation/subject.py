@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from rlskit.threat.preflight import check_weights
 
 LIBRARIES = ("rlskit", "torch", "torchvision", "timm", "torchattacks", "adv-lib")
 """What a number depends on."""
+
+version = cache(metadata.version)  # which reads a file each time
 
 
 def library_versions() -> dict[str, str]:

@@ -5,13 +5,12 @@ Shapes: B images, C channels, H x W pixels, L layers, M banks.
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -174,6 +173,7 @@ class BankedModel(nn.Module):
             raise RequestError("the banks are not of one architecture")
         first_paths = dict(networks[0].named_modules())
         self._places = [n for n in self._names[0] if n.rpartition(".")[0] in first_paths]
+        self._listens = any(map(_listens, networks[0].modules()))
         self._check_constants()
         _check_probabilities(card.bank_probs, len(networks))
         self.eval()
@@ -242,11 +242,13 @@ class BankedModel(nn.Module):
         self._forget_derived()
         memo: dict[int, Any] = {}
         for name, tensor in tensor_names(self.banks[0]).items():
-            shared = chosen[name].detach()
-            is_parameter = isinstance(tensor, nn.Parameter)
-            memo[id(tensor)] = nn.Parameter(shared, requires_grad=False) if is_parameter else shared
-        network, normalize = duplicate(self.banks[0], memo), copy.deepcopy(self.normalize)
-        return Classifier(network, normalize, self.reading)
+            memo[id(tensor)] = (
+                nn.Parameter(chosen[name], requires_grad=False)
+                if isinstance(tensor, nn.Parameter)
+                else chosen[name].detach()
+            )
+        network, normalize = duplicate(self.banks[0], memo), duplicate(self.normalize)
+        return Classifier(network, cast(Normalize, normalize), self.reading)
 
     @functools.cached_property
     def lone_twice(self) -> bool:
@@ -293,7 +295,7 @@ class BankedModel(nn.Module):
         LevIT and its kin keep their attention biases from one forward pass in eval mode to the
         next, and drop them when they are told to train: another plan would be answered with them.
         """
-        if not self.banks[0].training:
+        if self._listens and not self.banks[0].training:
             self.banks[0].train()
             self.banks[0].eval()
 
@@ -318,6 +320,13 @@ class BankedModel(nn.Module):
             tensor = getattr(self.banks[0].get_submodule(path), leaf)
             for bank in list(self.banks)[1:]:
                 setattr(bank.get_submodule(path), leaf, tensor)  # an LSTM keeps a list of them too
+
+
+def _listens(module: nn.Module) -> bool:
+    """Whether a module does something of its own when it is told to train or not to."""
+    kind = type(module)
+    own = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
+    return own or not vars(module).keys().isdisjoint(("train", "eval"))
 
 
 def _check_probabilities(bank_probs: Sequence[float], banks: int) -> None:

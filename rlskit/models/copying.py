@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rlskit.errors import RequestError, reason
+
+_CONSTANTS = frozenset(
+    {bool, int, float, complex, str, bytes, type, NoneType, FunctionType, BuiltinFunctionType}
+)
+"""Types of what is its own copy."""
+
+_CONTAINERS = frozenset({dict, OrderedDict, list, set})
+
+_NEW: Any = nn.Module().__reduce_ex__(4)[0]
+"""How Python makes an object that is no more than its attributes."""
 
 
 def duplicate(network: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -28,7 +39,7 @@ def duplicate(network: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modu
     """
     try:
         with _ValuesAlone():
-            return copy.deepcopy(network, _empty_ones(network) | (memo or {}))
+            return cast(nn.Module, _copied(network, dict(memo or {})))
     except Exception as error:  # whatever one's own code keeps in a module
         if "allocate memory" in str(error):
             raise
@@ -38,17 +49,51 @@ def duplicate(network: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modu
         ) from error
 
 
-def _empty_ones(network: nn.Module) -> dict[int, Any]:
-    """Return by id what stands for each empty dict that a module has: most are for hooks.
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """Return what `copy.deepcopy` would, several times as fast for what networks are made of.
 
-    They are most of the objects in a network, and `copy.deepcopy` takes long over each.
+    Those are modules, plain containers and constants; all else is left to it, with the same memo,
+    so that what is held in two places is one object in the copy as well.
     """
-    return {
-        id(value): type(value)()
-        for module in network.modules()
-        for value in vars(module).values()
-        if type(value) in (dict, OrderedDict) and not value
-    }
+    kind = type(value)
+    if kind in _CONSTANTS or id(value) in memo:
+        return memo.get(id(value), value)
+    if kind in _CONTAINERS and not value:  # as most are: for the hooks of a module
+        memo[id(value)] = made = kind()
+    elif kind is dict:
+        memo[id(value)] = made = {}
+        for name, one in value.items():
+            made[_copied(name, memo)] = _copied(one, memo)
+    elif kind is list:
+        memo[id(value)] = made = []
+        made.extend(_copied(one, memo) for one in value)
+    elif kind is tuple and _CONSTANTS.issuperset(map(type, value)):
+        made = value
+    elif isinstance(value, nn.Module) and not _copies_itself(value):
+        made = _copied_module(value, memo)
+    else:
+        made = copy.deepcopy(value, memo)
+    return made
+
+
+def _copies_itself(module: nn.Module) -> bool:
+    """Whether a module has a way of its own to be copied, or what it stands for may have one."""
+    kind: Any = type(module)
+    own = hasattr(kind, "__deepcopy__") or "__deepcopy__" in vars(module)
+    return own or kind.__getattr__ is not nn.Module.__getattr__
+
+
+def _copied_module(module: nn.Module, memo: dict[int, Any]) -> Any:
+    """Copy a module by Python's protocol, where that asks for no more than its attributes."""
+    asked: Any = module.__reduce_ex__(4)
+    plain = asked[:2] == (_NEW, (type(module),)) and asked[3:] == (None, None)
+    if not plain or type(asked[2]) is not dict:
+        return copy.deepcopy(module, memo)
+    made: Any = type(module).__new__(type(module))
+    memo[id(module)] = made
+    memo.setdefault(id(memo), []).append(asked)  # alive, as the ids of what it holds are known
+    made.__setstate__({name: _copied(one, memo) for name, one in asked[2].items()})
+    return made
 
 
 class _ValuesAlone(TorchFunctionMode):

@@ -59,15 +59,21 @@ class Trace:
 def tensor_names(network: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and persistent buffer by its state-dict name, tied ones repeated."""
     named: dict[str, Tensor] = {}
-    for prefix, module in network.named_modules(remove_duplicate=False):
-        dot = f"{prefix}." if prefix else ""
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                named[dot + name] = parameter
-        for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
-                named[dot + name] = buffer
+    _name_tensors(network, "", named)
     return named
+
+
+def _name_tensors(module: nn.Module, dot: str, named: dict[str, Tensor]) -> None:
+    """Put a module's tensors into `named`, and then those of what it holds, with `dot` before."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            named[dot + name] = parameter
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in module._non_persistent_buffers_set:
+            named[dot + name] = buffer
+    for name, part in module._modules.items():
+        if part is not None:
+            _name_tensors(part, f"{dot}{name}.", named)
 
 
 def trace(

@@ -146,6 +146,9 @@ class Journal:
     Of those on disk, memory holds the numbers (some 100 bytes per image and attack, of which every
     end of a run needs all), and of none the images.
 
+    Attributes:
+        rows: Images in all blocks of all repeats.
+
     Args:
         folder: The run's folder; None keeps the blocks in memory only. The blocks of an earlier run
             of the same request are taken over.
@@ -171,6 +174,7 @@ class Journal:
     ) -> None:
         self.folder, self._digest, self._images = folder, digest(request), images
         self._blocks: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self.rows = 0
         if folder is None:
             return
         claim(folder, request, force=force, lasting=self._lasting, below=below)
@@ -185,11 +189,6 @@ class Journal:
     def images_of(self) -> dict[str, str]:
         """The digest of the images of every block that is there, by the stem of its file."""
         return {f"{repeat}-{first}": self._images(first) for repeat, first in sorted(self._blocks)}
-
-    @property
-    def rows(self) -> int:
-        """Images in all blocks of all repeats."""
-        return sum(len(block["index"]) for block in self._blocks.values())
 
     def get(self, repeat: int, first: int) -> dict[str, Tensor] | None:
         """Return the block that starts at image `first`, if it is finished, whole and this run's.
@@ -227,6 +226,7 @@ class Journal:
         """Hold a block in memory; its images only where they are nowhere else."""
         if self.folder is not None:
             block = {name: one for name, one in block.items() if one.ndim < 4}
+        self.rows += len(block["index"]) if (repeat, first) not in self._blocks else 0
         self._blocks[repeat, first] = block
 
     def _read(self, repeat: int, first: int) -> dict[str, Tensor]:
