@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import small_models
 from rlskit.errors import RequestError
 from rlskit.models import BankedModel, Card, Classifier, resolve
 from rlskit.models.architecture import Architecture
@@ -323,6 +324,21 @@ def test_a_classifier_unwraps_the_logits_of_an_output_object() -> None:
         RequestError, match=r"features of shape \[3, 1, 4, 4\] 0, not \[B, classes\]"
     ):
         Classifier(Lists(), model.normalize)(torch.zeros(3, 1, 4, 4))
+
+
+class NoDecay(nn.Parameter):
+    """One that an optimizer is to tell apart, as geoopt's are."""
+
+
+def test_a_draw_of_parameters_of_another_class() -> None:
+    def build(seed: int) -> nn.Module:
+        network = small_models.network(seed)
+        network[0].bias = NoDecay(torch.full((6,), float(seed)))
+        return network
+
+    model = small_models.model(build=build)
+    draw = model.sampled(torch.tensor([1, 0]))
+    assert draw.get_parameter("network.0.bias").tolist() == [1.0] * 6
 
 
 class Intricate(nn.Module):

@@ -547,6 +547,9 @@ def test_a_folder_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     expected.update(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files))
     assert (data.sha256, data.alterations) == (expected.hexdigest(), ())
     assert sorted(opened) == files
+    files[5].write_bytes(files[6].read_bytes())  # the digest is that of what will be read
+    changed = data.adapted(pixels(1, 5, 4), 2)
+    assert changed.sha256 == load(f"folder:{tmp_path}").sha256 != data.sha256
     for file in files[40], files[33]:
         file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(RequestError, match=f"2 of 70 .*{files[33].name} is.*{files[40].name} is"):

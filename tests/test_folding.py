@@ -164,6 +164,37 @@ def test_folded_draws_share_what_the_banks_share_and_follow_them() -> None:
     torch.testing.assert_close(ready(images), model.sampled(plans[0])(images))
 
 
+class Decaying(nn.Sequential):
+    """Its weights are other data after each pass, and a buffer is its own in every draw."""
+
+    filter: Tensor
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(*small_models.network(seed, batch_norm=False))
+        self.register_buffer("filter", torch.ones(1, 1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        conv, *others = self
+        assert isinstance(conv, nn.Conv2d)
+        x: Tensor = conv(images) * self.filter
+        conv.weight.data = conv.weight.data / 2
+        for module in others:
+            x = module(x)
+        return x
+
+
+def test_what_a_draw_makes_of_its_weights_is_no_other_draws() -> None:
+    model, made = small_models.model(build=Decaying), Made()
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    plan = torch.tensor([0, 1])
+    expected, kept = model.sampled(plan)(images), []
+    for _ in range(3):
+        (ready,) = ready_for_attack(model, [model.sampled(plan)], made)
+        torch.testing.assert_close(ready(images), expected)
+        kept.append(len(made._made))
+    assert kept == kept[:1] * 3, "what is held does not grow with the draws"
+
+
 def test_what_is_no_classifier_is_left_alone() -> None:
     other: list[nn.Module] = [settled(Twice(""))]
     model = rlskit.convert("test_resnet", data="cifar10")

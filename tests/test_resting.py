@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import small_models
 from rlskit import attack
 from rlskit.attacks import ATTACKS, prepare
-from rlskit.attacks.attempts import SURE
+from rlskit.attacks.attempts import SURE_LEAD, surely_fooled
 from rlskit.attacks.losses import trail
 from rlskit.models.banks import BankedModel, Normalize
 from rlskit.threat.single import may_rest
@@ -78,7 +78,7 @@ def test_an_image_rests_at_the_first_iterate_that_fools_it_surely() -> None:
     asked = list(model.asked)
     assert asked == sorted(asked, reverse=True)
     logits = model(found)
-    surely = trail(logits, labels) > SURE * logits.abs().amax(1)
+    surely = trail(logits, labels) > SURE_LEAD * logits.abs().amax(1)
     assert 0 < 24 - asked[-1] <= surely.sum()
     assert asked[-1] >= (~surely).sum() > 0, "who is fooled by less, or not at all, goes on"
 
@@ -101,6 +101,12 @@ def test_an_image_that_is_barely_fooled_goes_on() -> None:
     found = [run("apgd-ce", model, images, labels, eps=0.01, rest=rest) for rest in (False, True)]
     assert (answers(model, found[0]) != labels).sum() > 8
     assert torch.equal(*found)
+
+
+def test_calls_that_err_apart_and_are_right_together_are_no_error() -> None:
+    calls = [torch.tensor([[1.0, 1.2, -1.0]]), torch.tensor([[1.0, -1.0, 1.2]])]
+    assert [surely_fooled([one], torch.tensor([0])).item() for one in calls] == [True, True]
+    assert not surely_fooled(calls, torch.tensor([0])).item()
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,26 @@ class WrittenUnseen(Odd):
         return features
 
 
+class WrittenUncounted(Odd):
+    """Written to by way of `.data`, which no version of the tensor tells."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.first(images)
+        deeper = self.second(features.sin())
+        features.data.mul_(0.5)
+        logits: Tensor = self.head(self.third(deeper + features.sum(1, keepdim=True)).mean((2, 3)))
+        return logits
+
+
+class Binary(Odd):
+    """Its weights are other data in each pass, as XNOR-Net's are."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        for layer in (self.first, self.second, self.third):
+            layer.weight.data = layer.weight.data.sign()
+        return super().forward(images)
+
+
 class Counting(Odd):
     def between(self, features: Tensor) -> Tensor:
         self.scratch += 1
@@ -345,8 +365,8 @@ class Catching(Odd):
 
 ODD = [
     Concatenating, LookingAtValues, ThroughNumpy, Scripted, OwnFunction, WrittenLater,
-    WrittenUnseen, Counting, CountingThroughAView, Remembering, Caching, ChangingModes, Noisy,
-    NoisyAtTheEnd, Catching,
+    WrittenUnseen, WrittenUncounted, Binary, Counting, CountingThroughAView, Remembering, Caching,
+    ChangingModes, Noisy, NoisyAtTheEnd, Catching,
     Tied, Recurrent, Stages, lambda: Stages(in_place=True),
 ]  # fmt: skip
 
@@ -530,7 +550,7 @@ def separate(draws: list[nn.Module], images: Tensor) -> Tensor:
     [
         (Stages, True), (Residual, True), (LookingAtValues, True), (ChangingModes, True),
         (Slope, True), (Concatenating, True), (OwnGradient, False), (Checkpointed, False),
-        (Counting, False), (Noisy, False),
+        (Counting, False), (Noisy, False), (WrittenUncounted, False), (Binary, False),
     ],
 )  # fmt: skip
 def test_gradients_are_those_of_each_draw(factory: Callable[[], nn.Module], shares: bool) -> None:

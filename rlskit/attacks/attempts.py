@@ -77,7 +77,7 @@ def best_of(
     return result
 
 
-SURE = 0.1
+SURE_LEAD = 0.1
 """An error is sure whose lead is so much of the largest logit: neither another batch, nor unfolded
 layers, nor half precision round so coarsely."""
 
@@ -89,8 +89,8 @@ def surely_fooled(logits: list[Tensor], labels: Tensor) -> Tensor:
         logits: Logits or log-probabilities, `[B, K]` of each call.
         labels: True classes, long `[B]`.
     """
-    leads = [trail(one, labels) > SURE * one.abs().amax(1) for one in logits]
-    return torch.stack(leads).all(0)
+    leads = [trail(one, labels) > SURE_LEAD * one.abs().amax(1) for one in logits]
+    return torch.stack(leads).all(0) & (answer(logits) != labels)
 
 
 def answer(logits: list[Tensor]) -> Tensor:

@@ -74,10 +74,11 @@ def decode(path: Path) -> Tensor:
 
 
 class Look(NamedTuple):
-    """What is seen of an image file that was read whole: its `digest` and its `header`."""
+    """What is seen of an image file that was read whole, and the `stamp` that it had then."""
 
-    digest: bytes
     header: tuple[int, int, int]
+    digest: bytes
+    stamp: tuple[int, int]
 
 
 def look(path: Path) -> Look | str:
@@ -89,21 +90,29 @@ def look(path: Path) -> Look | str:
         return f"{path} is {_missing(path)}"
     try:
         with _opened(path) as image:
-            seen = _header(image)
+            seen, stamp = _header(image), _stamp(path)
             image.draft(image.mode, (image.width // 8, image.height // 8))
             image.load()
-        return Look(digest_of(path), seen)
+        return Look(seen, digest_of(path), stamp)
     except RequestError as error:
         return str(error).rpartition("; ")[0]
 
 
-def digest_of(path: Path) -> bytes:
-    """Return the sha256 of a file's bytes.
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what changes when a file is written to."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def digest_of(path: Path, seen: Look | None = None) -> bytes:
+    """Return the sha256 of a file's bytes, as it was seen if it has not changed since.
 
     Raises:
         RequestError: It cannot be read.
     """
     try:
+        if seen is not None and seen.stamp == _stamp(path):
+            return seen.digest
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:

@@ -100,7 +100,7 @@ class FolderImages:
             for path, (channels, _, _) in zip(self.paths, self._headers, strict=True):
                 check_channels(f"{self.name} ({path})", channels, shape[0])
         found = dataclasses.replace(self, target=shape)
-        known = {name: one for name, one in vars(self).items() if name in ("_headers", "_digests")}
+        known = {name: one for name, one in vars(self).items() if name in ("_headers", "_looks")}
         vars(found).update(known)  # the same files: no need to look again
         return found
 
@@ -118,21 +118,21 @@ class FolderImages:
             seen = [one for looks in pool.map(_look_at, some) for one in looks]
         whole = [one for one in seen if isinstance(one, Look)]
         if len(whole) == len(seen):
-            vars(self)["_headers"] = [one.header for one in whole]
-            vars(self)["_digests"] = b"".join(one.digest for one in whole)
+            vars(self).update(_headers=[one.header for one in whole], _looks=whole)
         return {index: said for index, said in enumerate(seen) if isinstance(said, str)}
 
     def feed(self, digest: hashlib._Hash) -> None:
         """Add the digest of each file's bytes to `digest`."""
-        digest.update(self._digests)
+        for path, seen in zip(self.paths, self._looks, strict=True):
+            digest.update(digest_of(path, seen))
 
     @cached_property
     def _headers(self) -> list[tuple[int, int, int]]:
         return [header(path) for path in self.paths]
 
     @cached_property
-    def _digests(self) -> bytes:
-        return b"".join(map(digest_of, self.paths))
+    def _looks(self) -> Sequence[Look | None]:
+        return [None] * len(self.paths)
 
 
 def _look_at(paths: Sequence[Path]) -> list[Look | str]:

@@ -243,7 +243,7 @@ class BankedModel(nn.Module):
         memo: dict[int, Any] = {}
         for name, tensor in tensor_names(self.banks[0]).items():
             memo[id(tensor)] = (
-                nn.Parameter(chosen[name], requires_grad=False)
+                nn.Parameter(chosen[name].detach(), requires_grad=False)
                 if isinstance(tensor, nn.Parameter)
                 else chosen[name].detach()
             )

@@ -47,8 +47,8 @@ class Made:
         """Return what is made of tensors, at the first call by `make`; `what` names it."""
         places = (None if t is None else (t.data_ptr(), t.size(), t.stride()) for t in tensors)
         key = (what, *places)
-        if key not in self._made:  # the sources are held, so that no others come to lie there
-            self._made[key] = tensors, make()
+        if key not in self._made:  # what lies there is held, also if a network lets go of it
+            self._made[key] = [t if t is None else t.detach() for t in tensors], make()
         return self._made[key][1]
 
 
@@ -74,7 +74,10 @@ def ready_for_attack(
     def laid_out(tensor: Tensor) -> Tensor:
         if tensor.ndim not in (4, 5):
             return tensor
-        return made.once("layout", [tensor], lambda: (tensor.to(memory_format=layout),))[0]
+        if not isinstance(tensor, nn.Parameter):  # a buffer may be the draw's own
+            return tensor.to(memory_format=layout)
+        own = tensor.detach()  # of its own, as a network may give the parameter other data
+        return made.once("layout", [own], lambda: (own.to(memory_format=layout),))[0]
 
     for draw in draws:
         fold(draw, model.foldable, made)

@@ -391,6 +391,8 @@ class _Pass(TorchFunctionMode):
         """Return what a call is, and the names of the draw's tensors that it reads."""
         what: list[Any] = [func]
         reads: list[str] = []
+        # What is written by way of `.data` is not counted as written.
+        self.understood &= getattr(func, "__self__", None) is not Tensor.data
         self._describe(args, what, reads)
         if kwargs:
             what.append(list(kwargs))
