@@ -59,7 +59,8 @@ def test_a_stochastic_draw_is_the_same_twice(factory: str) -> None:
     answers = first(images)
     assert torch.equal(again(images), answers)
     parts = torch.cat([first(images[:1]), first(images[1:])])
-    torch.testing.assert_close(parts, answers, rtol=0, atol=1e-5)
+    tolerance = 1e-4 * float(answers.abs().max())  # as the defense promises
+    torch.testing.assert_close(parts, answers, rtol=0, atol=tolerance)
     assert torch.equal(torch.cuda.get_rng_state(), state)
 
 
