@@ -530,7 +530,11 @@ def test_the_digest_names_bytes_and_not_places(tmp_path: Path) -> None:
     assert load(f"folder:{tmp_path / 'b'}").sha256 != first.sha256
 
 
-def test_a_folder_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("small", [0, 1_000_000])
+def test_a_folder_is_looked_at_once(
+    small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlskit.data.folder._SMALL", small)  # by threads, and without
     files = [
         save_image(tmp_path / f"{i % 2}/{i:02}.png", noise(5, 4) // (i + 1)) for i in range(70)
     ]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _READERS = 4  # threads, each of which may hold an image
 _AT_ONCE = 32  # files that a thread is given: it takes longer to give one than to read it
+_SMALL = 16_384  # bytes of a file that threads would sooner wait for each other than read
 
 SPLITS = ("train", "test", "val")
 
@@ -113,9 +114,13 @@ class FolderImages:
 
         Every image is decoded once; what else is seen of it is kept, if all can be read.
         """
-        some = [self.paths[i : i + _AT_ONCE] for i in range(0, len(self), _AT_ONCE)]
-        with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
-            seen = [one for looks in pool.map(_look_at, some) for one in looks]
+        seen = _look_at(self.paths[:_AT_ONCE])
+        if sum(one.stamp[1] for one in seen if isinstance(one, Look)) < _SMALL * len(seen):
+            seen += _look_at(self.paths[_AT_ONCE:])
+        else:
+            some = [self.paths[i : i + _AT_ONCE] for i in range(_AT_ONCE, len(self), _AT_ONCE)]
+            with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+                seen += [one for looks in pool.map(_look_at, some) for one in looks]
         whole = [one for one in seen if isinstance(one, Look)]
         if len(whole) == len(seen):
             vars(self).update(_headers=[one.header for one in whole], _looks=whole)
