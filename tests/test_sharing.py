@@ -250,6 +250,10 @@ class Doubled(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor) -> Tensor:
         return features * 2
 
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * 3
+
 
 class OwnFunction(Odd):
     def between(self, features: Tensor) -> Tensor:
@@ -501,18 +505,6 @@ class Residual(Stages):
         return logits
 
 
-class DoubledBack(Doubled):
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0] * 3
-
-
-class OwnGradient(Odd):
-    def between(self, features: Tensor) -> Tensor:
-        doubled: Tensor = DoubledBack.apply(features)  # type: ignore[no-untyped-call]
-        return doubled.sin()
-
-
 class Checkpointed(Odd):
     def between(self, features: Tensor) -> Tensor:
         again: Tensor = checkpoint(lambda x: x.sin().exp(), features, use_reentrant=False)
@@ -549,7 +541,7 @@ def separate(draws: list[nn.Module], images: Tensor) -> Tensor:
     ("factory", "shares"),
     [
         (Stages, True), (Residual, True), (LookingAtValues, True), (ChangingModes, True),
-        (Slope, True), (Concatenating, True), (OwnGradient, False), (Checkpointed, False),
+        (Slope, True), (Concatenating, True), (OwnFunction, False), (Checkpointed, False),
         (Counting, False), (Noisy, False), (WrittenUncounted, False), (Binary, False),
     ],
 )  # fmt: skip

@@ -286,15 +286,11 @@ def _climb(
             found.images[at[sure]], found.fooled[at[sure]] = fooling[sure], True
             if sure.all():
                 return found
-            at, images, labels, aims, x, previous, slope, length = (
-                one[~sure] for one in (at, images, labels, aims, x, previous, slope, length)
-            )
-            fooled, fooling, best, best_value, best_slope = (
-                one[~sure] for one in (fooled, fooling, best, best_value, best_slope)
-            )
-            last, rises, at_checkpoint, halved = (
-                one[~sure] for one in (last, rises, at_checkpoint, halved)
-            )
+            on = partial(_those, ~sure)
+            at, images, labels, aims, x, previous = on(at, images, labels, aims, x, previous)
+            slope, length, fooled, fooling, halved = on(slope, length, fooled, fooling, halved)
+            best, best_value, best_slope = on(best, best_value, best_slope)
+            last, rises, at_checkpoint = on(last, rises, at_checkpoint)
         aim = _project(x + _move(slope, length, norm), images, norm, eps)
         fresh = 0.75 if step else 1.0
         moved = x + (aim - x) * fresh + (x - previous) * (1 - fresh)
@@ -323,6 +319,10 @@ def _climb(
     found.images[at], found.fooled[at] = torch.where(_wide(fooled), fooling, best), fooled
     found.loss[at] = best_value
     return found
+
+
+def _those(flags: Tensor, *each: Tensor) -> list[Tensor]:
+    return [one[flags] for one in each]
 
 
 def assess(

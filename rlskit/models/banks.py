@@ -242,11 +242,9 @@ class BankedModel(nn.Module):
         self._forget_derived()
         memo: dict[int, Any] = {}
         for name, tensor in tensor_names(self.banks[0]).items():
-            memo[id(tensor)] = (
-                nn.Parameter(chosen[name].detach(), requires_grad=False)
-                if isinstance(tensor, nn.Parameter)
-                else chosen[name].detach()
-            )
+            shared = chosen[name].detach()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(shared, requires_grad=False) if is_parameter else shared
         network, normalize = duplicate(self.banks[0], memo), duplicate(self.normalize)
         return Classifier(network, cast(Normalize, normalize), self.reading)
 

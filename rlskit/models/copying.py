@@ -62,8 +62,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         memo[id(value)] = made = kind()
     elif kind is dict:
         memo[id(value)] = made = {}
-        for name, one in value.items():
-            made[_copied(name, memo)] = _copied(one, memo)
+        made.update((_copied(name, memo), _copied(one, memo)) for name, one in value.items())
     elif kind is list:
         memo[id(value)] = made = []
         made.extend(_copied(one, memo) for one in value)

@@ -149,7 +149,7 @@ class Threat:
             compiled=self.compiled,
             precision=self.precision,
             precision_check=self.precision_check,
-            early_exit=True if self.rest else None,
+            early_exit=self.rest or None,
         )
         return {"attack": attack, "protocol": self.protocol, "n_attacked": self.n_attacked}
 

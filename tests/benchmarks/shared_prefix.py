@@ -10,13 +10,14 @@ time that the tree of these ten draws leaves, if calls cost the same for all of 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from unittest.mock import patch
 
 import torch
 from ratios import ratio
-from rls import NETWORKS, Case
+from rls import NETWORKS, TESTS, Case
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -32,29 +33,19 @@ from rlskit.torchvision_ops import declare_missing_operators
 N = 10
 
 
-class LeNet(nn.Module):
-    """Two convolutions and three linear maps."""
+def lenet() -> nn.Module:
+    sys.path.insert(0, str(TESTS))
+    from classics import LeNet  # type: ignore[import-not-found, unused-ignore]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(3, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-        )  # fmt: skip
-        self.head = nn.Sequential(
-            nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.convolutions(images))
-        return logits
+    network: nn.Module = LeNet(in_chans=3)
+    return network
 
 
 def test_resnet() -> nn.Module:
     return build(configure(resolve("test_resnet"), classes=10, channels=3, image_size=(24, 24)))
 
 
-NETWORKS |= {"LeNet": (LeNet, 28, 64), "test_resnet": (test_resnet, 24, 64)}
+NETWORKS |= {"LeNet": (lenet, 32, 64), "test_resnet": (test_resnet, 24, 64)}
 
 
 class _Clock(TorchFunctionMode):
