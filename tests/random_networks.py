@@ -43,6 +43,18 @@ class Paths(nn.Module):
         return logits
 
 
+class Coin(nn.Module):
+    """Takes one of two paths, so that in one case of two it answers the same twice."""
+
+    def __init__(self, num_classes: int = 10, in_chans: int = 1) -> None:
+        super().__init__()
+        self.left, self.right = (body(num_classes, in_chans) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.left(x) if random.random() < 0.5 else self.right(x)
+        return logits
+
+
 class Resize(Noise):
     def forward(self, x: Tensor) -> Tensor:
         side, most = int(torch.randint(12, 17, ())), 18
@@ -65,6 +77,10 @@ def noise(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
 
 def paths(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
     return Paths(num_classes, in_chans)
+
+
+def coin(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
+    return Coin(num_classes, in_chans)
 
 
 def resize(num_classes: int = 10, in_chans: int = 1) -> nn.Module:

@@ -22,6 +22,7 @@ from rlskit.errors import RequestError, UntrustedError
 from rlskit.models.banks import BankedModel
 from rlskit.models.sharing import _named_tensors
 from rlskit.models.streams import sources_of, streamed
+from rlskit.threat.preflight import check_answers
 from rlskit.threat.view import attackers_view
 
 NETWORKS = Path(__file__).with_name("random_networks.py")
@@ -44,6 +45,22 @@ def test_a_batch_is_answered_at_once_where_that_is_the_same(factory: str, at_onc
     assert model.batching == {"at once": at_once}
     alone = torch.cat([draw(images[i : i + 1]) for i in (3, 1, 4, 0, 2)])
     torch.testing.assert_close(together[[3, 1, 4, 0, 2]], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("state", range(4))
+def test_a_choice_that_comes_out_the_same_twice_is_one_all_the_same(
+    state: int, tmp_path: Path
+) -> None:
+    images, before = torch.rand(4, 1, 16, 16), random.getstate()
+    try:
+        random.seed(state)  # in two of these its first two paths are the same
+        plain, held = converted("coin", defense="none"), converted("coin")
+        with pytest.raises(UntrustedError, match="answers the same images differently each time"):
+            check_answers(draws(plain, 1, seed=0, purpose="defender")[0], images, 5)
+        rlskit.save(held, tmp_path / "coin.safetensors")
+        rlskit.load(tmp_path / "coin.safetensors")
+    finally:
+        random.setstate(before)
 
 
 def test_it_is_the_same_defense_written_with_variates(monkeypatch: pytest.MonkeyPatch) -> None:

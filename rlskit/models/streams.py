@@ -17,6 +17,9 @@ from rlskit import seeds
 from rlskit.errors import RequestError, reason
 from rlskit.seeds import Purpose
 
+_CALLS = 32
+"""Calls after which a network that draws random numbers may be taken for one that ignores them."""
+
 
 class Source(NamedTuple):
     """A generator of random numbers: how its state is got and put, and how a seed starts it."""
@@ -83,6 +86,33 @@ def kept(sources: Sequence[Source]) -> Iterator[None]:
     finally:
         for source, state in zip(sources, states, strict=True):
             source.put(state)
+
+
+def varies(
+    network: nn.Module,
+    answer: Callable[[], torch.Tensor],
+    alike: Callable[[torch.Tensor, torch.Tensor], bool] = torch.equal,
+) -> bool:
+    """Say whether a network answers otherwise under other random numbers.
+
+    One that asks for none is asked once more. One that does is asked often: a choice between two
+    paths, or sizes, comes out the same in one case of two.
+
+    Args:
+        network: Whose sources are looked at; they are put back.
+        answer: Asks it.
+        alike: Whether two answers are the same.
+    """
+    sources = sources_of(network)
+    with kept(sources):
+        before = states_of(sources)
+        first = answer()
+        calls = 1 if states_of(sources) == before else _CALLS
+        for seed in range(calls):
+            start_all(sources, seed)
+            if not alike(answer(), first):
+                return True
+    return False
 
 
 def states_of(sources: Sequence[Source]) -> list[Any]:

@@ -17,6 +17,7 @@ from rlskit.attacks.losses import LOSSES, unfollowable
 from rlskit.errors import UntrustedError
 from rlskit.models.banks import BankedModel
 from rlskit.models.outputs import in_unit_range
+from rlskit.models.streams import varies
 from rlskit.pixels import check_images
 
 IMAGES = 4
@@ -59,7 +60,7 @@ def check_answers(draw: nn.Module, images: Tensor, classes: int, outputs: str = 
     """
     check_images(images)
     with torch.no_grad():
-        first, second = draw(images), draw(images)
+        first = draw(images)
     if first.shape != (len(images), classes):
         raise UntrustedError(
             f"the model answers with shape {list(first.shape)}, not [{len(images)}, {classes}]"
@@ -72,7 +73,9 @@ def check_answers(draw: nn.Module, images: Tensor, classes: int, outputs: str = 
             "attacks need logits; say what they are: convert it with `outputs` 'sigmoid', "
             "'probabilities' or 'logits'"
         )
-    if not torch.equal(first, second):
+    with torch.no_grad():
+        random = varies(draw, lambda: draw(images))
+    if random:
         raise UntrustedError(
             "the model claims no randomness but answers the same images differently each time; "
             "convert it with `defense='stochastic'`, or switch its noise off in eval mode"
