@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import random_networks
 import rlskit
 import small_models
 from known_defenses import (
@@ -34,7 +35,7 @@ from rlskit.audit.auditing import METHODS
 from rlskit.audit.case import Case
 from rlskit.audit.chance import clearly_above, clearly_more_than
 from rlskit.audit.checks import Kind
-from rlskit.audit.defended import Own, influence, randomness
+from rlskit.audit.defended import Own, influence, is_random, randomness
 from rlskit.audit.measurement import Measurement
 from rlskit.cli import run
 from rlskit.data import Data, load
@@ -353,6 +354,11 @@ def test_m11_tells_frozen_ignored_and_averaged_randomness_apart() -> None:
     ordinary = measure(case(nn.Sequential(nn.Dropout(0.5), plane).eval()))
     assert not ordinary.failed
     assert "its dropout sleeps in eval mode" in ordinary.detail
+
+
+def test_a_choice_between_two_paths_is_seen_whatever_the_seed() -> None:
+    images = digits(2).images(range(2))
+    assert all(is_random(random_networks.coin().eval(), images, seed) for seed in range(200))
 
 
 class Mean(nn.Module):

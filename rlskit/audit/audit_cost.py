@@ -12,8 +12,8 @@ from rlskit.audit.binarization import IMAGES, INNER
 from rlskit.audit.checks import EOT_DRAWS, GRADIENT_SETS, GRAY_LEVEL
 from rlskit.audit.defended import SHOWN
 
-_CALLS = 40
-"""M11 shows `SHOWN` images that often, in its five calls each way and with other batch-mates."""
+_CALLS = 200
+"""How often `SHOWN` images are asked about, at most, to see randomness and what mates do."""
 
 _TRIES = 25
 """Of M12: what a problem's readout is asked besides, among it the noise that may solve it."""

@@ -217,7 +217,7 @@ def smallest_budget(case: Case) -> Measurement:
 
 
 def randomness_seen(case: Case) -> Measurement:
-    """M11: change of a logit over five calls, as the model answers and as it is attacked."""
+    """M11: change of a logit over some calls, as the model answers and as it is attacked."""
     images, one = case.images[:SHOWN], case.defended.one()
     answering = variation(one, images, case.seed)
     under = variation(attacked(one), images, case.seed)

@@ -17,7 +17,7 @@ from rlskit import seeds
 from rlskit.errors import RequestError, reason
 from rlskit.seeds import Purpose
 
-_CALLS = 32
+OFTEN = 32
 """Calls after which a network that draws random numbers may be taken for one that ignores them."""
 
 
@@ -107,7 +107,7 @@ def varies(
     with kept(sources):
         before = states_of(sources)
         first = answer()
-        calls = 1 if states_of(sources) == before else _CALLS
+        calls = 1 if states_of(sources) == before else OFTEN
         for seed in range(calls):
             start_all(sources, seed)
             if not alike(answer(), first):
