@@ -6,7 +6,10 @@
 Counts passes as `rlskit run --dry-run` does (upper bounds), and takes the seconds of a forward and
 of a backward pass from the device: of ResNet-50 on 32 pixels attacked and trained, and on 224
 attacked. Attacks are split by blocks of 128 images (`--shard`), so the block that is the last one
-of the fullest GPU ends them; a training stays on one GPU. A file of rates is
+of the fullest GPU ends them. A training stays on one GPU, or is spread by torchrun: then its passes
+are shared out, and each step adds up what it sends once they are done, in a ring, over links of
+`--within` one machine of eight GPUs and `--between` machines, in GB/s per GPU. Latency and the
+launching of kernels are not counted, so that is a bound from below. A file of rates is
 `{"attack": [forward, backward], "train": [...], "imagenet": [...]}`, in seconds an image.
 """
 
@@ -30,6 +33,13 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "recipes" / "paper" / "table1-cifar10.toml"
 GPUS = (1, 8, 64)
 BLOCK = 128
+"""Images of an attack's block, and of a training's step."""
+K = 3
+MACHINE = 8
+"""GPUs that the faster links join."""
+
+SENT = 0.165
+"""GB that a step of the paper's RLS adds up (docs/scale.md, "What is sent")."""
 
 Rates = Mapping[str, Sequence[float]]
 
@@ -56,7 +66,13 @@ def split(found: Cost, speed: Sequence[float], gpus: int) -> float:
     return hours_of(found, (speed[0], speed[1])) * math.ceil(blocks / gpus) / blocks
 
 
-def table_1(rates: Rates) -> dict[str, list[float]]:
+def sending(gpus: int, links: Mapping[str, float]) -> float:
+    """Return the seconds in which a ring adds up what one step of RLS sends."""
+    slowest = links["within"] if gpus <= MACHINE else links["between"]
+    return 2 * (gpus - 1) / gpus * SENT / slowest
+
+
+def table_1(rates: Rates, links: Mapping[str, float]) -> dict[str, list[float]]:
     """Return hours by what is done, for each number of GPUs."""
     stages = recipes.load(TABLE).stages
     hours: dict[str, list[float]] = {}
@@ -68,6 +84,13 @@ def table_1(rates: Rates) -> dict[str, list[float]]:
         attacks = [found for command, found in counted if command != "train"]
         speed = (rates["train"][0], rates["train"][1])
         hours[f"training {row}"] = [hours_of(training, speed)] * len(GPUS)
+        if row == "rls":
+            steps = training.backwards / (K * BLOCK)
+            sent = [steps * sending(gpus, links) / 3600 for gpus in GPUS]
+            hours["training rls, its passes spread"] = [
+                hours_of(training, speed) / gpus for gpus in GPUS
+            ]
+            hours["... and sending besides"] = sent
         hours[f"ten cells of {row}"] = [
             sum(split(found, rates["attack"], gpus) for found in attacks) for gpus in GPUS
         ]
@@ -89,13 +112,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rates", type=Path, help="file of rates")
-    given = parser.parse_args().rates
+    parser.add_argument("--within", type=float, default=300, help="GB/s in a machine (300)")
+    parser.add_argument("--between", type=float, default=50, help="GB/s between machines (50)")
+    options = vars(parser.parse_args())
+    given, links = options.pop("rates"), options
     torch.manual_seed(0)
     rates: Rates = json.loads(given.read_text()) if given else measured()
     print(json.dumps({name: [float(f"{one:.3g}") for one in pair] for name, pair in rates.items()}))
-    print(f"{'hours at most on':28}" + "".join(f"{gpus:>10} GPU" for gpus in GPUS))
-    for name, hours in {**table_1(rates), **imagenet(rates)}.items():
-        print(f"{name:28}" + "".join(f"{one:14.1f}" for one in hours))
+    print(f"{'hours at most on':32}" + "".join(f"{gpus:>10} GPU" for gpus in GPUS))
+    for name, hours in {**table_1(rates, links), **imagenet(rates)}.items():
+        print(f"{name:32}" + "".join(f"{one:14.2f}" for one in hours))
 
 
 if __name__ == "__main__":
