@@ -223,6 +223,8 @@ class BankedModel(nn.Module):
     def forward(self, images: Tensor, plan: Tensor) -> Tensor:
         """Return a sampled model's logits `[B, classes]` with gradients to its weights.
 
+        What the pass changes or replaces of its buffers is so in the chosen banks afterwards.
+
         Args:
             images: `[B, C, H, W]` in [0, 1].
             plan: Long `[L]`.
@@ -233,6 +235,7 @@ class BankedModel(nn.Module):
         self._forget_derived()
         run = partial(functional_call, self.banks[0], once, tie_weights=False)
         logits = self.reading.logits(run, self.normalize(images))
+        self._keep_replaced(chosen, once, self._checked(plan))
         self._forget_derived()
         return logits
 
@@ -296,6 +299,25 @@ class BankedModel(nn.Module):
         if self._listens and not self.banks[0].training:
             self.banks[0].train()
             self.banks[0].eval()
+
+    def _keep_replaced(
+        self, chosen: dict[str, Tensor], now: dict[str, Tensor], choice: Sequence[int]
+    ) -> None:
+        """Give the chosen banks what a pass put in the place of their tensors, as a network would.
+
+        Running statistics of one's own are written so: `self.mean = 0.9 * self.mean + 0.1 * seen`.
+        """
+        replaced = [name for name, tensor in now.items() if tensor is not chosen[name]]
+        if not replaced:
+            return
+        layers = zip(self.partition.layers, choice, strict=True)
+        bank_of = {name: bank for layer, bank in layers for name in layer.tensors}
+        for name in replaced:
+            path, _, leaf = name.rpartition(".")
+            new = now[name]
+            new = new if isinstance(new, nn.Parameter) else new.detach()
+            setattr(self.banks[bank_of.get(name, 0)].get_submodule(path), leaf, new)
+        self._share(self.partition.shared)
 
     def _check_constants(self) -> None:
         """Require the buffers that no file keeps to be equal: every plan runs on bank 0's."""

@@ -87,9 +87,13 @@ LOGITS = Reading()
 
 
 def reading_of(network: nn.Module, key: str = "", outputs: str = "") -> Reading:
-    """Return how a network's answers are read; it takes images of its own parameters' precision."""
-    floating = (p.dtype for p in network.parameters() if p.is_floating_point())
-    return Reading(key, outputs, next(floating, torch.float32))
+    """Return how a network's answers are read; it takes images of its first weight's precision.
+
+    A scale that stands before the first weight may have another.
+    """
+    floating = [p for p in network.parameters() if p.is_floating_point()]
+    first = next((p for p in floating if p.ndim > 1), next(iter(floating), None))
+    return Reading(key, outputs, torch.float32 if first is None else first.dtype)
 
 
 def key_of(output: object, images: int | None = None, classes: int | None = None) -> str:

@@ -135,6 +135,26 @@ def put_states(sources: Sequence[Source], states: Sequence[Any]) -> None:
         ) from error
 
 
+def numbers_of(network: nn.Module) -> Source:
+    """Return, as if it were a source, the numbers that a network's modules keep as attributes.
+
+    A forward pass may count in them how often it was called, or note that it has been. No seed
+    starts them.
+    """
+    modules = list(network.modules())
+
+    def put(found: Sequence[Mapping[str, Any]]) -> None:
+        for module, own in zip(modules, found, strict=True):
+            vars(module).update(own)
+
+    return Source(lambda: [_numbers(module) for module in modules], put, lambda _: None)
+
+
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    own = vars(module).items()
+    return {n: value for n, value in own if type(value) in (bool, int, float) and n != "training"}
+
+
 def _plain(state: Any) -> Any:
     """Return a state without tensors, arrays and tuples."""
     if isinstance(state, torch.Tensor | np.ndarray):

@@ -25,6 +25,7 @@ from rlskit.models.layout import layout_of, to_layout
 from rlskit.models.streams import (
     Source,
     kept,
+    numbers_of,
     put_states,
     sources_of,
     start_all,
@@ -183,7 +184,8 @@ class Run:
         model, options, epoch = self.model, self.options, tally.epoch
         plans = seeds.generator(options.seed, Purpose.TRAIN_PLANS, epoch)
         sources = sources_of(model)  # of dropout, drop path, the defense, and what else is drawn
-        streams = (*sources, torch_source(plans))
+        # A network may count its passes, and go by that.
+        streams = (*sources, torch_source(plans), numbers_of(model.banks[0]))
         if tally.step and self.unfinished.state is not None:
             put_states(streams, self.unfinished.state.streams)
         else:

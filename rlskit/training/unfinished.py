@@ -23,6 +23,7 @@ from rlskit.errors import RequestError
 from rlskit.evaluation.subject import library_versions
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
+from rlskit.models.trace import tensor_names
 from rlskit.runtime.together import ALONE, Ranks
 from rlskit.storage.sealed import read_sealed, write_sealed
 from rlskit.training.kept import EpochRecord, Files
@@ -267,8 +268,16 @@ def versions() -> dict[str, str]:
 
 
 def tensors_of(model: BankedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the tensors that a training moves: weights and buffers of all banks, and momenta."""
+    """Return the tensors that a training moves: weights and buffers of all banks, and momenta.
+
+    A network may also move buffers that no state dict has; all plans run on bank 0's.
+    """
     found = dict(checkpoint.stored_tensors(model))
+    first = model.banks[0]
+    unsaved = {name: one for name, one in first.named_buffers() if name not in tensor_names(first)}
+    for name, buffer in unsaved.items():
+        if buffer.is_contiguous() and not buffer.is_complex():  # what else there is, is a constant
+            found[f"unsaved.{name}"] = buffer
     for name, parameter in model.named_parameters():
         buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if buffer is not None:
