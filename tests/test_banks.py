@@ -308,6 +308,45 @@ def test_a_random_buffer_that_is_never_saved_is_refused() -> None:
         banked(Unsaved, SMALL)
 
 
+class Averaging(nn.Module):
+    """Keeps statistics as people write them: by assigning, to a buffer and to a parameter."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+        self.code = nn.Parameter(torch.ones(1))
+        self.body, self.head = nn.Linear(16, 16), nn.Linear(16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.body(images.flatten(1)) * self.code
+        if self.training:
+            self.seen = 0.5 * self.seen + features.mean()
+            self.code = nn.Parameter(self.code + 1)
+        logits: Tensor = self.head(features)
+        return logits
+
+
+@pytest.mark.parametrize("bank_only", [None, "head"])
+def test_what_a_pass_assigns_is_of_the_chosen_bank(bank_only: str | None) -> None:
+    model = banked(Averaging, SMALL, bank_only=bank_only).train()
+    banks = model.bank_tensors()
+    other, old = ({n: t.detach().clone() for n, t in bank.items()} for bank in banks)
+    images = images_for(model)[0]
+    inputs = model.normalize(images).flatten(1)
+    mean = float((inputs @ old["body.weight"].T + old["body.bias"]).mean())
+    for _ in range(2):
+        model(images, torch.ones(model.num_layers, dtype=torch.long))
+    first, second = model.bank_tensors()
+    once, twice = mean * float(old["code"]), mean * (float(old["code"]) + 1)
+    assert float(second["seen"]) == pytest.approx(0.25 * float(old["seen"]) + 0.5 * once + twice)
+    assert float(second["code"]) == pytest.approx(float(old["code"]) + 2)
+    shared = {name for name in first if first[name] is second[name]}
+    assert shared >= {"seen", "code"} if bank_only else not shared
+    assert all(torch.equal(first[name], other[name]) for name in first.keys() - shared)
+
+
 class Lists(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         return [images]

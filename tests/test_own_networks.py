@@ -142,6 +142,23 @@ class Squeezed(Net):
         return F.log_softmax(self.fc(h), dim=1)
 
 
+class Scaled(Net):
+    def prepare(self):
+        self.scale = nn.Parameter(torch.from_numpy(np.array(1.5)))
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+
+class Dividing(Net):
+    def prepare(self):
+        self.register_buffer("size", torch.ones(()))
+
+    def mix(self, h):
+        self.size.mul_(0.5).add_(h.detach().mean())
+        return h / self.size
+
+
 class Talkative(Net):
     def forward(self, x):
         print("forward")
@@ -293,7 +310,7 @@ def test_a_checkpoint_from_before_is_tried_by_building_twice() -> None:
         check_rebuilt(honest.card, honest.partition)
 
 
-@pytest.mark.parametrize("factory", ["weight_norm", "Net", "frozen"])
+@pytest.mark.parametrize("factory", ["weight_norm", "Scaled", "Net", "frozen"])
 def test_draws_are_the_banks_after_training_too(factory: str) -> None:
     model = converted(factory)
     if factory != "frozen":
@@ -314,6 +331,7 @@ def test_draws_are_the_banks_after_training_too(factory: str) -> None:
     [
         ("frozen", "nets.py:frozen freezes all its weights"),
         ("NoGrad", "logits do not depend differentiably on its weights.*no_grad"),
+        ("Dividing", r"changes in place what its gradient needs.*`group_size=1`"),
     ],
 )
 def test_what_cannot_be_trained_says_so(factory: str, reason: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import small_models
 from rlskit.attacks import ATTACKS, PreparedAttack, prepare
@@ -117,6 +118,12 @@ def test_gradients(answer: Callable[[Tensor], Tensor], message: str) -> None:
     checks.check_gradients(Answering(honest), images, labels, "ce")
     with pytest.raises(UntrustedError, match=f"gradients at the images are {message}"):
         checks.check_gradients(Answering(answer), images, labels, "ce")
+
+
+def test_gradients_that_cannot_be_computed() -> None:
+    again = Answering(lambda x: checkpoint(honest, x, use_reentrant=True))
+    with pytest.raises(UntrustedError, match=r"cannot be computed \(When use_reentrant=True, "):
+        checks.check_gradients(again, IMAGES, LABELS, "ce")
 
 
 @pytest.mark.parametrize("method", ["cw", "ead"])

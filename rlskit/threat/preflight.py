@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rlskit.attacks import ATTACKS, PreparedAttack
 from rlskit.attacks.guard import require_path
 from rlskit.attacks.losses import LOSSES, unfollowable
-from rlskit.errors import UntrustedError
+from rlskit.errors import UntrustedError, reason
 from rlskit.models.banks import BankedModel
 from rlskit.models.outputs import in_unit_range
 from rlskit.models.streams import varies
@@ -154,7 +154,15 @@ def _first_gradients(
     points = images.detach().clone().requires_grad_()
     logits = view(points)
     require_path(logits)
-    (gradient,) = torch.autograd.grad(LOSSES[loss](logits, labels).sum(), points)
+    try:
+        (gradient,) = torch.autograd.grad(LOSSES[loss](logits, labels).sum(), points)
+    except RuntimeError as error:
+        if "memory" in str(error):
+            raise
+        raise UntrustedError(
+            f"the gradients at the images cannot be computed ({reason(error)}), so gradient "
+            "attacks cannot work; change the network's code, or attack it by square"
+        ) from error
     return logits, gradient
 
 

@@ -393,11 +393,18 @@ def _backward(loss: Tensor) -> None:
     """Add the loss's gradient to the weights'.
 
     Raises:
-        RequestError: It holds a gradient already, and the network has no second derivative.
+        RequestError: It holds a gradient already, and the network has no second derivative; or the
+            network changes in place what the gradient needs.
     """
     try:
         loss.backward()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
+        if "inplace" in str(error):
+            raise RequestError(
+                f"the network changes in place what its gradient needs ({reason(error)}), maybe a "
+                "buffer, in the next of the passes that a step makes before its one gradient; "
+                "compute with a copy of it (`clone()`), or train with `group_size=1`"
+            ) from error
         if not re.search("derivative for|differentiate twice|[Dd]ouble backward", str(error)):
             raise
         raise RequestError(
