@@ -403,7 +403,7 @@ def _backward(loss: Tensor) -> None:
             raise RequestError(
                 f"the network changes in place what its gradient needs ({reason(error)}), maybe a "
                 "buffer, in the next of the passes that a step makes before its one gradient; "
-                "compute with a copy of it (`clone()`), or train with `group_size=1`"
+                "compute with a clone of it, or train with `group_size=1`"
             ) from error
         if not re.search("derivative for|differentiate twice|[Dd]ouble backward", str(error)):
             raise
