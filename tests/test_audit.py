@@ -29,7 +29,7 @@ from known_defenses import (
     undefended,
 )
 from rlskit.attacks import ATTACKS, prepare
-from rlskit.audit import CHECKS, AuditResult, audit_model
+from rlskit.audit import CHECKS, AuditResult, audit_model, binarization
 from rlskit.audit.advice import advice
 from rlskit.audit.auditing import METHODS
 from rlskit.audit.case import Case
@@ -719,3 +719,22 @@ def test_an_interrupted_audit_goes_on_at_its_check(
     assert "is damaged, or of another audit" in caplog.text
     with pytest.raises(RequestError, match="`keep` needs a model of rlskit"):
         audit(rlskit.draws(model, 1, seed=0, purpose="defender")[0], 30, keep=file)
+
+
+class HalfInside(nn.Module):
+    """Float32 without, bfloat16 within, as under an autocast of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10, dtype=torch.bfloat16)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(images.flatten(1).bfloat16()).float()
+        return logits
+
+
+def test_features_of_a_network_that_computes_in_another_precision_are_read_out() -> None:
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    features = binarization.Features(HalfInside(), images[:1])
+    score = binarization.Readout(features, torch.ones(64), torch.zeros(()))(images)[:, 1]
+    assert torch.allclose(2 * score, images.bfloat16().float().sum((1, 2, 3)))

@@ -67,7 +67,8 @@ class Features(nn.Module):
         finally:
             hook.remove()
         seen = torch.cat([seen.flatten(1) for seen in self._seen])  # a piece each
-        return seen[: len(images)]  # a lone last image may have been shown twice
+        # A lone last image may have been shown twice; some networks compute in other precisions.
+        return seen[: len(images)].float()
 
     def _note(self, module: nn.Module, inputs: tuple[Tensor]) -> None:  # noqa: ARG002
         self._seen.append(inputs[0])
@@ -146,7 +147,7 @@ def _solved(
     known = torch.cat([image, inner, corner]).clamp(0, 1)
     with torch.no_grad(), under_attack(features):
         seen = torch.cat([features(some) for some in torch.split(known, case.batch_size)]).double()
-    fitted = _fit(seen.cpu().numpy())
+    fitted = _fit(seen.detach().cpu().numpy())
     if fitted is None:
         return None
     weight, bias = (torch.as_tensor(part).to(image) for part in fitted)
