@@ -138,6 +138,17 @@ def test_integers_are_no_weights(tmp_path: Path, state: State) -> None:
         loaded(tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("kind", ["sparse", "on the meta device"])
+def test_tensors_without_all_their_values_are_no_weights(
+    tmp_path: Path, state: State, kind: str
+) -> None:
+    weight = state["0.weight"]
+    odd = weight.to_sparse() if kind == "sparse" else weight.to("meta")
+    torch.save({**state, "0.weight": odd}, tmp_path / "w.pth")
+    with pytest.raises(RequestError, match=rf"0\.weight of .*w\.pth is {kind}"):
+        loaded(tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("kind", ["zip", "legacy", "raw"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_malicious_pickle_is_refused_and_not_executed(

@@ -22,7 +22,7 @@ from typing import Any
 import typer
 
 from rlskit.cli.wording import worded
-from rlskit.errors import RequestError, RlskitError, RunError
+from rlskit.errors import RequestError, RlskitError, RunError, of_memory
 from rlskit.text import printable
 
 _LARGEST = 10**9  # of any count
@@ -177,10 +177,9 @@ def _unexpected(error: Exception, kept: str) -> tuple[str, int]:
     message = " ".join(str(error).split())
     if hasattr(error, "format_message"):  # Typer's own usage errors
         return error.format_message(), 2
-    memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in message
     if isinstance(error, RecursionError):
         return "a file, or the model, nests more deeply than can be followed", 3
-    if isinstance(error, MemoryError) or memory:
+    if of_memory(error):
         return "out of memory; a smaller --batch-size needs less", 3
     number = _number(error)
     if isinstance(error, OSError) or number in _OF_THE_MACHINE:

@@ -98,6 +98,7 @@ def _chosen(
     if not states:
         raise RequestError(f"{path} holds no state dict; save a network's state_dict() in it")
     found = [fit for state in states for fit in fits(state, wanted)]
+    _check_values(path, found)
     if key is None:
         whole = _distinct([fit for fit in found if fit.whole])
         if not whole:
@@ -116,6 +117,18 @@ def _chosen(
     left = [name for fit in chosen for name in fit.outside]
     said = [f"{path.name}: {listed(left)} are left out, as `weights_key` says."] if left else []
     return chosen, _notes(path, chosen) + said
+
+
+def _check_values(path: Path, found: list[Fit]) -> None:
+    """Require tensors that hold all their values.
+
+    Raises:
+        RequestError: One is sparse, or on the meta device.
+    """
+    for name, tensor in (item for fit in found for item in fit.tensors.items()):
+        if tensor.is_meta or tensor.layout != torch.strided:
+            kind = "on the meta device, without values" if tensor.is_meta else "sparse"
+            raise RequestError(f"{name} of {path} is {kind}; save it as an ordinary tensor")
 
 
 def _distinct(whole: list[Fit]) -> list[Fit]:
