@@ -119,6 +119,9 @@ def test_one_name_of_a_tied_pair_is_enough(tmp_path: Path) -> None:
     network = nn.Sequential(first, second)
     load_weights(network, find_weights(network, [tmp_path / "w.safetensors"]).members[0])
     assert torch.equal(second.weight, torch.eye(3))
+    save_file({"0.weight": torch.eye(3), "1.weight": torch.ones(3, 3)}, tmp_path / "w.safetensors")
+    with pytest.raises(RequestError, match=r"different values for 0\.weight and 1\.weight"):
+        find_weights(network, [tmp_path / "w.safetensors"])
 
 
 class Payload:

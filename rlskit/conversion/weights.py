@@ -110,6 +110,7 @@ def _chosen(
         ]
         if len(chosen) > 1 and banks not in (None, len(chosen)):
             raise RequestError(f"`weights_key` names {len(chosen)} parts for {_banks(banks)}")
+    _check_tied(path, chosen, wanted)
     if key is None:
         _check_outside(path, chosen, kind)
         used = {fit.key for fit in found if fit.whole}
@@ -217,6 +218,23 @@ def _misfit(path: Path, kind: str, fit: Fit, wanted: Wanted, advice: str) -> Req
     return RequestError(
         f"{where} does not fit {kind}: {'; '.join([*said, *filter(None, [advice])])}"
     )
+
+
+def _check_tied(path: Path, chosen: list[Fit], wanted: Wanted) -> None:
+    """Require one value for a tensor that the network holds under several names.
+
+    Raises:
+        RequestError: The file has two, as of a network that is not tied.
+    """
+    for fit in chosen:
+        first: dict[int, str] = {}
+        for name, tensor in fit.tensors.items():
+            other = first.setdefault(id(wanted.tensors[name]), name)
+            if other != name and not torch.equal(fit.tensors[other], tensor):
+                raise RequestError(
+                    f"{path} has different values for {other} and {name}, which are one tensor of "
+                    "the network; it is of a network that does not tie them"
+                )
 
 
 def _check_outside(path: Path, chosen: list[Fit], kind: str) -> None:
