@@ -214,6 +214,13 @@ def test_no_command_replaces_what_it_reads(
     assert Path("m").read_text() == "two hundred pages"
 
 
+def test_what_an_encoding_lacks_is_escaped() -> None:
+    narrow = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([COMMAND, "attacks"], env=narrow, capture_output=True)
+    assert done.returncode == 0
+    assert rb"\xe0" in done.stdout
+
+
 EVIL = "x\x1b[2J\x07\x9b1m\u202e\ud800y"
 
 
