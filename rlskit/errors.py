@@ -10,6 +10,9 @@ The message is one sentence that says what was wrong, where, and what to do abou
 line prints it on stderr and ends with the error's exit code.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RlskitError(Exception):
     """Base of every error that rlskit raises on purpose."""
@@ -45,3 +48,31 @@ def reason(error: Exception) -> str:
     """Return the first sentence of another library's error, to stand in brackets in ours."""
     sentence = str(error).strip().partition("\n")[0].partition(". ")[0]
     return sentence.rstrip(".:") or type(error).__name__
+
+
+def of_memory(error: BaseException) -> bool:
+    """Whether it says that memory is full."""
+    named = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    return named or isinstance(error, MemoryError)
+
+
+@contextmanager
+def own_code(doing: str) -> Iterator[None]:
+    """Make one sentence of what the code of a network raises; rlskit's own errors stay as they are.
+
+    Args:
+        doing: What it was asked for, as in "answering 128 images".
+
+    Raises:
+        RunError: It raised something else than that memory is full.
+    """
+    try:
+        yield
+    except RlskitError:
+        raise
+    except Exception as error:
+        if of_memory(error):
+            raise
+        raise RunError(
+            f"the model's own code failed {doing} ({type(error).__name__}: {reason(error)})"
+        ) from error

@@ -361,12 +361,33 @@ def test_a_choice_between_two_paths_is_seen_whatever_the_seed() -> None:
     assert all(is_random(random_networks.coin().eval(), images, seed) for seed in range(200))
 
 
+class Places(nn.Module):
+    """Two logits that lead by the image's brightness, up or down by the place in the batch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        lead = images.flatten(1).sum(1) * (-1.0) ** torch.arange(len(images))
+        return torch.stack([lead, -lead], 1)
+
+
 class Mean(nn.Module):
     """Two logits that lead by the image's contrast with all images of its batch."""
 
     def forward(self, images: Tensor) -> Tensor:
         lead = (images - images.mean(0)).flatten(1).sum(1)
         return torch.stack([lead, -lead], 1)
+
+
+class First(Mean):
+    """The same beside the first image of its batch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        lead = (images - images[:1].mean()).flatten(1).sum(1)
+        return torch.stack([lead, -lead], 1)
+
+
+@pytest.mark.parametrize("batch", [First(), Places()])
+def test_m11_sees_that_an_answer_depends_on_the_place_in_the_batch(batch: nn.Module) -> None:
+    assert CHECKS["M11"].measure(case(batch, [0.1, 0.2, 0.3, 0.6])).failed
 
 
 @pytest.mark.parametrize("count", [1, 4])

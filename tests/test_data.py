@@ -301,6 +301,7 @@ def test_npz_classes_are_those_of_both_splits_or_as_stated(tmp_path: Path) -> No
         ({"x_test": np.full((2, 5, 6), -0.1)}, r"must lie in \[0, 1\]"),
         ({"x_test": np.full((2, 5, 6), np.nan)}, "holds NaN or infinite pixels"),
         ({"x_test": np.full((2, 5, 6), np.inf)}, "holds NaN or infinite pixels"),
+        ({"x_test": noise(2, 0, 5)}, r"its shape \[2, 0, 5\] is none of them"),
         ({"x_test": noise(2, 5)}, r"its shape \[2, 5\] is none of them"),
         ({"x_test": noise(2, 5, 6, 4)}, r"its shape \[2, 5, 6, 4\] is none of them"),
         ({"x_test": noise(2, 3, 6, 3)}, "leaves open which axis holds the channels"),

@@ -185,6 +185,42 @@ def test_an_option_is_no_file(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["eval", "m", "--json", "m"],
+        ["attack", "m", "--per-image", "linked", "--data", "manifest:m"],
+        ["audit", "other", "--json", "./m", "--surrogate", "m"],
+        ["convert", "m:factory", "-o", "m"],
+        ["convert", "resnet18", "--weights", "other", "--weights", "m", "-o", "m"],
+        ["train", "other", "--data", "npz:m", "-o", "m"],
+        ["run", "m", "--json", "m"],
+        ["export", "m", "--bank", "0", "-o", "linked"],
+        ["eval", "other", "--json", "m", "--per-image", "linked"],
+    ],
+)
+def test_no_command_replaces_what_it_reads(
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m").write_text("two hundred pages")
+    Path("linked").symlink_to("m")
+    assert run([*command, "--force"]) == 2
+    said = capsys.readouterr().err
+    assert "would replace" in said or "both name m" in said
+    assert Path("m").read_text() == "two hundred pages"
+
+
+def test_what_an_encoding_lacks_is_escaped() -> None:
+    narrow = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([COMMAND, "attacks"], env=narrow, capture_output=True)
+    assert done.returncode == 0
+    assert rb"\xe0" in done.stdout
+
+
 EVIL = "x\x1b[2J\x07\x9b1m\u202e\ud800y"
 
 

@@ -16,7 +16,7 @@ import rlskit
 from rlskit.cli import run
 from rlskit.data import Data
 from rlskit.defenses import draws
-from rlskit.errors import RequestError, UntrustedError
+from rlskit.errors import RequestError, RunError, UntrustedError
 from rlskit.models.architecture import resolve
 from rlskit.models.building import build_on_meta, configure
 from rlskit.models.layout import layout_of
@@ -123,6 +123,24 @@ class Stale(Net):
 
     def features(self, x):  # without the module, and so without the hook that computes the weight
         return F.conv2d(x, self.conv.weight, stride=2)
+
+
+class Pairs(Net):
+    def mix(self, h):
+        if len(h) % 2:
+            raise KeyError("an odd batch")
+        return h
+
+
+class OneWay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h):
+        return h.sign()
+
+
+class Torn(Net):
+    def mix(self, h):
+        return OneWay.apply(h)
 
 
 class Locked(Net):
@@ -337,6 +355,18 @@ def test_draws_are_the_banks_after_training_too(factory: str) -> None:
 def test_what_cannot_be_trained_says_so(factory: str, reason: str) -> None:
     with pytest.raises(RequestError, match=reason):
         rlskit.train(converted(factory), data=digits(4, "train"), epochs=1)
+
+
+def test_what_ones_own_code_raises_is_one_sentence() -> None:
+    model = converted("Pairs", defense="none")
+    said = r"the model's own code failed answering 3 images \(KeyError: 'an odd batch'\)"
+    assert len(rlskit.evaluate(model, digits(4))) == 1
+    with pytest.raises(RunError, match=said):
+        rlskit.evaluate(model, digits(4), batch_size=3)
+    with pytest.raises(RunError, match=said):
+        rlskit.train(model, data=digits(6, "train"), epochs=1, batch_size=3)
+    with pytest.raises(RunError, match="gradient of the network's weights cannot be computed"):
+        rlskit.train(converted("Torn"), data=digits(4, "train"), epochs=1)
 
 
 def test_a_frozen_network_can_be_attacked() -> None:

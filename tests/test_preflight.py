@@ -26,6 +26,9 @@ DATA = small_models.digits(4)
 IMAGES, LABELS = DATA.images(range(4)), DATA.labels
 
 
+PLACES = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+
+
 class Answering(nn.Module):
     """A classifier of 10 classes that answers by a function."""
 
@@ -95,6 +98,9 @@ def test_broken_running_statistics_are_named() -> None:
         (lambda x: honest(x) + torch.randn(4, 10), "claims no randomness but answers"),
         (lambda x: honest(x) + next(RARELY), "claims no randomness but answers"),
         (lambda x: honest(x) + x.mean(), "differently among others than alone"),
+        # the first image is spared: statistics of it, and noise by the place in the batch
+        (lambda x: honest(x) + x[:1].mean(), "differently among others than alone"),
+        (lambda x: honest(x) + PLACES[: len(x)], "differently among others than alone"),
     ],
 )
 def test_answers(answer: Callable[[Tensor], Tensor], message: str) -> None:
@@ -126,12 +132,6 @@ def test_gradients(answer: Callable[[Tensor], Tensor], message: str) -> None:
         checks.check_gradients(Answering(answer), images, labels, "ce")
 
 
-def test_gradients_that_cannot_be_computed() -> None:
-    again = Answering(lambda x: checkpoint(honest, x, use_reentrant=True))
-    with pytest.raises(UntrustedError, match=r"cannot be computed \(When use_reentrant=True, "):
-        checks.check_gradients(again, IMAGES, LABELS, "ce")
-
-
 @pytest.mark.parametrize("method", ["cw", "ead"])
 def test_a_lead_that_no_logits_can_have(method: str) -> None:
     checks.check_confidence(prepare(method), Answering(honest), IMAGES)
@@ -139,6 +139,27 @@ def test_a_lead_that_no_logits_can_have(method: str) -> None:
     checks.check_confidence(prepare(method, kappa=0), tiny, IMAGES)
     with pytest.raises(UntrustedError, match=r"`kappa=0\.1`, and the logits .* give a smaller"):
         checks.check_confidence(prepare(method), tiny, IMAGES)
+
+
+class OneWay(torch.autograd.Function):
+    """A step whose author wrote no backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        return images.sign()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda x: honest(OneWay.apply(x)),  # type: ignore[no-untyped-call]
+        lambda x: honest(checkpoint(torch.sin, x, use_reentrant=True)),
+        lambda x: (y := honest(x).sigmoid()) * y.exp_(),
+    ],
+)
+def test_logits_without_a_gradient_to_compute(answer: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(UntrustedError, match="the gradient of the model's logits cannot be comp"):
+        checks.check_gradients(Answering(answer), IMAGES, LABELS, "ce")
 
 
 def test_logits_cut_off_from_the_images() -> None:

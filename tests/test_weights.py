@@ -119,6 +119,9 @@ def test_one_name_of_a_tied_pair_is_enough(tmp_path: Path) -> None:
     network = nn.Sequential(first, second)
     load_weights(network, find_weights(network, [tmp_path / "w.safetensors"]).members[0])
     assert torch.equal(second.weight, torch.eye(3))
+    save_file({"0.weight": torch.eye(3), "1.weight": torch.ones(3, 3)}, tmp_path / "w.safetensors")
+    with pytest.raises(RequestError, match=r"different values for 0\.weight and 1\.weight"):
+        find_weights(network, [tmp_path / "w.safetensors"])
 
 
 class Payload:
@@ -136,6 +139,17 @@ def test_integers_are_no_weights(tmp_path: Path, state: State) -> None:
     save_file({**state, "0.weight": quantized}, tmp_path / "w.safetensors")
     with pytest.raises(RequestError, match=r"is quantized, with integers in 0\.weight$"):
         loaded(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "on the meta device"])
+def test_tensors_without_all_their_values_are_no_weights(
+    tmp_path: Path, state: State, kind: str
+) -> None:
+    weight = state["0.weight"]
+    odd = weight.to_sparse() if kind == "sparse" else weight.to("meta")
+    torch.save({**state, "0.weight": odd}, tmp_path / "w.pth")
+    with pytest.raises(RequestError, match=rf"0\.weight of .*w\.pth is {kind}"):
+        loaded(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "raw"])

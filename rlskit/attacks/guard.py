@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlskit.errors import UntrustedError
+from rlskit.errors import RlskitError, UntrustedError, of_memory, reason
 
 
 @contextmanager
@@ -58,6 +58,26 @@ def under_attack(model: nn.Module) -> Iterator[None]:
             f"the model gave NaN or infinite {first} under attack, so its images count neither as "
             "fooled nor as robust; check its weights and the range of its outputs"
         )
+
+
+def slope_of(value: Tensor, images: Tensor) -> Tensor:
+    """Return the gradient of a sum over images.
+
+    Raises:
+        UntrustedError: The model's operations have none, or refuse to be asked for it.
+    """
+    try:
+        (slope,) = torch.autograd.grad(value, images)
+    except RlskitError:
+        raise
+    except RuntimeError as error:  # NotImplementedError is one
+        if of_memory(error):
+            raise
+        raise UntrustedError(
+            f"the gradient of the model's logits cannot be computed ({reason(error)}), so gradient "
+            "attacks cannot work; attack it by square, or by transfer from another model"
+        ) from error
+    return slope
 
 
 def _all_finite(numbers: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlskit.attacks.guard import slope_of
 from rlskit.errors import RequestError
 
 
@@ -137,8 +138,7 @@ def gradient(
     """
     x = x.detach().requires_grad_()
     value = objective([model(x) for _ in range(samples)], labels)
-    (slope,) = torch.autograd.grad(value.sum(), x)
-    return slope
+    return slope_of(value.sum(), x)
 
 
 def scaled(slope: Tensor) -> Tensor:

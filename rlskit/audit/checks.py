@@ -222,7 +222,8 @@ def randomness_seen(case: Case) -> Measurement:
     answering = variation(one, images, case.seed)
     under = variation(attacked(one), images, case.seed)
     detail = f"{answering:.2g} as it answers, {under:.2g} under attack"
-    mates = max(influence(network, images, case.seed) for network in (one, attacked(one)))
+    asked = ((one, answering), (attacked(one), under))
+    mates = max(influence(f, images, case.seed, random=v > VARIATION) for f, v in asked)
     if mates > VARIATION:
         return Measurement(
             mates, True, f"{detail}; {mates:.2g} with other batch-mates",

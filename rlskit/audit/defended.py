@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from rlskit import seeds
 from rlskit.defenses import defense_of, draws
 from rlskit.defenses.answers import mean_log_probabilities
-from rlskit.errors import RequestError, UntrustedError
+from rlskit.errors import RequestError, UntrustedError, own_code
 from rlskit.models.banks import BankedModel
 from rlskit.models.outputs import Reading, in_unit_range, kind_of, reading_of
 from rlskit.models.streams import OFTEN, kept, others_of, sources_of, start_all, states_of
 from rlskit.seeds import Purpose
+from rlskit.threat.preflight import rounding
 from rlskit.threat.view import DrawsView, attackers_view
 
 CALLS = 10
@@ -79,7 +80,8 @@ class Boundary(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `[B, C, H, W]` to float32 logits `[B, classes]`."""
-        return self.reading.logits(self.module, images.clone())
+        with own_code(f"answering {len(images)} images"):
+            return self.reading.logits(self.module, images.clone())
 
 
 def at_the_boundary(module: nn.Module, images: Tensor) -> Boundary:
@@ -92,7 +94,8 @@ def at_the_boundary(module: nn.Module, images: Tensor) -> Boundary:
     asked, reading = attacked(module), reading_of(module)
     with randomness(0, Purpose.BOUNDARY, images.device), torch.no_grad():
         kind = kind_of(asked, images.to(reading.dtype, copy=True))
-        answer = reading.logits(asked, images.clone())
+        with own_code(f"answering {len(images)} images"):
+            answer = reading.logits(asked, images.clone())
     if not kind and answer.ndim == 2 and in_unit_range(answer):
         raise UntrustedError(
             "every answer of the module lies in [0, 1], as a sigmoid's or a softmax's would, and "
@@ -209,20 +212,30 @@ def attacked(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def influence(module: nn.Module, images: Tensor, seed: int) -> float:
+def influence(module: nn.Module, images: Tensor, seed: int, *, random: bool = True) -> float:
     """Return by how much an image's logits, scaled as in `variation`, change with its batch-mates.
 
-    The mates are the other images, and then their negatives. 0 where the module is random in a way
-    that a seed does not repeat, which says nothing of mates.
+    The mates are the other images, then their negatives, and where the module is not random, whose
+    noise has a place in the batch, then itself. 0 where the module is random in a way that a seed
+    does not repeat, which says nothing of mates.
     """
-    kept = images[: (len(images) + 1) // 2]
-    batches = (torch.cat([kept, mates]) for mates in (kept, kept, 1 - kept))
-    found = []
-    for batch in batches:
+
+    def asked(batch: Tensor) -> Tensor:
         with randomness(seed, Purpose.INFLUENCE, images.device):
-            found.append(_scaled(module(batch)[: len(kept)]))
-    again, among_others = (float((one - found[0]).abs().max()) for one in found[1:])
-    return among_others if again <= VARIATION else 0.0
+            answer: Tensor = module(batch)
+            return answer
+
+    kept = images[: (len(images) + 1) // 2]
+    batches = [torch.cat([kept, mates]) for mates in (kept, kept, 1 - kept)]
+    first, again, *others = [_scaled(asked(batch)[: len(kept)]) for batch in batches]
+    if not random:
+        pairs = _scaled(
+            torch.cat([asked(one.repeat(2, 1, 1, 1))[:1] for one in torch.split(kept, 1)])
+        )
+        others += [pairs] if (pairs - first).abs().max() > rounding(module) else []
+    if (again - first).abs().max() > VARIATION:
+        return 0.0
+    return max(float((one - first).abs().max()) for one in others)
 
 
 def _scaled(logits: Tensor) -> Tensor:

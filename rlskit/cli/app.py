@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -120,6 +121,8 @@ def main() -> None:
     if os.environ.get(COMPLETE) or {*sys.argv[1:2]} & _OF_SHELLS:
         group()(prog_name="rlskit")  # which ends the process
     settle_threads()  # which must come before torch
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr's are, in any encoding
     sys.exit(flushed(run(sys.argv[1:], own_defaults=True)))
 
 

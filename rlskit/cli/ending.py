@@ -22,8 +22,12 @@ from typing import Any
 import typer
 
 from rlskit.cli.wording import worded
-from rlskit.errors import RequestError, RlskitError, RunError
+from rlskit.errors import RequestError, RlskitError, RunError, of_memory
 from rlskit.text import printable
+
+_WRITTEN = ("json_to", "per_image", "plot", "out")
+_READ = ("data", "weights", "model", "name", "classes")
+"""Options whose values are files to write, and texts that may name files to read."""
 
 _LARGEST = 10**9  # of any count
 
@@ -90,19 +94,50 @@ def check_values(given: Mapping[str, Any]) -> None:
     """Require of the values of a command's parameters what holds for those of every command.
 
     No file is called like an option: in `--json -q` its name was forgotten. No count is beyond a
-    thousand millions.
+    thousand millions. No file that is read is written, nor one file twice.
 
     Raises:
         RequestError: One is.
     """
+    _check_files(given)
     for name, value in given.items():
         text = str(value)
-        option = "--json" if name == "json_to" else "--" + name.replace("_", "-")
+        option = _option(name)
         file = isinstance(value, Path) or name == "json_to"
         if file and text.startswith("-") and text != "-":
             raise RequestError(f"{option} needs a file or folder before {text}; none is called so")
         if isinstance(value, int) and name != "seed" and abs(value) > _LARGEST:
             raise RequestError(f"{option} {text[:12]}... is beyond reason")
+
+
+def _check_files(given: Mapping[str, Any]) -> None:
+    """Require that what is written to a file is neither read nor written to by another option."""
+    written = {name: given[name] for name in _WRITTEN if given.get(name) not in (None, "-")}
+    for name, file in written.items():
+        for other, value in given.items():
+            if other == name or (name, other) == ("out", "checkpoint"):  # `train` does so in place
+                continue
+            if other in written and os.path.realpath(file) == os.path.realpath(value):
+                raise RequestError(f"{_option(name)} and {_option(other)} both name {file}")
+            read = isinstance(value, Path | list) or (other in _READ and value)
+            if read and Path(file).is_file() and os.path.realpath(file) in _files(value):
+                raise RequestError(
+                    f"{_option(name)} {file} would replace a file that this command reads; name "
+                    "another"
+                )
+
+
+def _files(value: Any) -> set[str]:
+    """Return the files that a value may name: `a`, `kind:a`, `a:factory` or `a,b`, or a list."""
+    if isinstance(value, list):
+        return {file for one in value for file in _files(one)}
+    text = str(value)
+    names = {text, text.partition(":")[2], text.rpartition(":")[0], *text.split(",")}
+    return {os.path.realpath(name) for name in names if name}
+
+
+def _option(name: str) -> str:
+    return "--json" if name == "json_to" else "--" + name.replace("_", "-")
 
 
 def ended(call: Callable[[], int | None], name: str, *, debug: bool) -> int:
@@ -177,10 +212,9 @@ def _unexpected(error: Exception, kept: str) -> tuple[str, int]:
     message = " ".join(str(error).split())
     if hasattr(error, "format_message"):  # Typer's own usage errors
         return error.format_message(), 2
-    memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in message
     if isinstance(error, RecursionError):
         return "a file, or the model, nests more deeply than can be followed", 3
-    if isinstance(error, MemoryError) or memory:
+    if of_memory(error):
         return "out of memory; a smaller --batch-size needs less", 3
     number = _number(error)
     if isinstance(error, OSError) or number in _OF_THE_MACHINE:

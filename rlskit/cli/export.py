@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,8 @@ def export(
 
     if (plan is None) == (bank is None):
         raise RequestError("say which sampled model: --plan 0,1,0,... or --bank 0")
+    if os.path.realpath(out) == os.path.realpath(checkpoint):
+        raise RequestError(f"--out {out} would replace the checkpoint; name another file")
     banked = rlskit.load(checkpoint, architecture=model)
     chosen = [bank] * banked.num_layers if bank is not None else _indices(plan or "")
     rlskit.export(banked, chosen, out, force=force)

@@ -98,6 +98,7 @@ def _chosen(
     if not states:
         raise RequestError(f"{path} holds no state dict; save a network's state_dict() in it")
     found = [fit for state in states for fit in fits(state, wanted)]
+    _check_values(path, found)
     if key is None:
         whole = _distinct([fit for fit in found if fit.whole])
         if not whole:
@@ -109,6 +110,7 @@ def _chosen(
         ]
         if len(chosen) > 1 and banks not in (None, len(chosen)):
             raise RequestError(f"`weights_key` names {len(chosen)} parts for {_banks(banks)}")
+    _check_tied(path, chosen, wanted)
     if key is None:
         _check_outside(path, chosen, kind)
         used = {fit.key for fit in found if fit.whole}
@@ -116,6 +118,18 @@ def _chosen(
     left = [name for fit in chosen for name in fit.outside]
     said = [f"{path.name}: {listed(left)} are left out, as `weights_key` says."] if left else []
     return chosen, _notes(path, chosen) + said
+
+
+def _check_values(path: Path, found: list[Fit]) -> None:
+    """Require tensors that hold all their values.
+
+    Raises:
+        RequestError: One is sparse, or on the meta device.
+    """
+    for name, tensor in (item for fit in found for item in fit.tensors.items()):
+        if tensor.is_meta or tensor.layout != torch.strided:
+            kind = "on the meta device, without values" if tensor.is_meta else "sparse"
+            raise RequestError(f"{name} of {path} is {kind}; save it as an ordinary tensor")
 
 
 def _distinct(whole: list[Fit]) -> list[Fit]:
@@ -204,6 +218,23 @@ def _misfit(path: Path, kind: str, fit: Fit, wanted: Wanted, advice: str) -> Req
     return RequestError(
         f"{where} does not fit {kind}: {'; '.join([*said, *filter(None, [advice])])}"
     )
+
+
+def _check_tied(path: Path, chosen: list[Fit], wanted: Wanted) -> None:
+    """Require one value for a tensor that the network holds under several names.
+
+    Raises:
+        RequestError: The file has two, as of a network that is not tied.
+    """
+    for fit in chosen:
+        first: dict[int, str] = {}
+        for name, tensor in fit.tensors.items():
+            other = first.setdefault(id(wanted.tensors[name]), name)
+            if other != name and not torch.equal(fit.tensors[other], tensor):
+                raise RequestError(
+                    f"{path} has different values for {other} and {name}, which are one tensor of "
+                    "the network; it is of a network that does not tie them"
+                )
 
 
 def _check_outside(path: Path, chosen: list[Fit], kind: str) -> None:

@@ -111,10 +111,10 @@ def as_pixels(images: Any, what: str) -> Tensor:
     array = np.asarray(images)
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise RequestError(f"{what} is {array.dtype}; it must be uint8, or float in [0, 1]")
-    if array.ndim == 3:
-        array = array[:, None]
-    elif _channels_last(array.shape, what):
+    if _channels_last(array.shape, what):
         array = array.transpose(0, 3, 1, 2)
+    elif array.ndim == 3:
+        array = array[:, None]
     if array.dtype == np.uint8:
         return _as_tensor(array)
     _check_unit_range(array, what)
@@ -127,9 +127,9 @@ def _as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 def _channels_last(shape: tuple[int, ...], what: str) -> bool:
-    """Say whether the 1 or 3 channels are the last of the four axes and not the second."""
+    """Say whether the 1 or 3 channels are the last of four axes and not the second, or left out."""
     first, last = ((shape[axis] in (1, 3)) if len(shape) == 4 else False for axis in (1, 3))
-    if first == last or 0 in shape[1:]:
+    if (first == last and len(shape) != 3) or 0 in shape[1:]:
         fault = "leaves open which axis holds the channels" if first else "is none of them"
         raise RequestError(
             f"{what} must be [N, C, H, W], [N, H, W, C] or [N, H, W] with 1 or 3 channels, and "

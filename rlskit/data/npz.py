@@ -122,6 +122,8 @@ def _check_sizes(archive: np.lib.npyio.NpzFile, keys: list[str], stored: int) ->
     for key in keys:
         with archive.zip.open(members[key]) as file:
             shape, dtype = _header(file)
+        if dtype.hasobject:
+            raise ValueError(f"{key} holds Python objects, not numbers")
         if math.prod(shape) * dtype.itemsize > members[key].file_size:
             raise ValueError(f"{key} claims the shape {list(shape)}, but is smaller")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rlskit.errors import RequestError
+from rlskit.errors import RequestError, own_code
 from rlskit.models.architecture import Architecture
 from rlskit.models.copying import duplicate
 from rlskit.models.listing import LIBRARIES
@@ -137,7 +137,8 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits, float32."""
-        return self.reading.logits(self.network, self.normalize(images))
+        with own_code(f"answering {len(images)} images"):
+            return self.reading.logits(self.network, self.normalize(images))
 
 
 class BankedModel(nn.Module):
@@ -234,7 +235,8 @@ class BankedModel(nn.Module):
         once = {name: chosen[name] for name in self._places}
         self._forget_derived()
         run = partial(functional_call, self.banks[0], once, tie_weights=False)
-        logits = self.reading.logits(run, self.normalize(images))
+        with own_code(f"answering {len(images)} images"):
+            logits = self.reading.logits(run, self.normalize(images))
         self._keep_replaced(chosen, once, self._checked(plan))
         self._forget_derived()
         return logits

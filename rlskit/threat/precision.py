@@ -16,7 +16,7 @@ from rlskit.attacks import ATTACKS
 from rlskit.attacks.losses import objective, trail
 from rlskit.defenses import defense_of
 from rlskit.defenses.answers import mean_log_probabilities
-from rlskit.errors import RequestError, RlskitError, UntrustedError, reason
+from rlskit.errors import RequestError, UntrustedError, reason
 from rlskit.models.banks import BankedModel
 from rlskit.models.gradient_precision import gains_by_bf16
 from rlskit.text import nearest
@@ -125,7 +125,7 @@ def settled(
     except Exception as error:  # whatever a network that sets its own types raises
         if precision == "auto":
             return threat
-        if isinstance(error, RlskitError):
+        if isinstance(error, RequestError | UntrustedError):
             raise
         raise RequestError(
             f"the model cannot compute in `precision='bf16'` ({reason(error)}); leave it out"

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.attacks import ATTACKS, PreparedAttack
-from rlskit.attacks.guard import require_path
+from rlskit.attacks.guard import require_path, slope_of
 from rlskit.attacks.losses import LOSSES, unfollowable
-from rlskit.errors import UntrustedError, reason
+from rlskit.errors import UntrustedError
 from rlskit.models.banks import BankedModel
 from rlskit.models.outputs import in_unit_range
 from rlskit.models.streams import varies
@@ -83,12 +83,13 @@ def check_answers(draw: nn.Module, images: Tensor, classes: int, outputs: str = 
             "the model claims no randomness but answers the same images differently each time; "
             "convert it with `defense='stochastic'`, or switch its noise off in eval mode"
         )
-    with torch.no_grad():
-        alone = draw(images[:1])
-    if (alone - first[:1]).abs().max() > _rounding(draw) * first.abs().max():
+    with torch.no_grad():  # each: what looks at the batch, or draws noise for it, may spare some
+        alone = torch.cat([draw(image) for image in torch.split(images, 1)])
+    if (alone - first).abs().max() > rounding(draw) * first.abs().max():
         raise UntrustedError(
             "the model answers an image differently among others than alone, so no number of it "
-            "is its own; does BatchNorm keep no running statistics?"
+            "is its own; does BatchNorm keep no running statistics, or is noise drawn by the place "
+            "in the batch?"
         )
 
 
@@ -101,7 +102,7 @@ def _wavers(draw: nn.Module, image: Tensor) -> bool:
     return any(not torch.equal(draw(image), first) for _ in range(_AGAIN))
 
 
-def _rounding(draw: nn.Module) -> float:
+def rounding(draw: nn.Module) -> float:
     """Return the change of a logit that is still rounding, as a share of the largest logit."""
     floating = (p.dtype for p in draw.parameters() if p.is_floating_point())
     return max(BATCH_MATES, 8 * torch.finfo(next(floating, torch.float32)).eps)
@@ -166,16 +167,7 @@ def _first_gradients(
     points = images.detach().clone().requires_grad_()
     logits = view(points)
     require_path(logits)
-    try:
-        (gradient,) = torch.autograd.grad(LOSSES[loss](logits, labels).sum(), points)
-    except RuntimeError as error:
-        if "memory" in str(error):
-            raise
-        raise UntrustedError(
-            f"the gradients at the images cannot be computed ({reason(error)}), so gradient "
-            "attacks cannot work; change the network's code, or attack it by square"
-        ) from error
-    return logits, gradient
+    return logits, slope_of(LOSSES[loss](logits, labels).sum(), points)
 
 
 def check_attack(attack: PreparedAttack, view: nn.Module, images: Tensor, labels: Tensor) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlskit.attacks.guard import require_path
+from rlskit.attacks.guard import require_path, slope_of
 from rlskit.attacks.losses import log_odds
 from rlskit.defenses import training_logits
 from rlskit.defenses.answers import mean_log_probabilities
@@ -56,7 +56,7 @@ def pgd_images(
             logits = torch.stack([training_logits(model, changed, plan) for plan in plans]).float()
             require_path(logits)
             loss = log_odds(mean_log_probabilities(logits), labels).sum()
-            (gradient,) = torch.autograd.grad(loss, changed)
+            gradient = slope_of(loss, changed)
         changed = changed.detach() + step_size * gradient.sign()
         changed = torch.clamp(changed, images - eps, images + eps).clamp(0, 1)
     return changed

@@ -19,7 +19,7 @@ from rlskit import seeds
 from rlskit.data import MEMORY, Data, batches, blocks, runs
 from rlskit.defenses import defense_of, draws, training_logits
 from rlskit.defenses.answers import mean_log_probabilities
-from rlskit.errors import RequestError, RunError, reason
+from rlskit.errors import RequestError, RlskitError, RunError, of_memory, reason
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import layout_of, to_layout
 from rlskit.models.streams import (
@@ -395,10 +395,15 @@ def _backward(loss: Tensor) -> None:
     Raises:
         RequestError: It holds a gradient already, and the network has no second derivative; or the
             network changes in place what the gradient needs.
+        RunError: The network has no first one.
     """
     try:
         loss.backward()  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
+    except RlskitError:
+        raise
+    except RuntimeError as error:  # NotImplementedError is one
+        if of_memory(error):
+            raise
         if "inplace" in str(error):
             raise RequestError(
                 f"the network changes in place what its gradient needs ({reason(error)}), maybe a "
@@ -406,7 +411,10 @@ def _backward(loss: Tensor) -> None:
                 "compute with a clone of it, or train with `group_size=1`"
             ) from error
         if not re.search("derivative for|differentiate twice|[Dd]ouble backward", str(error)):
-            raise
+            raise RunError(
+                f"the gradient of the network's weights cannot be computed ({reason(error)}), so "
+                "it cannot be trained"
+            ) from error
         raise RequestError(
             "the defense's loss holds gradients by the image, and the network cannot be "
             f"differentiated twice ({reason(error)})"
