@@ -37,10 +37,10 @@ def seen(model: BankedModel, images: Tensor, count: int = 200) -> list[Tensor]:
 
     def noted(_: object, args: tuple[Any, ...], kwargs: object) -> Tensor:
         found.extend(args[:2])
-        raise InterruptedError
+        raise KeyboardInterrupt
 
     for draw in draws(model, count, seed=0, purpose="attacker"):
-        with pytest.raises(InterruptedError), Intercept((F.conv2d,), noted):
+        with pytest.raises(KeyboardInterrupt), Intercept((F.conv2d,), noted):
             draw(images)
     return found
 
