@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -60,6 +61,10 @@ def test_the_eot_view_passes() -> None:
     run(model, prepare("pgd"), attackers_view(model, "eot", 2, seed=0, repeat=0))
 
 
+RARELY = itertools.cycle([0] * 7 + [1])
+"""A choice that no known generator makes, and that comes out the same often."""
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("bank", [0, 1])
 def test_broken_weights_are_named(value: float, bank: int) -> None:
@@ -87,6 +92,7 @@ def test_broken_running_statistics_are_named() -> None:
         (lambda x: honest(x).log(), "NaN or infinite logits"),
         (lambda x: honest(x) / 0, "NaN or infinite logits"),
         (lambda x: honest(x) + torch.randn(4, 10), "claims no randomness but answers"),
+        (lambda x: honest(x) + next(RARELY), "claims no randomness but answers"),
         (lambda x: honest(x) + x.mean(), "differently among others than alone"),
     ],
 )

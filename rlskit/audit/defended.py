@@ -25,8 +25,8 @@ from rlskit.models.streams import OFTEN, kept, others_of, sources_of, start_all,
 from rlskit.seeds import Purpose
 from rlskit.threat.view import DrawsView, attackers_view
 
-CALLS = 5
-"""How often a model answers the same images to show its randomness (AutoAttack, checks.py)."""
+CALLS = 10
+"""How often a model answers the same images to show its randomness; AutoAttack asks 5 times."""
 
 SHOWN = 8
 """Images that it is asked about."""
@@ -242,8 +242,8 @@ def variation(module: nn.Module, images: Tensor, seed: int) -> float:
 
     AutoAttack scales them so, too (`check_randomized` of
     https://github.com/fra31/auto-attack/blob/master/autoattack/checks.py). A module that answers
-    alike each time though it draws random numbers is asked `OFTEN`: a choice between two paths
-    comes out the same five times in one case of sixteen.
+    alike each time though it draws random numbers is asked `OFTEN` more: it may choose between
+    paths, and take one of them rarely.
     """
     sources = sources_of(module)
     with kept(sources), randomness(seed, Purpose.VARIATION, images.device):
