@@ -95,7 +95,8 @@ def test_only_passes_for_gradients_are_in_bf16() -> None:
         assert torch.equal(draw(x), linear(x))
 
 
-def test_every_decision_is_in_fp32(undefended: BankedModel) -> None:
+def spied() -> tuple[nn.Module, list[tuple[bool, bool]]]:
+    """A layer that notes of each pass whether it is for gradients, and whether it is in bf16."""
     passes = []
 
     class Spy(nn.Identity):
@@ -103,10 +104,26 @@ def test_every_decision_is_in_fp32(undefended: BankedModel) -> None:
             passes.append((images.requires_grad, torch.is_autocast_enabled("cpu")))
             return images
 
-    model = with_step(undefended, first=[Spy()])
+    return Spy(), passes
+
+
+def test_every_decision_is_in_fp32(undefended: BankedModel) -> None:
+    spy, passes = spied()
+    model = with_step(undefended, first=[spy])
     attack(model, FEW, **PGD, restarts=2, target="least-likely", precision="bf16")
     assert (True, True) in passes
     assert {bf16 for wanted, bf16 in passes if not wanted} == {False}
+
+
+@pytest.mark.parametrize(("steps", "rough"), [(1, 1), (2, 1), (10, 9), (12, 10), (40, 36)])
+def test_the_last_tenth_of_the_steps_is_in_fp32(steps: int, rough: int) -> None:
+    spy, passes = spied()
+    draw = GradientsInBf16(nn.Sequential(spy, nn.Flatten(), nn.Linear(4, 3)))
+    images, labels = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+    run = prepare("pgd", steps=steps, restarts=2, eot_samples=2)
+    run(draw, images, labels, generator=torch.Generator())
+    twice = [True] * (2 * rough) + [False] * (2 * (steps - rough))
+    assert [bf16 for wanted, bf16 in passes if wanted] == twice * 2
 
 
 def test_auto_takes_bf16_where_it_reaches_as_much(undefended: BankedModel, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from rlskit.attacks.ball import TINY, direction, inside, noise_inside
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import Objective, gradient, objective, scaled, trail
 from rlskit.attacks.passes import Passes, Setting
+from rlskit.models.gradient_precision import precise_at_last
 
 
 def pgd(
@@ -76,8 +77,9 @@ def pgd(
         if random_start and start is None:
             x = (x + noise_inside(images, norm, eps, generator, restart)).clamp(0, 1)
         velocity = torch.zeros_like(x)
-        for _ in range(steps):
-            slope = gradient(model, x, labels, ascended, eot_samples)
+        for step in range(steps):
+            with precise_at_last(step, steps):
+                slope = gradient(model, x, labels, ascended, eot_samples)
             if momentum:
                 slope = scaled(slope)
                 slope = slope / slope.abs().mean((1, 2, 3), keepdim=True).clamp_min(TINY)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor, nn
+
+_EXACT = ContextVar("exact", default=False)
+"""Whether what asks for gradients now is to have them in float32."""
 
 
 class GradientsInBf16(nn.Module):
     """A draw whose passes for gradients of its images are in bfloat16, and all others as they are.
+
+    So are those of an attack's last steps (`precise_at_last`).
 
     Convolutions and matrix products are, forward and backward (`torch.autocast`); what a network
     computes in between, as sums and softmax, keeps the precision that torch gives it there.
@@ -22,12 +32,29 @@ class GradientsInBf16(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits `[B, classes]` of images `[B, C, H, W]`, as float32."""
-        if not (torch.is_grad_enabled() and images.requires_grad):
+        if _EXACT.get() or not (torch.is_grad_enabled() and images.requires_grad):
             logits: Tensor = self.draw(images)
             return logits
         with torch.autocast(images.device.type, torch.bfloat16):
             logits = self.draw(images)
         return logits.float()
+
+
+@contextmanager
+def precise_at_last(step: int, steps: int) -> Iterator[None]:
+    """Let the last tenth of an attack's steps, at least one of several, have float32's gradients.
+
+    What is scored is where it ends, and a step ends more images than bfloat16 knows of.
+
+    Args:
+        step: Of the attack, from 0.
+        steps: How many it takes.
+    """
+    token = _EXACT.set(steps > 1 and step >= steps - math.ceil(steps / 10))
+    try:
+        yield
+    finally:
+        _EXACT.reset(token)
 
 
 def gains_by_bf16(device: torch.device) -> bool:
