@@ -78,6 +78,15 @@ def test_the_recipe_of_a_checkpoint_runs_as_it_is(
     assert Path("rlskit.toml").read_text() == before
 
 
+def test_a_checkpoint_of_a_folder_is_measured_on_the_data_that_is_named(here: Path) -> None:
+    model = rlskit.load("model.safetensors")
+    model.card.data = "folder:photos"
+    rlskit.save(model, "model.safetensors", force=True)
+    asked = ["init", "model.safetensors", "--eps", "0.5", "--limit", "4"]
+    assert command(asked) == 2
+    assert command([*asked, "--data", "digits"]) == 0
+
+
 def test_the_recipe_of_a_network_makes_the_model_that_was_looked_at(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -247,11 +247,18 @@ def test_an_ordinary_run_goes_on_where_shards_ended(rls: BankedModel, tmp_path: 
     assert written(tmp_path / "run") == written(tmp_path / "whole")
 
 
-def test_parts_of_two_runs_are_not_merged(rls: BankedModel, tmp_path: Path) -> None:
+def test_parts_of_two_runs_are_not_merged(
+    rls: BankedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     part("attack", rls, "0/2", tmp_path / "0")
     part("attack", rls, "1/2", tmp_path / "1", seed=1)
     with pytest.raises(RequestError, match="are not of one run: seed differ"):
         merge([tmp_path / "0", tmp_path / "1"], out=tmp_path / "out")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    part("attack", rls, "1/2", tmp_path / "threads")
+    monkeypatch.undo()
+    with pytest.raises(RequestError, match="are not of one run: threads differ"):
+        merge([tmp_path / "0", tmp_path / "threads"], out=tmp_path / "out")
     part("attack", rls, "1/2", tmp_path / "2", expect_clean=0.1)
     with pytest.raises(UntrustedError, match="notes another end of the run"):
         merge([tmp_path / "0", tmp_path / "2"], out=tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -21,7 +22,7 @@ from torch import nn
 import small_models
 from rlskit import seeds
 from rlskit.data import batches
-from rlskit.defenses import draws
+from rlskit.defenses import DEFENSES, draws
 from rlskit.errors import RequestError, RunError
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
@@ -273,6 +274,26 @@ def break_weights(model: BankedModel, at: str, step: int) -> Any:
                 next(model.banks[0].parameters()).fill_(math.nan)
 
     return progress
+
+
+@pytest.mark.parametrize(
+    ("defense", "adversarial"),
+    [*((name, "none") for name in DEFENSES), ("rls", "pgd"), ("ensemble", "pgd")],
+)
+def test_a_step_asks_an_accelerator_for_nothing(
+    defense: str, adversarial: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device, which has no numbers: whoever asks for one there waits on a GPU."""
+    banks = 2 if defense in ("rls", "ensemble", "adp", "gal", "crossmax") else 1
+    model = small_models.model(banks, defense, layers=2 if defense == "rls" else 1)
+    model.card.settings = dict(DEFENSES[defense].settings)
+    options = TrainOptions(group_size=2, adversarial=adversarial, adversarial_steps=2)
+    data = small_models.digits(20, "train")
+    run = Run(model, options, data, Files(None))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    run.trained[:] = run.optimizer.param_groups[0]["params"][:] = model.to("meta").parameters()
+    facts = run._step(data.images(range(20)).to("meta"), data.labels.to("meta"), torch.Generator())
+    assert facts.is_meta
 
 
 @pytest.mark.parametrize(

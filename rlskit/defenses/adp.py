@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rlskit.defenses.defense import Settings
@@ -55,10 +54,12 @@ def log_determinant(log_probabilities: Tensor, labels: Tensor) -> Tensor:
         labels: `[B]`; their classes are left out, the rest of each column has length 1.
     """
     members, images, classes = log_probabilities.shape
-    wrong = ~F.one_hot(labels, classes).bool().expand(members, -1, -1)
-    columns = log_probabilities[wrong].view(members, images, classes - 1).transpose(0, 1)
+    wrong = torch.arange(classes - 1, device=labels.device).expand(images, -1)
+    wrong = wrong + (wrong >= labels[:, None])  # not by a mask, for which an accelerator waits
+    columns = log_probabilities.gather(-1, wrong.expand(members, -1, -1)).transpose(0, 1)
     columns = _normalized(columns)
-    gram = columns @ columns.mT + _JITTER * torch.eye(members).to(columns)
+    gram = columns @ columns.mT
+    gram = gram + _JITTER * torch.eye(members, dtype=gram.dtype, device=gram.device)
     return torch.logdet(gram)
 
 

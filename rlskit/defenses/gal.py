@@ -48,10 +48,11 @@ def penalty(logits: Tensor, labels: Tensor, images: list[Tensor], settings: Sett
     Raises:
         RequestError: The logits do not depend on the images.
     """
-    true = F.one_hot(labels, logits.shape[-1]).bool()
+    own = labels[:, None]
     gradients = []
     for one, shown in zip(logits, images, strict=True):
-        odds = one.masked_fill(true, float("-inf")).logsumexp(-1) - one[true]
+        others = one.scatter(-1, own, float("-inf"))
+        odds = others.logsumexp(-1) - one.gather(-1, own)[:, 0]
         (slope,) = torch.autograd.grad(odds.sum(), shown, create_graph=True, allow_unused=True)
         if slope is None:
             raise RequestError(

@@ -33,10 +33,9 @@ def perturb(model: BankedModel) -> Perturb:
     least, most = (int(model.card.settings[name]) for name in ("least_bits", "most_bits"))
 
     @contextmanager
-    def rounding(network: nn.Module, variates: Variates) -> Iterator[None]:
-        like = next(network.parameters())
-        share = float(variates.uniform((1, 1), like))  # 1 in half precision, at times
-        bits = min(least + int(share * (most - least + 1)), most)
+    def rounding(network: nn.Module, variates: Variates) -> Iterator[None]:  # noqa: ARG001
+        (share,) = variates.choices(1)
+        bits = least + int(share * (most - least + 1))
 
         def rounded(
             function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]

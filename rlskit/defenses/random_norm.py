@@ -41,8 +41,8 @@ def perturb(model: BankedModel) -> Perturb:
             sizes = group_sizes(images, largest)
             if not sizes:
                 return batch
-            share = float(variates.uniform((1, 1), images))  # 1 in half precision, at times
-            if not (chosen := min(int(share * (1 + len(sizes))), len(sizes))):
+            (share,) = variates.choices(1)
+            if not (chosen := int(share * (1 + len(sizes)))):
                 return batch
             groups = images.shape[1] // sizes[chosen - 1]
             return F.group_norm(images, groups, given["weight"], given["bias"], given["eps"])

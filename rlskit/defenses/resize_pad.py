@@ -27,7 +27,7 @@ def perturb(model: BankedModel) -> Perturb:
 
     def moving(network: nn.Module, variates: Variates) -> AbstractContextManager[None]:
         def move(images: Tensor) -> Tensor:
-            size, right, down = variates.uniform((1, 3), images)[0].tolist()
+            size, right, down = variates.choices(3)
             height, width = (round(side * (1 - shrink * size)) for side in images.shape[2:])
             spare = [images.shape[2] - height, images.shape[3] - width]
             top, left = round(spare[0] * down), round(spare[1] * right)

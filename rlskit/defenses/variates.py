@@ -22,6 +22,9 @@ class Variates(Protocol):
     def uniform(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Return uniform numbers in [0, 1), likewise."""
 
+    def choices(self, count: int) -> list[float]:
+        """Return uniform numbers in [0, 1) to decide by: of the CPU, as none waits for a GPU's."""
+
 
 class Fresh:
     """Other numbers for every training step and every image, from torch's global generator.
@@ -45,6 +48,15 @@ class Fresh:
     def uniform(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Return `[B, ...]`."""
         return torch.rand(tuple(shape), device=like.device, dtype=like.dtype)
+
+    def choices(self, count: int) -> list[float]:
+        """Return as many numbers, the same for all images of a batch."""
+        return _listed(self, count)
+
+
+def _listed(variates: Variates, count: int) -> list[float]:
+    found: list[float] = variates.uniform((1, count), torch.empty(0))[0].tolist()
+    return found
 
 
 def _in_layout(numbers: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
@@ -86,6 +98,10 @@ class Fixed:
     def uniform(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Return `[1, ...]`."""
         return self._get(torch.rand, shape, like)
+
+    def choices(self, count: int) -> list[float]:
+        """Return as many numbers."""
+        return _listed(self, count)
 
     def _get(self, sample: Callable[..., Tensor], shape: Sequence[int], like: Tensor) -> Tensor:
         place, self._place = self._place, self._place + 1

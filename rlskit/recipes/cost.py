@@ -398,16 +398,13 @@ def _train_cost(stage: Stage, model: BankedModel, images: int) -> Cost:
 
 def _count(stage: Stage, split: str, model: BankedModel) -> int | None:
     """Return the number of images a stage reads; None where they are not there to be counted."""
-    own = model.card.default_data() if stage.checkpoint else "digits"
-    named = stage.options.get("data", stage.converted.options.get("data", own))
+    named = stage.options.get("data", stage.converted.options.get("data"))
     split = str(stage.options.get("split", split))
-    if named in SIZES:
-        count = SIZES[str(named)][split == "test"]
-    else:
-        try:
-            count = images_in(str(named), split)
-        except RlskitError:
-            return None
+    try:
+        named = str(named or (model.card.default_data() if stage.checkpoint else "digits"))
+        count = SIZES[named][split == "test"] if named in SIZES else images_in(named, split)
+    except RlskitError:
+        return None
     return min(count, int(stage.options.get("limit", count)))
 
 

@@ -44,6 +44,7 @@ from rlskit.errors import RlskitError
 from rlskit.models import checkpoint
 from rlskit.models.weightfile import read_content
 from rlskit.results import read_results
+from rlskit.results.journal import BLOCK
 from rlskit.storage.sealed import read_sealed, write_sealed
 from test_mutations import RECIPE
 
@@ -162,6 +163,10 @@ KINDS = {
     "checkpoint": Kind(a_checkpoint, checkpoint.load, forged_checkpoint),
     "adversarial": Kind(
         lambda folder: attacked(folder) / "adversarial.safetensors", read_adversarial, forged_sealed
+    ),
+    "block": Kind(
+        lambda folder: attacked(folder) / "blocks" / "0-0.safetensors",
+        lambda path: read_sealed(path, BLOCK),
     ),
     "results": Kind(lambda folder: attacked(folder) / "results.json", read_results, forged_json),
     "recipe": Kind(
