@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +16,7 @@ _EXACT = ContextVar("exact", default=False)
 class GradientsInBf16(nn.Module):
     """A draw whose passes for gradients of its images are in bfloat16, and all others as they are.
 
-    So are those of an attack's last steps (`precise_at_last`).
+    So are those of an attack's last step (`precise_at_last`).
 
     Convolutions and matrix products are, forward and backward (`torch.autocast`); what a network
     computes in between, as sums and softmax, keeps the precision that torch gives it there.
@@ -42,15 +41,15 @@ class GradientsInBf16(nn.Module):
 
 @contextmanager
 def precise_at_last(step: int, steps: int) -> Iterator[None]:
-    """Let the last tenth of an attack's steps, at least one of several, have float32's gradients.
+    """Let the last of an attack's several steps have float32's gradients.
 
-    What is scored is where it ends, and a step ends more images than bfloat16 knows of.
+    What is scored is where it ends: without it more images are left robust (docs/attacks.md).
 
     Args:
         step: Of the attack, from 0.
         steps: How many it takes.
     """
-    token = _EXACT.set(steps > 1 and step >= steps - math.ceil(steps / 10))
+    token = _EXACT.set(0 < step == steps - 1)
     try:
         yield
     finally:
