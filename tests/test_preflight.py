@@ -109,6 +109,17 @@ def test_answers(answer: Callable[[Tensor], Tensor], message: str) -> None:
         checks.check_answers(Answering(answer), IMAGES, 10)
 
 
+def test_a_single_image_may_cross_a_step_by_rounding() -> None:
+    """As in SAP, and in networks with binary activations."""
+
+    def stepping(x: Tensor) -> Tensor:
+        logits = honest(x)
+        logits[2:3] += float(len(x) > 1)
+        return logits
+
+    checks.check_answers(Answering(stepping), IMAGES, 10)
+
+
 @pytest.mark.parametrize("images", [IMAGES * 255, IMAGES - 0.1, IMAGES / 0])
 def test_images_out_of_range(images: Tensor) -> None:
     with pytest.raises(RequestError, match=r"must lie in|NaN or infinite pixels"):

@@ -232,7 +232,8 @@ def influence(module: nn.Module, images: Tensor, seed: int, *, random: bool = Tr
         pairs = _scaled(
             torch.cat([asked(one.repeat(2, 1, 1, 1))[:1] for one in torch.split(kept, 1)])
         )
-        others += [pairs] if (pairs - first).abs().max() > rounding(module) else []
+        moved = (pairs - first).abs().amax(1) > rounding(module)
+        others += [pairs] if 2 * moved.sum() >= len(kept) else []  # fewer cross a step by rounding
     if (again - first).abs().max() > VARIATION:
         return 0.0
     return max(float((one - first).abs().max()) for one in others)

@@ -85,7 +85,8 @@ def check_answers(draw: nn.Module, images: Tensor, classes: int, outputs: str = 
         )
     with torch.no_grad():  # each: what looks at the batch, or draws noise for it, may spare some
         alone = torch.cat([draw(image) for image in torch.split(images, 1)])
-    if (alone - first).abs().max() > rounding(draw) * first.abs().max():
+    changed = (alone - first).abs().amax(1) > rounding(draw) * first.abs().max()
+    if 2 * changed.sum() >= len(images):  # of a network with steps, rounding moves one now and then
         raise UntrustedError(
             "the model answers an image differently among others than alone, so no number of it "
             "is its own; does BatchNorm keep no running statistics, or is noise drawn by the place "
