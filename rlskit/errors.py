@@ -57,11 +57,11 @@ def of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def own_code(doing: str) -> Iterator[None]:
+def own_code(images: int) -> Iterator[None]:
     """Make one sentence of what the code of a network raises; rlskit's own errors stay as they are.
 
     Args:
-        doing: What it was asked for, as in "answering 128 images".
+        images: How many it is to answer.
 
     Raises:
         RunError: It raised something else than that memory is full.
@@ -74,5 +74,6 @@ def own_code(doing: str) -> Iterator[None]:
         if of_memory(error):
             raise
         raise RunError(
-            f"the model's own code failed {doing} ({type(error).__name__}: {reason(error)})"
+            f"the model's own code failed answering {images} images ({type(error).__name__}: "
+            f"{reason(error)})"
         ) from error

@@ -80,7 +80,7 @@ class Boundary(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `[B, C, H, W]` to float32 logits `[B, classes]`."""
-        with own_code(f"answering {len(images)} images"):
+        with own_code(len(images)):
             return self.reading.logits(self.module, images.clone())
 
 
@@ -94,7 +94,7 @@ def at_the_boundary(module: nn.Module, images: Tensor) -> Boundary:
     asked, reading = attacked(module), reading_of(module)
     with randomness(0, Purpose.BOUNDARY, images.device), torch.no_grad():
         kind = kind_of(asked, images.to(reading.dtype, copy=True))
-        with own_code(f"answering {len(images)} images"):
+        with own_code(len(images)):
             answer = reading.logits(asked, images.clone())
     if not kind and answer.ndim == 2 and in_unit_range(answer):
         raise UntrustedError(

@@ -137,7 +137,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits, float32."""
-        with own_code(f"answering {len(images)} images"):
+        with own_code(len(images)):
             return self.reading.logits(self.network, self.normalize(images))
 
 
@@ -235,7 +235,7 @@ class BankedModel(nn.Module):
         once = {name: chosen[name] for name in self._places}
         self._forget_derived()
         run = partial(functional_call, self.banks[0], once, tie_weights=False)
-        with own_code(f"answering {len(images)} images"):
+        with own_code(len(images)):
             logits = self.reading.logits(run, self.normalize(images))
         self._keep_replaced(chosen, once, self._checked(plan))
         self._forget_derived()

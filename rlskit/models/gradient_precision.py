@@ -16,10 +16,9 @@ _EXACT = ContextVar("exact", default=False)
 class GradientsInBf16(nn.Module):
     """A draw whose passes for gradients of its images are in bfloat16, and all others as they are.
 
-    So are those of an attack's last step (`precise_at_last`).
-
     Convolutions and matrix products are, forward and backward (`torch.autocast`); what a network
-    computes in between, as sums and softmax, keeps the precision that torch gives it there.
+    computes in between, as sums and softmax, keeps the precision that torch gives it there. The
+    last step of an attack is an exception, all in float32 (`precise_at_last`).
 
     Args:
         draw: Images to logits, in float32.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -49,13 +48,11 @@ def main() -> None:
     attack = prepare("pgd", eps=eps, steps=given.steps, step_size=eps / 4)
     judge, rough = views()
 
-    def blocks() -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(torch.split(images, BLOCK), torch.split(labels, BLOCK), strict=True)
-
     def robust(view: nn.Module, start: int) -> Tensor:
         """Which images withstand, as float32 sees it."""
         found = []
-        for some, own in blocks():
+        blocks = zip(torch.split(images, BLOCK), torch.split(labels, BLOCK), strict=True)
+        for some, own in blocks:
             noise = torch.Generator().manual_seed(start)
             changed = attack(view, some, own, generator=noise)
             with torch.no_grad():
