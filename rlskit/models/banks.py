@@ -237,7 +237,7 @@ class BankedModel(nn.Module):
         run = partial(functional_call, self.banks[0], once, tie_weights=False)
         with own_code(len(images)):
             logits = self.reading.logits(run, self.normalize(images))
-        self._keep_replaced(chosen, once, self._checked(plan))
+        self._keep_replaced(chosen, once, plan)
         self._forget_derived()
         return logits
 
@@ -303,7 +303,7 @@ class BankedModel(nn.Module):
             self.banks[0].eval()
 
     def _keep_replaced(
-        self, chosen: dict[str, Tensor], now: dict[str, Tensor], choice: Sequence[int]
+        self, chosen: dict[str, Tensor], now: dict[str, Tensor], plan: Tensor
     ) -> None:
         """Give the chosen banks what a pass put in the place of their tensors, as a network would.
 
@@ -312,7 +312,7 @@ class BankedModel(nn.Module):
         replaced = [name for name, tensor in now.items() if tensor is not chosen[name]]
         if not replaced:
             return
-        layers = zip(self.partition.layers, choice, strict=True)
+        layers = zip(self.partition.layers, self._checked(plan), strict=True)
         bank_of = {name: bank for layer, bank in layers for name in layer.tensors}
         for name in replaced:
             path, _, leaf = name.rpartition(".")
