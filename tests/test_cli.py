@@ -4,8 +4,11 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -518,6 +521,34 @@ def test_interruption_is_130_and_the_same_command_goes_on(
     again = json.loads(Path("run/results.json").read_text())
     assert again["accuracy"] == whole["accuracy"]
     assert again["perturbation"] == whole["perturbation"]
+
+
+@pytest.mark.parametrize(
+    ("signals", "patience", "kept"), [(1, 60.0, "3 finished blocks are"), (2, 60.0, "2 finished"),
+                                      (1, 0.05, "2 finished")],
+)  # fmt: skip
+def test_a_block_that_is_soon_done_is_kept(
+    signals: int, patience: float, kept: str, trained: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from rlskit.attacks import PreparedAttack
+    from rlskit.runtime import interruptions
+
+    monkeypatch.setattr(interruptions, "PATIENCE", patience)
+    original, calls, began = PreparedAttack.__call__, count(1), time.monotonic()
+
+    def terminated(*args: object, **kwargs: object) -> torch.Tensor:
+        if next(calls) == 5:  # in the third block: two are the preflight's
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGTERM)
+            while patience < 1 and time.monotonic() < began + 60:
+                time.sleep(0.01)
+        return original(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PreparedAttack, "__call__", terminated)
+    assert run(["attack", "-q", "--eps", "0.1", "--batch-size", "90", "-o", "run"]) == 143
+    assert f"terminated; {kept}" in capsys.readouterr().err
+    assert time.monotonic() < began + 50
 
 
 def test_a_busy_folder_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:

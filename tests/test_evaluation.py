@@ -966,7 +966,7 @@ def test_confidence_does_not_look_robust(method: str, eps: float) -> None:
         scaled = attack(confident(scale), DATA, method=method, eps=eps)
         assert not scaled.warnings
         assert scaled.accuracy["clean"] == plain["clean"]
-        assert abs(scaled.accuracy["robust"].mean - plain["robust"].mean) < 0.03
+        assert scaled.accuracy["robust"].mean < plain["robust"].mean + 0.05
 
 
 def test_a_targeted_attack_is_of_the_images_it_can_move(tmp_path: Path) -> None:

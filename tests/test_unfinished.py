@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -358,6 +359,24 @@ def test_interruptions_wait_for_the_save_and_act_once() -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, ignored)
+
+
+def test_interruptions_wait_as_long_as_they_have_patience() -> None:
+    acted: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: acted.append(number))
+    try:
+        with Interruptions(patience=0):
+            signal.raise_signal(signal.SIGTERM)
+            assert len(acted) == 1
+        with Interruptions(patience=0.05):
+            signal.raise_signal(signal.SIGTERM)
+            assert len(acted) == 1
+            started = time.monotonic()
+            while len(acted) == 1 and time.monotonic() - started < 10:
+                time.sleep(0.01)
+            assert len(acted) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 NET = """

@@ -27,6 +27,7 @@ from rlskit.evaluation.clean import check_knowledge, knowledge
 from rlskit.evaluation.eval_options import EvalOptions
 from rlskit.models.banks import BankedModel
 from rlskit.progress import Progress, no_progress
+from rlskit.runtime.interruptions import unbroken
 from rlskit.runtime.sharding import Shard
 from rlskit.seeds import Purpose
 from rlskit.stats import Accuracy, accuracy
@@ -125,7 +126,8 @@ def audit_model(
         progress("auditing", 0, len(mine))
         for done, (name, kind) in enumerate(mine, start=1):
             if (check := kept.get(name)) is None:
-                kept.put(check := _check(name, kind, case))
+                with unbroken(kept=file is not None):
+                    kept.put(check := _check(name, kind, case))
             checks.append(check)
             progress("auditing", done, len(mine))
     if part is not None:

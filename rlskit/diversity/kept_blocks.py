@@ -20,6 +20,7 @@ from rlskit.evaluation.run import beginning, require_whole, run_folder
 from rlskit.progress import Progress
 from rlskit.results import Journal, Result, dump, note_shard, summary
 from rlskit.results.result import AttackFacts
+from rlskit.runtime.interruptions import unbroken
 
 Work = Callable[[Tensor, Tensor], dict[str, Tensor]]
 """Images and labels of a block, on the model's device -> its columns and passes."""
@@ -132,13 +133,14 @@ def finished(
             work, done = begin(repeat), set(range(len(sizes))) - left
             stream = blocks(data, options.batch_size, options.num_workers, done=done)
             for indices, images, labels in stream:
-                start = perf_counter()
-                device = subject.model.device
-                block = work(images.to(device), labels.to(device))
-                block = {name: column.cpu() for name, column in block.items()}
-                block["index"] = torch.arange(indices.start, indices.stop)
-                block["seconds"] = torch.tensor([perf_counter() - start], dtype=torch.float64)
-                journal.put(repeat, indices.start, block)
+                with unbroken(kept=out is not None):
+                    start = perf_counter()
+                    device = subject.model.device
+                    block = work(images.to(device), labels.to(device))
+                    block = {name: column.cpu() for name, column in block.items()}
+                    block["index"] = torch.arange(indices.start, indices.stop)
+                    block["seconds"] = torch.tensor([perf_counter() - start], dtype=torch.float64)
+                    journal.put(repeat, indices.start, block)
                 progress(step, journal.rows, total)
         if options.part is not None:
             note_shard(journal, options.part, asked, basis)

@@ -30,6 +30,7 @@ from rlskit.pixels import perturbation_norms, round_to_8bit
 from rlskit.progress import Progress
 from rlskit.results import Journal, Result, note_shard, refuse_finished, summary
 from rlskit.runtime.allocator import return_memory
+from rlskit.runtime.interruptions import unbroken
 from rlskit.seeds import Purpose
 from rlskit.storage.locks import in_turn, only_writer
 from rlskit.threat.adaptive import Adaptive
@@ -217,8 +218,9 @@ class Run:
         done = set(range(len(sizes))) - left
         stream = blocks(data, options.batch_size, options.num_workers, done=done)
         for indices, images, labels in stream:
-            block = self._block(repeat, indices, images, labels, defenders, progress)
-            journal.put(repeat, indices.start, block)
+            with unbroken(kept=journal.folder is not None):
+                block = self._block(repeat, indices, images, labels, defenders, progress)
+                journal.put(repeat, indices.start, block)
             return_memory()
             self._tell(journal, progress)
 

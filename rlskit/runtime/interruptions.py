@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
+import math
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
+
+PATIENCE = 8.0
+"""Seconds that a block or a check has to end in: `docker stop` kills after 10."""
 
 
 class Interruptions:
@@ -14,16 +20,20 @@ class Interruptions:
     A second one acts at once. Signals that are ignored stay so; in other threads than the main one,
     which get none, nothing happens.
 
+    Args:
+        patience: After so many seconds one acts, whatever is under way; 0 holds none back.
+
     Attributes:
         came: The one that is held back, if any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = math.inf) -> None:
         self.came: int | None = None
+        self._patience = patience
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruptions:
-        if threading.current_thread() is threading.main_thread():
+        if self._patience and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 handler = signal.getsignal(number)
                 if handler not in (None, signal.SIG_IGN):
@@ -33,8 +43,9 @@ class Interruptions:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._put_back()
-        if kind is None and self.came is not None:
-            signal.raise_signal(self.came)
+        number, self.came = self.came, None
+        if kind is None and number is not None:
+            signal.raise_signal(number)
 
     def act(self) -> None:
         """Let the one that came do what it does; go on if that is nothing."""
@@ -52,3 +63,16 @@ class Interruptions:
         if self.came is not None:
             self.act()
         self.came = number
+        if math.isfinite(self._patience):
+            # No `threading.Timer`: this may have come while `threading` held its own lock.
+            _thread.start_new_thread(self._lose_patience, (number,))
+
+    def _lose_patience(self, number: int) -> None:
+        time.sleep(self._patience)
+        if self.came == number:
+            _thread.interrupt_main(number)  # as a second one
+
+
+def unbroken(*, kept: bool) -> Interruptions:
+    """Let work end that is kept then, if it soon does, before Ctrl-C or SIGTERM acts."""
+    return Interruptions(PATIENCE if kept else 0)
