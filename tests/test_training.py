@@ -129,6 +129,29 @@ def test_group_step_by_hand() -> None:
         torch.testing.assert_close(found, before - 0.5 * gradient, rtol=1e-5, atol=1e-6)
 
 
+class Looked(nn.Module):
+    """A linear layer whose columns are looked up."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.columns = nn.Embedding(64, 10, sparse=sparse)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = images.flatten(1) @ self.columns(torch.arange(64))
+        return logits
+
+
+def test_sparse_gradients_are_those_that_are_not() -> None:
+    def trained(sparse: bool) -> list[torch.Tensor]:
+        model = small_models.model(2, build=lambda _: Looked(sparse), layers=1)
+        train(model, small_models.digits(50, "train"), epochs=2, batch_size=20)
+        return small_models.weights(model)
+
+    assert all(map(torch.equal, trained(False), trained(True)))
+
+
 def test_idle_banks_are_moved_neither_by_momentum_nor_by_decay() -> None:
     model = small_models.model(2)
     options = TrainOptions(group_size=1, momentum=0.9, weight_decay=0.1)
@@ -398,6 +421,7 @@ def test_group_optimisation_learns_digits() -> None:
         ({"lr": math.nan}, "`lr` must be a positive"),
         ({"momentum": -0.1}, "`momentum`"),
         ({"momentum": math.nan}, "`momentum`"),
+        ({"momentum": 1.0}, r"`momentum` is a share in \[0, 1\), not 1.0"),
         ({"weight_decay": math.inf}, "`weight_decay`"),
         ({"individual": 1.5}, "`individual` is a weight in"),
         ({"individual": math.nan}, "`individual` is a weight in"),

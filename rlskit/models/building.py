@@ -225,7 +225,8 @@ def _plain(network: nn.Module, name: str) -> nn.Module:
     """
     scripted = any(isinstance(m, torch.jit.ScriptModule) for m in network.modules())
     if scripted or _is_exported(network):
-        kind = "TorchScript module" if scripted else "module of torch.export"
+        whole = "" if isinstance(network, torch.jit.ScriptModule) else "network with a "
+        kind = f"{whole}TorchScript module" if scripted else "module of torch.export"
         raise RequestError(
             f"{name} gives a {kind}, in which no weights can be exchanged and which cannot be "
             "trained; give its file itself to `rlskit.convert`, or the network's Python code"

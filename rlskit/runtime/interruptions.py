@@ -70,7 +70,7 @@ class Interruptions:
     def _lose_patience(self, number: int) -> None:
         time.sleep(self._patience)
         if self.came == number:
-            _thread.interrupt_main(number)  # as a second one
+            _thread.interrupt_main(signal.Signals(number))  # as a second one
 
 
 def unbroken(*, kept: bool) -> Interruptions:

@@ -278,6 +278,7 @@ class Run:
         right = mean_log_probabilities(logits.detach()).argmax(-1) == labels
         value = loss.detach().float() / (len(group) if defense.separate else 1)
         facts = [value, share.copy * right.sum(), torch.full_like(value, share.copy * len(labels))]
+        _make_dense(self.trained)
         found = add_gradients(self.ranks, self.trained, torch.stack(facts))
         self.optimizer.step()
         self.scheduler.step()
@@ -387,6 +388,13 @@ def _require_path(loss: Tensor) -> None:
             "the network's logits do not depend differentiably on its weights (its forward pass "
             "runs under torch.no_grad, or detaches them), so it cannot be trained"
         )
+
+
+def _make_dense(parameters: Sequence[Tensor]) -> None:
+    """Make dense what `nn.Embedding(sparse=True)` gives: no decay can be added to it."""
+    for one in parameters:
+        if one.grad is not None and one.grad.is_sparse:
+            one.grad = one.grad.to_dense()
 
 
 def _backward(loss: Tensor) -> None:

@@ -71,13 +71,15 @@ class TrainOptions:
         for name in ("epochs", "batch_size", "group_size", "step_epochs"):
             if getattr(self, name) < 1:
                 raise RequestError(f"`{name}` must be at least 1, not {getattr(self, name)}")
-        for name in ("momentum", "weight_decay", "bn_batches", "num_workers"):
+        for name in ("weight_decay", "bn_batches", "num_workers"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RequestError(
                     f"`{name}` must be a number of at least 0, not {getattr(self, name)}"
                 )
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise RequestError(f"`lr` must be a positive number, not {self.lr}")
+        if not 0 <= self.momentum < 1:
+            raise RequestError(f"`momentum` is a share in [0, 1), not {self.momentum}")
         if not 0 <= self.individual <= 1:
             raise RequestError(f"`individual` is a weight in [0, 1], not {self.individual}")
         if not 0 <= self.holdout < 1:
