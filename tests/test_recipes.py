@@ -809,6 +809,9 @@ def test_a_recipe_from_end_to_end(recipe: Path, capsys: pytest.CaptureFixture[st
     assert "61 images, 125 forward and 61 backward passes" in plan
     assert "to run: 11 of 11 stages" in plan
     assert not Path("out").exists()
+    nowhere = ["--trust", "-o", "out", "--set", "all.data=folder:nowhere"]
+    assert command(["run", str(recipe), "--dry-run", *nowhere]) == 0
+    assert "to run: 11 of 11 stages, cost unknown\n" in capsys.readouterr().out
 
     taught = ["--set", "train.epochs=8", "--set", "train.limit=1000", "--set", "train.lr=0.2"]
     taught += ["--set", "rows.none.train.lr=0.2"]  # one step leaves a network that only guesses

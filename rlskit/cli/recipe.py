@@ -198,7 +198,8 @@ def _print_plan(recipe: Recipe, only: str | None, out: Path | None, *, trust: bo
         say(f"  {said(estimate.costs[stage.name], hours)}")
     total, hours = estimate.total(to_run)
     unknown = [name for name in to_run if estimate.costs[name] is None]
-    say(f"to run: {len(to_run)} of {len(chosen)} stages, {said(total, hours)}")
+    known = None if unknown and unknown == to_run else total
+    say(f"to run: {len(to_run)} of {len(chosen)} stages, {said(known, hours)}")
     if unknown:
         say(f"not counted, because nothing tells their cost: {', '.join(unknown)}")
     say(f"times are on {estimate.device}, from one batch per row, measured now")
