@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 PIXEL_RANGES = {"0:1": 1.0, "-1:1": 2.0}
 """Name of a scale of pixel values -> its width."""
 
+_ROUNDING = 1e-3
+
 BUDGET_SLACK = 1e-6
 """Rounding that a perturbation may exceed its budget by, in [0, 1]."""
 
@@ -141,7 +143,21 @@ def check_images(images: Tensor, what: str = "images") -> None:
         raise RequestError(f"{what} hold NaN or infinite pixels")
     low, high = (images.min().item(), images.max().item()) if images.numel() else (0.0, 0.0)
     if low < 0 or high > 1:
-        raise RequestError(f"{what} must lie in [0, 1], but span [{low:.4g}, {high:.4g}]")
+        raise RequestError(
+            f"{what} must lie in [0, 1], but span [{low:.4g}, {high:.4g}]; "
+            f"{range_advice(low, high)}"
+        )
+
+
+def range_advice(low: float, high: float) -> str:
+    """Return what brings pixels of that range into [0, 1], as far as the range tells."""
+    if low >= -_ROUNDING and high <= 1 + _ROUNDING:
+        return "that is rounding: clip it"
+    if low < 0:
+        return "undo the normalisation; the checkpoint has mean and std of its own"
+    if 64 < high <= 255:
+        return "divide by 255, or store as uint8"
+    return "divide by the largest value that a pixel of its kind can have"
 
 
 _NORMS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -36,6 +36,7 @@ from rlskit.data import (
 from rlskit.data.arrays import ArrayImages, as_pixels
 from rlskit.data.decode import decode, header
 from rlskit.data.fit import fit
+from rlskit.data.in_memory import from_memory
 from rlskit.data.named import load_digits
 from rlskit.data.sources import measure
 from rlskit.errors import RequestError, RunError
@@ -297,7 +298,7 @@ def test_npz_classes_are_those_of_both_splits_or_as_stated(tmp_path: Path) -> No
         ({"y_test": [0, 1, 1]}, "2 images in x_test but 3 labels in y_test"),
         ({"classes": 0}, "entry classes of npz:.* must be one positive whole number"),
         ({"x_test": noise(2, 5, 6).astype(np.int64)}, "is int64; it must be uint8, or float"),
-        ({"x_test": noise(2, 5, 6).astype(float)}, "spans .* divide it by 255"),
+        ({"x_test": noise(2, 5, 6).astype(float)}, "spans .* divide by 255"),
         ({"x_test": np.full((2, 5, 6), -0.1)}, r"must lie in \[0, 1\]"),
         ({"x_test": np.full((2, 5, 6), np.nan)}, "holds NaN or infinite pixels"),
         ({"x_test": np.full((2, 5, 6), np.inf)}, "holds NaN or infinite pixels"),
@@ -315,6 +316,23 @@ def test_npz_arrays_of_another_kind_are_refused(
     with pytest.raises(RequestError, match=message) as error:
         load(save_npz(tmp_path, **{**good, **change}))
     refusal(error)
+
+
+@pytest.mark.parametrize(("kind", "full", "highest"), [(np.uint8, 1, 16), (np.float32, 255, 1)])
+def test_pixels_on_another_scale_are_not_read_as_black(
+    kind: Any, full: int, highest: int, tmp_path: Path
+) -> None:
+    """As of scikit-learn's digits, 0..16, or of what was divided by 255 twice."""
+    x, y = (noise(1500, 5, 6) % (highest + 1) / full).astype(kind), np.arange(1500) % 3
+    said = f"nearly black images: no pixel is above {highest / 255:.1%} of white; .*float32$"
+    with pytest.raises(RequestError, match=said):
+        load(save_npz(tmp_path, x_test=x, y_test=y))
+    with pytest.raises(RequestError, match=said):
+        from_memory(x[:, None], y, 3)
+    assert len(load(save_npz(tmp_path, x_test=0 * x, y_test=y))) == 1500
+    assert len(load(save_npz(tmp_path, x_test=x[:10], y_test=y[:10]))) == 10
+    x[-1, 0, 0] = 17 / full
+    assert len(load(save_npz(tmp_path, x_test=x, y_test=y))) == 1500
 
 
 def test_npz_without_the_split_says_what_it_holds(tmp_path: Path) -> None:

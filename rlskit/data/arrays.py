@@ -12,14 +12,20 @@ import torch
 
 from rlskit.data.fit import check_channels, fit
 from rlskit.errors import RequestError
+from rlskit.pixels import range_advice
 
 if TYPE_CHECKING:
     import hashlib
 
     from torch import Tensor
 
-_ROUNDING = 1e-3
 _AT_ONCE = 1024  # images that are copied or looked at, where one copy of all would be a second
+
+_DARK = 16
+"""Where no pixel is above this of 255, it is of another scale: scikit-learn's digits are 0..16."""
+
+_SOME = 10
+"""So few images may be dark by themselves."""
 
 SPLITS = ("train", "test")
 
@@ -115,10 +121,34 @@ def as_pixels(images: Any, what: str) -> Tensor:
         array = array.transpose(0, 3, 1, 2)
     elif array.ndim == 3:
         array = array[:, None]
-    if array.dtype == np.uint8:
-        return _as_tensor(array)
-    _check_unit_range(array, what)
-    return _as_tensor(array.astype(np.float32, copy=False))
+    if array.dtype != np.uint8:
+        _check_unit_range(array, what)
+        array = array.astype(np.float32, copy=False)
+    pixels = _as_tensor(array)
+    check_light(pixels, what)
+    return pixels
+
+
+def check_light(pixels: Tensor, what: str) -> None:
+    """Require a scale of 0 to 255, or of 0 to 1, that is used: else images are read as black ones.
+
+    Args:
+        pixels: `[N, C, H, W]`, uint8 or float32 in [0, 1].
+        what: Names them in messages.
+
+    Raises:
+        RequestError: All pixels of many images are next to black.
+    """
+    full = 255 if pixels.dtype == torch.uint8 else 1
+    dark = _DARK / 255 * full
+    if len(pixels) <= _SOME or any((some > dark).any() for some in torch.split(pixels, _AT_ONCE)):
+        return
+    if high := float(pixels.max()) / full:
+        raise RequestError(
+            f"{what} would be read as nearly black images: no pixel is above {high:.1%} of white; "
+            "if that is not so, divide them by the largest value that a pixel of its kind can "
+            "have, and give them as float32"
+        )
 
 
 def _as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
@@ -145,16 +175,6 @@ def _check_unit_range(array: np.ndarray[Any, Any], what: str) -> None:
     low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
     if low < 0 or high > 1:
         raise RequestError(
-            f"{what} must lie in [0, 1], but spans [{low:.8g}, {high:.8g}]; {_advice(low, high)}"
+            f"{what} must lie in [0, 1], but spans [{low:.8g}, {high:.8g}]; "
+            f"{range_advice(low, high)}"
         )
-
-
-def _advice(low: float, high: float) -> str:
-    """Return what brings pixels of that range into [0, 1], as far as the range tells."""
-    if low >= -_ROUNDING and high <= 1 + _ROUNDING:
-        return "that is rounding: clip it"
-    if low < 0:
-        return "undo its normalisation; the checkpoint has mean and std of its own"
-    if 64 < high <= 255:
-        return "divide it by 255 or store it as uint8"
-    return "divide it by the largest value that a pixel of its kind can have"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlskit.data.arrays import ArrayImages
+from rlskit.data.arrays import ArrayImages, check_light
 from rlskit.data.dataset import Data
 from rlskit.errors import RequestError, reason
 from rlskit.pixels import check_images
@@ -47,16 +47,10 @@ def memory_images(images: Any) -> Tensor:
         RequestError: They are something else.
     """
     given = _tensor(images, "images")
-    if given.ndim == 4 and given.dtype == torch.uint8:
-        return given
-    if given.is_floating_point():
-        given = given.float()
-        if given.numel() and 1 < given.max() <= 255:
-            raise RequestError(
-                f"images span [{given.min():.4g}, {given.max():.4g}], not [0, 1]; divide them by "
-                "255, or give them as uint8"
-            )
-    check_images(given)
+    if given.ndim != 4 or given.dtype != torch.uint8:
+        given = given.float() if given.is_floating_point() else given
+        check_images(given)
+    check_light(given, "images in memory")
     return given
 
 
