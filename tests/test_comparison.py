@@ -205,7 +205,7 @@ def test_the_scale_of_a_budget_does_not_matter(pair: tuple[Path, Path]) -> None:
 DIFFERENT = [
     ({"protocol": "eot"}, r"different protocols \(A: multi n=5; B: eot n=5\)"),
     ({"n_attacked": 3}, r"different protocols \(A: multi n=5; B: multi n=3\)"),
-    ({"per_example": True}, r"different protocols .* with draws per image"),
+    ({"per_example": True}, r"different protocols .*; B: multi n=5 per image\)"),
     ({"data": {"n": 8, "split": "test", "sha256": "z"}}, r"different images \(sha256: y in A"),
     ({"data": {"n": 8, "split": "train", "sha256": "y"}}, r"different images \(split: test in A"),
     ({"data": {"n": 9, "split": "test", "sha256": "y"}}, r"different images \(n: 8 in A, 9 in B"),
@@ -227,6 +227,16 @@ def test_what_cannot_be_compared_is_refused(
     edit(pair[1], **fields)
     with pytest.raises(RequestError, match=message):
         rlskit.compare(*pair)
+
+
+def test_the_adaptive_protocol_saw_as_many_draws_where_it_may_choose(
+    pair: tuple[Path, Path],
+) -> None:
+    ten, one = (edit(at, protocol="adaptive", n_attacked=n) for at, n in zip(pair, (10, 1)))
+    with pytest.raises(RequestError, match=r"\(A: adaptive n=10; B: adaptive n=1\)"):
+        rlskit.compare(ten, one)
+    edit(one, defense="none")  # of which there is one draw only
+    assert len(rlskit.compare(ten, one).pairs) == 1
 
 
 def test_known_beside_another_protocol_tells_what_is_hidden(

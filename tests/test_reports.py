@@ -240,6 +240,15 @@ def test_the_honest_number_is_the_lowest_and_says_what_flatters(folder: Path) ->
     assert "not measured: what is" in without_adaptive([weak])
 
 
+def test_saved_images_of_an_adaptive_attack_are_no_adaptive_number(tmp_path: Path) -> None:
+    own = result(4, 2, 4, protocol="adaptive")
+    made = replace(own, data=replace(own.data, adversarial_sha256="maybe of another model"))
+    row = {"name": "a", "label": "a", "cells": [cell("eval", made)]}
+    (found,) = honest_numbers(read_reported(write(tmp_path, recipe([row], []))).rows)
+    assert "adaptive n=5 on saved images)." in found.sentence
+    assert (found.by_protocol, without_adaptive([found])[:12]) == ({}, "The adaptive")
+
+
 def test_a_targeted_attack_gives_no_honest_number(tmp_path: Path) -> None:
     aimed = result(4, 2, 4)
     aimed = replace(aimed, accuracy={**aimed.accuracy, "target_reached": aimed.accuracy["robust"]})

@@ -443,6 +443,8 @@ def test_no_row_repeats_another_and_a_white_box_attack_is_called_one() -> None:
     other = same | {"clean_gibbs": UNSURE}  # which no undefended model has, so it is shown
     assert "clean, one draw" in text(accuracy_table([result(**undefended, accuracy=other)]))
     assert "white-box" not in text(accuracy_table([result(accuracy=same, attack=STATED)]))
+    made = replace(found[0], data=replace(found[0].data, adversarial_sha256="of another model"))
+    assert seen(made) == "transfer n=1 on saved images"
     for draws, n_attacked, said in (
         (3, 3, "white-box n=3"),
         (3, 2, "multi n=2"),

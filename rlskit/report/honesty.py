@@ -39,8 +39,12 @@ class Honest:
 
     @property
     def by_protocol(self) -> dict[str, Accuracy]:
-        """The lowest accuracy under each protocol."""
-        return {one.protocol: one.accuracy["robust"] for one in reversed(self.numbers)}
+        """The lowest accuracy under each protocol; saved images may be of another model's attack."""
+        return {
+            one.protocol: one.accuracy["robust"]
+            for one in reversed(self.numbers)
+            if not words.are_saved(one)
+        }
 
     @property
     def clean(self) -> Accuracy | None:

@@ -21,7 +21,7 @@ from rlskit.errors import RequestError
 from rlskit.results.comparison import KNOWN, Comparison, Difference, Fallen, Pair, hidden
 from rlskit.results.finished import Answers, Finished, read_answers, read_run
 from rlskit.results.result import AttackFacts, Result
-from rlskit.results.words import attack_label, protocol
+from rlskit.results.words import attack_label, draws_of, protocol
 from rlskit.seeds import Purpose
 from rlskit.stats import Accuracy, bootstrap_means, mcnemar, percentile_interval, sign_flip
 
@@ -183,10 +183,11 @@ def _check_same_question(a: Result, b: Result) -> None:
     """
     one_is_known = (a.protocol == KNOWN) != (b.protocol == KNOWN)
     same_model = a.checkpoint.sha256 == b.checkpoint.sha256 and a.per_example == b.per_example
-    if _protocol(a) != _protocol(b) and not (one_is_known and same_model):
+    views = _views(a, b)
+    if views[0] != views[1] and not (one_is_known and same_model):
         raise RequestError(
-            f"these were measured under different protocols (A: {_protocol(a)}; B: {_protocol(b)}) "
-            "and cannot be compared; run one of them again under the other's"
+            f"these were measured under different protocols (A: {views[0]}; B: {views[1]}) and "
+            "cannot be compared; run one of them again under the other's"
         )
     for name in ("split", "n", "sha256", "adversarial_sha256"):
         one, other = getattr(a.data, name), getattr(b.data, name)
@@ -197,13 +198,12 @@ def _check_same_question(a: Result, b: Result) -> None:
             )
 
 
-def _protocol(result: Result) -> str:
+def _views(a: Result, b: Result) -> list[str]:
     """Return what must not differ besides the images: the protocol, and how it was carried out."""
-    saved = " on saved images" if result.data.adversarial_sha256 else ""
-    draws = " with draws per image" if result.per_example else ""
-    # How many draws the adaptive protocol attacks is the defense's own.
-    name = result.protocol if result.protocol == "adaptive" else protocol(result)
-    return f"{name}{saved}{draws}"
+    both = [a, b]
+    # `adaptive` attacks all draws of a defense that has few, which is no choice of the user's
+    few = any(one.protocol == "adaptive" and draws_of(one) is not None for one in both)
+    return [protocol(replace(one, n_attacked=None) if few else one) for one in both]
 
 
 def _question(attack: AttackFacts | None) -> str:

@@ -21,10 +21,16 @@ def figures(accuracy: Accuracy) -> tuple[str, str, str]:
 def protocol(result: Result) -> str:
     """Return the protocol with the number of attacked draws, as it stands beside every number."""
     own = " per image" if result.per_example else ""
+    saved = " on saved images" if are_saved(result) else ""
     if result.n_attacked is None:
-        return result.protocol + own
+        return result.protocol + own + saved
     gibbs = " gibbs" if result.attack and result.attack.risk == "gibbs" else ""
-    return f"{result.protocol} n={result.n_attacked}{gibbs}{own}"
+    return f"{result.protocol} n={result.n_attacked}{gibbs}{own}{saved}"
+
+
+def are_saved(result: Result) -> bool:
+    """Whether the images were read from a file: what its attacker saw may be another model."""
+    return result.data.adversarial_sha256 is not None
 
 
 def draws_of(result: Result) -> int | None:
@@ -39,7 +45,8 @@ def draws_known(defense: str, model: ModelFacts) -> int | None:
 
 def seen(result: Result) -> str:
     """Return the protocol for people: `white-box` where the attacker saw every draw there is."""
-    return called(protocol(result), result.n_attacked, draws_of(result))
+    said = protocol(result)
+    return said if are_saved(result) else called(said, result.n_attacked, draws_of(result))
 
 
 def called(said: str, n_attacked: int | None, draws: int | None) -> str:
