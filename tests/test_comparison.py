@@ -232,7 +232,8 @@ def test_what_cannot_be_compared_is_refused(
 def test_the_adaptive_protocol_saw_as_many_draws_where_it_may_choose(
     pair: tuple[Path, Path],
 ) -> None:
-    ten, one = (edit(at, protocol="adaptive", n_attacked=n) for at, n in zip(pair, (10, 1)))
+    ten = edit(pair[0], protocol="adaptive", n_attacked=10)
+    one = edit(pair[1], protocol="adaptive", n_attacked=1)
     with pytest.raises(RequestError, match=r"\(A: adaptive n=10; B: adaptive n=1\)"):
         rlskit.compare(ten, one)
     edit(one, defense="none")  # of which there is one draw only

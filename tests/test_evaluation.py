@@ -835,7 +835,8 @@ def test_an_optimistic_protocol_is_called_that(rls: BankedModel, undefended: Ban
         assert warning.startswith(f"OPTIMISTIC: the attacker of this rls saw {count} of its draws")
         assert "`rlskit.attack_adaptively(model, eps=0.15" in warning
         assert ("pixel_range='-1:1')`" in warning) == ("pixel_range" in protocol)
-    (in_l2,) = attack(rls, data, method="pgd-l2", eps=0.5, steps=1, n_samples=2).warnings
+    short, in_l2 = attack(rls, data, method="pgd-l2", eps=0.5, steps=9, n_samples=2).warnings
+    assert short.startswith("SHORT WAY: 9 x 0.05 (`steps` and `step_size`) is less than the budget")
     assert "(model, eps=0.5, norm='l2')`" in in_l2
     *_, least = attack(rls, data, method="deepfool", steps=1, n_samples=2).warnings
     assert "(model, eps=EPS)`" in least

@@ -39,7 +39,7 @@ class Honest:
 
     @property
     def by_protocol(self) -> dict[str, Accuracy]:
-        """The lowest accuracy under each protocol; saved images may be of another model's attack."""
+        """The lowest accuracy under each protocol, but for images from a file: see `are_saved`."""
         return {
             one.protocol: one.accuracy["robust"]
             for one in reversed(self.numbers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,10 +155,27 @@ class Threat:
         return {"attack": attack, "protocol": self.protocol, "n_attacked": self.n_attacked}
 
     def warnings(self, model: BankedModel) -> tuple[str, ...]:
-        """Return a sentence where the attacker could see more than this view of the defense."""
+        """Return what must be known of the attack: that its way is short, that it sees little."""
+        return (*self._short_way(), *self._sees_little(model))
+
+    def _short_way(self) -> Iterator[str]:
+        """Yield a sentence where all steps together are shorter than the budget."""
+        stated = self.attack.stated
+        if "step_size" not in stated:
+            return
+        steps, stride, eps = (stated[name] for name in ("steps", "step_size", "eps"))
+        if steps * stride < eps * (1 - 1e-6):
+            yield (
+                f"SHORT WAY: {steps} x {stride:.3g} (`steps` and `step_size`) is less than the "
+                f"budget of {eps:.3g}, so images may count as robust that all of it would break; "
+                "give more of either."
+            )
+
+    def _sees_little(self, model: BankedModel) -> Iterator[str]:
+        """Yield a sentence where the attacker could see more than this view of the defense."""
         known = defense_of(model).distinct(model)
         if self.protocol in ("eot", "known") or (known is not None and self.n_attacked >= known):
-            return ()
+            return
         stated = self.attack.stated
         eps = f"{stated['eps']:.4g}" if "eps" in stated else "EPS"
         again = f"rlskit.load({str(model.path)!r})" if model.path else "model"
@@ -166,10 +184,10 @@ class Threat:
             again += f", norm={self.attack.norm!r}"
         if stated["pixel_range"] != "0:1":
             again += f", pixel_range={stated['pixel_range']!r}"
-        return (
+        yield (
             f"OPTIMISTIC: the attacker of this {model.card.defense} saw {self.n_attacked} of its "
             f"draws and could see more; `rlskit.attack_adaptively({again})` gives the honest "
-            "number.",
+            "number."
         )
 
     def preflight(
