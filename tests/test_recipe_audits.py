@@ -20,7 +20,7 @@ from rlskit.audit.audit_result import AuditedAttack
 from rlskit.cli.app import alone
 from rlskit.cli.recipe import check
 from rlskit.errors import RequestError
-from rlskit.recipes import running
+from rlskit.recipes import checking, running
 from rlskit.recipes.audited import OWN, TAKEN
 from rlskit.recipes.cost import cost
 from small_models import model as small_model
@@ -94,11 +94,20 @@ def test_the_audit_is_of_the_very_attack_on_the_images_that_it_takes(recipe: Pat
     recipes.check_stages(recipes.load(recipe), Path("out"), check)
     fewer = recipes.load(recipe, ["columns.linf.attack.limit=20"]).stages[1]
     assert fewer.options["limit"] == "20"
-    own = recipes.load(recipe, ["columns.linf.audit={ limit = 50, points = 7 }"]).stages[1]
-    assert (own.options["limit"], own.options["points"]) == ("50", "7")
+    told = recipes.load(recipe, ["columns.linf.audit={ limit = 50, points = 7, queries = 9 }"])
+    recipes.check_stages(told, Path("out"), check)
+    assert [told.stages[1].options[name] for name in OWN[:3]] == ["50", "7", "9"]
     assert [one.name for one in recipes.select(recipes.load(recipe), "release/linf")] == [
         attack.name, audited.name,
     ]  # fmt: skip
+
+
+def test_false_is_what_it_says_of_an_option_that_is_on_by_itself(recipe: Path) -> None:
+    sets = ["columns.linf.attack.random-start=false", "columns.linf.audit=false"]
+    (attack,) = recipes.load(recipe, sets).stages
+    assert "--no-random-start" in attack.arguments(Path("out"))
+    (prepared,) = checking.prepared(attack)  # what a baseline is held against
+    assert prepared.params["random_start"] is False
 
 
 def test_an_audit_has_a_cost_and_of_a_random_model_a_larger_one(recipe: Path) -> None:
@@ -198,6 +207,7 @@ def test_what_is_not_audited_yet_is_undecided_and_no_old_audit_stays(unreported:
         ("columns.linf.attack.protocol=adaptive", "the protocol adaptive is many"),
         ("columns.linf.attack.view=mean-logit", "an audit knows no view"),
         ("columns.linf.attack.random-start=true", "an audit knows no random-start"),
+        ("columns.linf.attack.random-start=false", "an audit knows no random-start"),
         ("columns.linf.audit=yes", "audit is true, or a table of limit, points"),
         ("columns.linf.audit={ steps = 3 }", "not steps: the attack is the column's"),
         ("columns.linf.attack.method=square", "steps along gradients"),

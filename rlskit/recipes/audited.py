@@ -15,7 +15,7 @@ from rlskit.audit import LIMIT, AuditResult
 from rlskit.audit.audit_result import SKIPPED
 from rlskit.documents import from_json
 from rlskit.errors import RequestError, reason
-from rlskit.recipes.stages import AUDIT, Stage, option_text
+from rlskit.recipes.stages import AUDIT, Stage, not_left_out, option_text
 from rlskit.results.reading import read_json
 from rlskit.threat.adaptive import PROTOCOL as ADAPTIVE
 
@@ -56,9 +56,9 @@ def audit_of(cell: Stage, asked: Any, where: str) -> Stage:
         raise RequestError(
             f"{where}: audit takes {', '.join(OWN)}, not {unknown[0]}: the attack is the column's"
         )
-    given = {name: value for name, value in cell.options.items() if value is not False}
-    _check_auditable(cell, given, where)
-    options = {name: value for name, value in given.items() if name in TAKEN}
+    stated = not_left_out(cell.options)
+    _check_auditable(cell, stated, where)
+    options = {name: value for name, value in stated.items() if name in TAKEN}
     if not str(options.get("limit", "")).isdecimal() or int(options["limit"]) > LIMIT:
         options["limit"] = str(LIMIT)
     options |= {name: option_text(AUDIT, name, value) for name, value in more.items()}
@@ -102,7 +102,7 @@ def audit_sentence(found: AuditResult) -> str:
     return f"audit passed: {len(found.checks) - skipped} checks hold, {skipped} skipped"
 
 
-def _check_auditable(cell: Stage, given: Mapping[str, Any], where: str) -> None:
+def _check_auditable(cell: Stage, stated: Mapping[str, Any], where: str) -> None:
     """Require an attack that is all told by what `rlskit audit` takes.
 
     Raises:
@@ -110,12 +110,12 @@ def _check_auditable(cell: Stage, given: Mapping[str, Any], where: str) -> None:
     """
     if cell.command != "attack":
         raise RequestError(f"{where}: an audit is of an attack, and this column is {cell.command}")
-    if given.get("protocol") == ADAPTIVE:
+    if stated.get("protocol") == ADAPTIVE:
         raise RequestError(
             f"{where}: an audit is of one attack, and the protocol {ADAPTIVE} is many; audit a "
             "column of its own, as of pgd"
         )
-    for name, value in given.items():
+    for name, value in stated.items():
         if name not in (*TAKEN, *_ASIDE) and _ALIKE.get(name) != value:
             raise RequestError(
                 f"{where}: an audit knows no {name}, so it would be of another attack; leave "

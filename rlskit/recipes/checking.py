@@ -17,7 +17,8 @@ from rlskit.audit import audited_attack
 from rlskit.errors import RequestError
 from rlskit.evaluation import EvalOptions, counts_of
 from rlskit.models.banks import BankedModel
-from rlskit.recipes.stages import AUDIT, Stage
+from rlskit.recipes.audited import OWN
+from rlskit.recipes.stages import AUDIT, Stage, not_left_out
 from rlskit.threat.adaptive import PROTOCOL as ADAPTIVE
 from rlskit.threat.adaptive import Adaptive, adaptive_options, prepare_adaptive
 from rlskit.threat.precision import check_known
@@ -88,8 +89,9 @@ def audited(stage: Stage) -> PreparedAttack:
     Raises:
         RequestError: It cannot be audited, or there are several.
     """
-    given = _given(stage)
-    several = len(prepared(stage))
+    attack = {name: value for name, value in stage.options.items() if name not in OWN}
+    stage = dataclasses.replace(stage, options=attack)
+    given, several = _given(stage), len(prepared(stage))
     if several != 1:
         raise RequestError(f"an audit is of one attack, and this column has {several}")
     scale = str(given.get("pixel_range", "0:1"))
@@ -157,5 +159,5 @@ def samples_of(stage: Stage) -> tuple[int, ...] | None:
 
 def _given(stage: Stage) -> dict[str, Any]:
     """Return the options that are not left out, under the names of their parameters."""
-    options = stage.options.items()
-    return {name.replace("-", "_"): value for name, value in options if value is not False}
+    options = not_left_out(stage.options).items()
+    return {name.replace("-", "_"): value for name, value in options}

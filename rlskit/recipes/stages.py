@@ -112,11 +112,7 @@ class Stage:
         That is the command, its options, the files and folders that they name, rlskit's version,
         and the fingerprint of the stage before; of data sets known by name, the name alone.
         """
-        options = {
-            name: value
-            for name, value in self.options.items()
-            if value is not False or name in _SWITCHES
-        }
+        options = not_left_out(self.options)
         about: dict[str, Any] = {
             "command": self.command,
             "options": options,
@@ -137,6 +133,13 @@ def typed(arguments: Sequence[str]) -> str:
 
 _SWITCHES = ("random-start",)
 """Options that are on unless told otherwise, so that false has a flag of its own."""
+
+
+def not_left_out(options: Mapping[str, str | bool]) -> dict[str, str | bool]:
+    """Return the options but for those that false leaves out."""
+    return {
+        name: value for name, value in options.items() if value is not False or name in _SWITCHES
+    }
 
 
 def option_words(name: str, value: str | bool) -> list[str]:
