@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import made_results
 import small_models
 from rlskit import recipes
 from rlskit.cli import run as command
+from rlskit.cli.show import gated
 from rlskit.documents import to_json
-from rlskit.errors import RequestError
+from rlskit.errors import RequestError, UntrustedError
 from rlskit.recipes.checking import prepared
 from rlskit.results import compare, comparing, dump, read_results
 from rlskit.results.result import AttackFacts, CheckpointFacts, Measure
-from rlskit.results.verdict import drops, judged
+from rlskit.results.verdict import drops, judged, undecidable
 from rlskit.stats import accuracy
 from small_recipes import written
 from test_comparison import edit, write
@@ -284,6 +286,41 @@ def test_a_number_that_its_table_does_not_confirm_is_untrusted(recipe: Path) -> 
         assert "per_image.csv" in again.verdicts[0].sentence
         file.write_text(kept)
     assert recipes.run(recipe, execute=lambda _: pytest.fail("up to date")).code == 1
+
+
+def test_a_number_that_no_table_has_is_untrusted_where_its_file_was_changed(recipe: Path) -> None:
+    sets = ["columns.linf.show=attack_success"]
+    done = go(recipe, [1] * 100, 0, *sets)
+    assert done.code == 1  # nothing was turned
+    edit(done.folder / "release/linf", accuracy={"attack_success": to_json(accuracy([0.9], 100))})
+    again = recipes.run(recipe, execute=lambda _: pytest.fail("up to date"), sets=sets)
+    assert (again.code, again.verdicts[0].verdict) == (4, "untrusted")
+    assert "results.json was changed since it was written" in again.verdicts[0].sentence
+
+
+@pytest.mark.parametrize(
+    "warning",
+    ["NO BETTER THAN GUESSING: so.", "TOO FEW IMAGES: so.", "CLEAN ACCURACY UNKNOWN: so.",
+     "FAILED SEARCHES: so."],
+)  # fmt: skip
+def test_what_may_mean_nothing_decides_no_gate(recipe: Path, warning: str) -> None:
+    def execute(arguments: list[str]) -> int:
+        place = Path(arguments[arguments.index("--out") + 1])
+        write(place, [[1] * 4], warnings=(warning,), defense="none")
+        return 0
+
+    done = recipes.run(recipe, execute=execute)
+    assert (done.code, done.verdicts[0].verdict) == (4, "untrusted")
+    assert done.verdicts[0].reason == warning
+
+
+def test_what_failed_is_told_from_what_one_of_several_draws_errs_on(tmp_path: Path) -> None:
+    failed = made_results.result(warnings=("FAILED SEARCHES: 9 of 10.",), defense="none")
+    with pytest.raises(UntrustedError, match=r"FAILED SEARCHES: 9 of 10\. No gate can decide"):
+        gated([failed], 0.4, tmp_path)  # `--fail-under`
+    assert undecidable(replace(failed, defense="rls")) == ""
+    both = replace(made_results.PGD, method="worst-case", params={"of": (made_results.PGD,) * 2})
+    assert undecidable(replace(failed, attack=both)) == ""
 
 
 @pytest.mark.parametrize(

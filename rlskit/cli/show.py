@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlskit.cli.wording import worded
-from rlskit.errors import RequestError, RlskitError
+from rlskit.errors import RequestError, RlskitError, UntrustedError
 from rlskit.text import lines
 
 if TYPE_CHECKING:
@@ -228,11 +228,18 @@ def check_gate(fail_under: float | None) -> None:
 
 
 def gated(results: Sequence[Result], fail_under: float | None, folder: Path) -> list[Result]:
-    """Return the results with the gate's verdicts, which the run's `results.json` gets, too."""
+    """Return the results with the gate's verdicts, which the run's `results.json` gets, too.
+
+    Raises:
+        UntrustedError: A warning says that they tell nothing.
+    """
     from rlskit import results as finished
+    from rlskit.results.verdict import undecidable
 
     if fail_under is None:
         return list(results)
+    if warning := undecidable(results[-1]):
+        raise UntrustedError(f"{warning} No gate can decide on that")
     found = [finished.gated(result, fail_under) for result in results]
     finished.write_results(folder, finished.dump(found))
     return found

@@ -130,9 +130,11 @@ def check_knowledge(
             f"{100 * expected:g} % of `expect_clean`; {_ADVICE}"
         )
     strict = options.gated or expected is not None
-    if found.above_guessing or not (trained or strict):
+    if found.above_guessing:
         return ()
     guess = f"guessing gets {100 * found.guessing:.1f} %"
+    if not (trained or strict):
+        return (f"NO BETTER THAN GUESSING: right on {counted} ({guess}).",) if final else ()
     if found.at_guessing:
         raise UntrustedError(
             f"the model is right on {counted}, which guessing could be, too ({guess}), so an "

@@ -15,6 +15,7 @@ from rlskit.audit import LIMIT, AuditResult
 from rlskit.audit.audit_result import SKIPPED
 from rlskit.documents import from_json
 from rlskit.errors import RequestError, reason
+from rlskit.recipes.noted import is_as_written
 from rlskit.recipes.stages import AUDIT, Stage, not_left_out, option_text
 from rlskit.results.reading import read_json
 from rlskit.threat.adaptive import PROTOCOL as ADAPTIVE
@@ -69,9 +70,11 @@ def read_audit(stage: Stage, folder: Path) -> AuditResult:
     """Return what a finished audit found.
 
     Raises:
-        RequestError: Its file is not there, or damaged.
+        RequestError: Its file is not there, damaged, or not as the audit wrote it.
     """
     file = folder / stage.output
+    if not is_as_written(stage, folder):
+        raise RequestError(f"{file} was changed since the audit wrote it; remove it")
     try:
         return from_json(read_json(file), AuditResult)
     except ValueError as error:

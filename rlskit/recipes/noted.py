@@ -43,6 +43,11 @@ def is_finished(stage: Stage, folder: Path) -> bool:
     return {name: state.get(name) for name in mark} == mark
 
 
+def is_as_written(stage: Stage, folder: Path) -> bool:
+    """Whether a finished stage's output is what its command wrote; older notes do not tell."""
+    return state_of(stage, folder).get("wrote") in (None, sha256(folder / stage.output))
+
+
 def state_of(stage: Stage, folder: Path) -> dict[str, Any]:
     """Return what is noted of a stage; nothing where it never began, or the note is damaged."""
     try:

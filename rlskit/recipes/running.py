@@ -31,7 +31,7 @@ from rlskit.recipes.cells import Cell, cells, grid, to_json
 from rlskit.recipes.checking import check_options
 from rlskit.recipes.judging import NOT_AUDITED, NOT_MEASURED, verdicts
 from rlskit.recipes.looks import OVER
-from rlskit.recipes.noted import StageError, is_finished, state_of, unmade
+from rlskit.recipes.noted import StageError, is_as_written, is_finished, state_of, unmade
 from rlskit.recipes.part_of_run import Part
 from rlskit.recipes.recipe import Recipe, Takes, load
 from rlskit.recipes.stages import AUDIT, Stage, typed
@@ -39,7 +39,7 @@ from rlskit.recipes.staging import Execute, run_stage, tidy
 from rlskit.recipes.trust import require_trust
 from rlskit.report import REPORTS, Origin, markdown_grid, read_reported, write_reports
 from rlskit.results import NOT_MET, RESULTS, gate_sentence, read_results, unconfirmed
-from rlskit.results.verdict import PASS, UNTRUSTED, Verdict
+from rlskit.results.verdict import PASS, UNTRUSTED, Verdict, undecidable
 from rlskit.runtime.sharding import Shard
 from rlskit.storage.files import parse_json, write_text
 from rlskit.storage.locks import in_turn, only_writer
@@ -299,13 +299,16 @@ def _outcome(
 
 
 def _unconfirmed(recipe: Recipe, folder: Path, lines: Sequence[Sequence[Cell]]) -> dict[str, str]:
-    """Return why numbers that a gate looks at are not what was measured: `ROW/COLUMN` -> it."""
-    found = {
-        cell.name: unconfirmed(cell.result, folder / cell.name)
-        for cell in (cell for line in lines for cell in line)
-        if cell.result is not None
-        and any(gate.is_about(cell.row.name, cell.column.name) for gate in recipe.gates)
-    }
+    """Return why numbers that a gate looks at tell nothing: `ROW/COLUMN` -> it."""
+    found = {}
+    for cell in (cell for line in lines for cell in line):
+        stage = recipe.cell(cell.row.name, cell.column.name)
+        if stage is None or cell.result is None or not recipe.gated(stage):
+            continue
+        why = unconfirmed(cell.result, folder / cell.name) or undecidable(cell.result)
+        if not is_as_written(stage, folder):
+            why = why or f"{folder / stage.output} was changed since it was written; remove it"
+        found[cell.name] = why
     return {name: why for name, why in found.items() if why}
 
 

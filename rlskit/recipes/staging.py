@@ -28,7 +28,7 @@ from rlskit.recipes.noted import (
     state_file,
     state_of,
 )
-from rlskit.recipes.stages import AUDIT, Stage
+from rlskit.recipes.stages import AUDIT, Stage, sha256
 from rlskit.results import clear
 from rlskit.training import unfinished_of
 
@@ -130,7 +130,8 @@ def _make(
     if mark_of(stage, folder)["input"] != mark["input"]:
         what = "measured a model that has changed meanwhile"
         raise failure(stage, folder, what, RunError.exit_code)
-    note_stage(stage, new, **{**mark, **noted}, finished=True, code=code, seconds=seconds)
+    done = {"finished": True, "code": code, "seconds": seconds, "wrote": sha256(output)}
+    note_stage(stage, new, **{**mark, **noted, **done})
 
 
 def _is_trained(stage: Stage, new: Path) -> bool:

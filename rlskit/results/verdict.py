@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rlskit.documents import Count, Number, Whole
 from rlskit.errors import RequestError
 from rlskit.results.comparison import Comparison, Difference, Pair
-from rlskit.results.result import Measure
-from rlskit.results.words import attack_label
+from rlskit.results.result import Measure, Result
+from rlskit.results.words import attack_label, draws_of
 from rlskit.stats import Accuracy
 
 PASS, FAIL, UNDECIDED, UNTRUSTED = "pass", "fail", "undecided", "untrusted"
@@ -22,6 +22,22 @@ SIGNED = ("kappa", "q_statistic")
 
 BOUND, POINT = "bound", "point"
 """What decides: the one-sided 95 % bound, or the value as it was measured."""
+
+
+_GUESSED = ("NO BETTER THAN GUESSING:", "TOO FEW IMAGES:", "CLEAN ACCURACY UNKNOWN:")
+_FAILED = "FAILED SEARCHES:"
+"""How warnings begin of what no gate may decide on."""
+
+
+def undecidable(result: Result) -> str:
+    """Return the warning that forbids a gate to decide on a result; empty where there is none.
+
+    An attack on one draw of several gives back what that draw errs on: no search failed then. And
+    where another attack is beside it, the worst case of both stands.
+    """
+    alone = draws_of(result) == 1 and not (result.attack and result.attack.of)
+    named = (*_GUESSED, _FAILED) if alone else _GUESSED
+    return next((warning for warning in result.warnings if warning.startswith(named)), "")
 
 
 @dataclass(frozen=True, kw_only=True)
