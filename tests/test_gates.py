@@ -22,6 +22,7 @@ from rlskit.recipes.checking import prepared
 from rlskit.results import compare, comparing, dump, read_results
 from rlskit.results.result import AttackFacts, CheckpointFacts, Measure
 from rlskit.results.verdict import drops, judged, undecidable
+from rlskit.results.words import percents
 from rlskit.stats import accuracy
 from small_recipes import written
 from test_comparison import edit, write
@@ -50,6 +51,14 @@ def test_the_bound_decides_and_says_how_many_images_more() -> None:
     assert asked(0.43, 1000, at_most=0.46).verdict == "pass"
     assert asked(0.43, 1000, at_most=0.40).verdict == "fail"
     assert asked(0.43, 1000, at_most=0.45).verdict == "undecided"
+
+
+def test_no_number_is_rounded_to_what_was_asked_or_to_all() -> None:
+    said = asked(0.99997, 100_000, at_least=0.9999).sentence
+    assert "is 99.997 % (with 95 % confidence at least 99.992 %), asked at least 99.990 %" in said
+    said = asked(0.45, 1000, at_least=0.424).sentence  # the bound is 0.42376
+    assert "at least 42.38 %), asked at least 42.40 %, 1,000 images: undecided" in said
+    assert percents(0.1 + 0.2, 0.3, 1.0) == ["30.0", "30.0", "100.0"]
 
 
 def test_a_value_at_the_threshold_is_never_decided_by_more_images() -> None:

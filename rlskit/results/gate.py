@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rlskit.results.result import Gate, Result
-from rlskit.results.words import attack_label, seen
+from rlskit.results.words import attack_label, percents, seen
 
 MET, NOT_MET = "met", "not met"
 
@@ -25,11 +25,10 @@ def gated(result: Result, threshold: float) -> Result:
 def gate_sentence(result: Result) -> str:
     """Return what a gate found, for people."""
     assert result.gate is not None
-    bound, threshold = 100 * result.gate.bound, 100 * result.gate.threshold
-    digits = 1 if f"{bound:.1f}" != f"{threshold:.1f}" or bound == threshold else 6
+    bound, threshold = percents(result.gate.bound, result.gate.threshold)
     what = attack_label(result) if result.attack else result.command
     said = "under" if result.gate.verdict == NOT_MET else "not under"
     return (
         f"gate {result.gate.verdict}: {what} ({seen(result)}) accuracy is at least "
-        f"{bound:.{digits}f} % with 95 % confidence, {said} {threshold:.{digits}f} %"
+        f"{bound} % with 95 % confidence, {said} {threshold} %"
     )

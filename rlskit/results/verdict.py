@@ -9,7 +9,7 @@ from rlskit.documents import Count, Number, Whole
 from rlskit.errors import RequestError
 from rlskit.results.comparison import Comparison, Difference, Pair
 from rlskit.results.result import Measure, Result
-from rlskit.results.words import attack_label, draws_of
+from rlskit.results.words import attack_label, draws_of, percents
 from rlskit.stats import Accuracy
 
 PASS, FAIL, UNDECIDED, UNTRUSTED = "pass", "fail", "undecided", "untrusted"
@@ -86,29 +86,34 @@ class Verdict:
     def sentence(self) -> str:
         """One line for people: what was measured and asked, on how many images, the verdict."""
         if self.measured is None or self.images is None:
-            return f"{self.name} {self._said(self.threshold)}: {self.verdict}: {self.reason}"
-        bound = ""
-        if self.by == BOUND and self.bounds is not None:
-            low, high = self.bounds
-            upper = self.asked == "at-most"
-            bound = f" (with 95 % confidence at {'most' if upper else 'least'} "
-            bound += f"{self._said(high if upper else low)})"
-        what = "changed by" if self.asked == "max-drop" else "is"
-        asked = f"asked {self.asked.replace('-', ' ')} {self._said(self.threshold)}"
+            (threshold,) = self._said(self.threshold)
+            return f"{self.name} {threshold}: {self.verdict}: {self.reason}"
+        upper, drop = self.asked == "at-most", self.asked == "max-drop"
+        told = self.by == BOUND and self.bounds is not None
+        decides = self.bounds[upper] if told and self.bounds else self.measured
+        least = -self.threshold if drop else self.threshold
+        measured, said, threshold = self._said(self.measured, decides, least)
+        bound = f" (with 95 % confidence at {'most' if upper else 'least'} {said})" if told else ""
+        what = "changed by" if drop else "is"
+        asked = (
+            f"asked {self.asked.replace('-', ' ')} {threshold.lstrip('-') if drop else threshold}"
+        )
         more = ""
         if self.verdict == UNDECIDED:
             count = "more" if self.more_images is None else f"about {self.more_images:,} more"
             more = f" ({self.reason})" if self.reason else ""
             more += f", it takes {count} images to tell"
         return (
-            f"{self.row}/{self.column}: {self.show} {what} {self._said(self.measured)}{bound}, "
+            f"{self.row}/{self.column}: {self.show} {what} {measured}{bound}, "
             f"{asked}, {self.images:,} images: {self.verdict}{more}"
         )
 
-    def _said(self, value: float) -> str:
+    def _said(self, *values: float) -> list[str]:
         if self.show in SIGNED:
-            return f"{value:.3f}"
-        return f"{100 * value:.1f} {'points' if self.asked == 'max-drop' else '%'}"
+            return [f"{value:.3f}" for value in values]
+        return [
+            f"{one} {'points' if self.asked == 'max-drop' else '%'}" for one in percents(*values)
+        ]
 
 
 def judged(

@@ -65,6 +65,16 @@ def called(said: str, n_attacked: int | None, draws: int | None) -> str:
     return " ".join(["white-box", *rest])
 
 
+def percents(*shares: float) -> list[str]:
+    """Return shares in percent, with as many digits as tell them apart, and from 0 and 100 %."""
+    wanted = len({round(share, 8) for share in (*shares, 0.0, 1.0)})
+    for digits in range(1, 7):
+        said = [f"{100 * share:.{digits}f}" for share in (*shares, 0.0, 1.0)]
+        if len(set(said)) >= wanted:
+            break
+    return said[:-2]
+
+
 def number(value: float | None) -> str:
     """Return three decimals, or a dash for what is undefined."""
     return "–" if value is None else f"{value:.3f}"
