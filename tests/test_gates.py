@@ -105,6 +105,16 @@ def test_the_paired_gate_sees_what_two_intervals_do_not(tmp_path: Path) -> None:
     assert drops(found, 0.05)[1].verdict == "pass"
 
 
+def test_no_fallen_image_in_a_hundred_bears_out_three_points_and_no_less(tmp_path: Path) -> None:
+    """Of 100 images none falls with a chance of 8 % where 2.5 % of all do: too often for 95 %."""
+    two_releases(tmp_path, lost=0, won=0, n=100)
+    found = compare(tmp_path / "before", tmp_path / "after")
+    (low, high) = found.pairs[0].differences["robust"].bounds
+    assert (low, high) == pytest.approx((0.05**0.01 - 1, 1 - 0.05**0.01))
+    assert [one.verdict for one in drops(found, 0.025)] == ["undecided"] * 2
+    assert [one.verdict for one in drops(found, 0.03)] == ["pass"] * 2
+
+
 def test_no_change_passes_nineteen_times_in_twenty_and_three_points_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

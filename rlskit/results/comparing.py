@@ -23,7 +23,14 @@ from rlskit.results.finished import Answers, Finished, read_answers, read_run
 from rlskit.results.result import AttackFacts, Result
 from rlskit.results.words import attack_label, draws_of, protocol
 from rlskit.seeds import Purpose
-from rlskit.stats import Accuracy, bootstrap_means, mcnemar, percentile_interval, sign_flip
+from rlskit.stats import (
+    Accuracy,
+    bootstrap_means,
+    lower_bound,
+    mcnemar,
+    percentile_interval,
+    sign_flip,
+)
 
 RESAMPLES = 10_000
 
@@ -160,17 +167,31 @@ def _difference(
     interval, bounds = (percentile_interval(resampled / repeats, share) for share in (0.95, 0.9))
     assert interval is not None
     assert bounds is not None
+    mean = float(gains.mean()) / repeats
     only_a, only_b = int((gains < 0).sum()), int((gains > 0).sum())
     return Difference(
         *accuracies,
-        difference=float(gains.mean()) / repeats,
+        difference=mean,
         ci95=interval,
-        bounds=bounds,
+        bounds=_as_wide_as_exact(bounds, mean, len(gains)),
         test="mcnemar" if repeats == 1 else "sign-flip",
         only_a=only_a,
         only_b=only_b,
         p_value=mcnemar(only_a, only_b) if repeats == 1 else sign_flip(gains),
     )
+
+
+def _as_wide_as_exact(bounds: tuple[float, float], mean: float, n: int) -> tuple[float, float]:
+    """Return bounds that hold where few images change, too, and all of them to one side.
+
+    Resampling cannot show more of them than there are; Clopper and Pearson's bound allows for it.
+    """
+    low, high = bounds
+    if mean <= 0:
+        low = min(low, lower_bound([1 + mean], n) - 1)
+    if mean >= 0:
+        high = max(high, 1 - lower_bound([1 - mean], n))
+    return low, high
 
 
 def _check_same_question(a: Result, b: Result) -> None:

@@ -51,7 +51,8 @@ class Difference:
         difference: Mean of B minus mean of A, in [-1, 1].
         ci95: Paired-bootstrap 95 % interval of the difference: images are resampled, each with all
             repeats of both runs.
-        bounds: Its one-sided 95 % bounds from below and from above, likewise, for gates.
+        bounds: Its one-sided 95 % bounds from below and from above, likewise, for gates; no
+            narrower than the exact ones of images that all changed to one side.
         test: `mcnemar` with one repeat in both runs, else `sign-flip` on each image's means.
         only_a: Images that are right more often in A; with one repeat, right in A only.
         only_b: Images that are right more often in B.
