@@ -291,6 +291,25 @@ def test_other_images_in_a_folder_run_everything_again(recipe: Path) -> None:
         assert commands.ran == []
 
 
+@pytest.mark.parametrize(
+    "change",
+    ["all.data=manifest:photos/t.csv", "convert.name=hf:photos", "all.data=npz:~/photos/a.png"],
+)
+def test_other_images_of_a_table_or_another_network_run_everything_again(
+    recipe: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands, place = Commands(), Path("photos")
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    place.mkdir()
+    (place / "t.csv").write_text("path,label\na.png,0\n")
+    for content in (b"one", b"four"):
+        (place / "a.png").write_bytes(content)
+        go(recipe, commands, sets=[change])
+        assert commands.ran == STAGES
+        go(recipe, commands, sets=[change])
+        assert commands.ran == []
+
+
 def test_a_failed_stage_is_named_and_the_rest_goes_on(recipe: Path) -> None:
     commands = Commands({"rls/pgd": 4})
     with pytest.raises(recipes.StageError, match="stage rls/pgd failed with exit code 4") as failed:

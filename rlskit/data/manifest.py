@@ -51,6 +51,16 @@ def load_manifest(path: str, split: str) -> Data:
     return Data(name, found, class_names, labels, source, paths=paths)
 
 
+def named_files(path: str) -> list[Path]:
+    """Return the images of all splits that a table names.
+
+    Raises:
+        RequestError: The table is missing or unreadable, or lacks a column.
+    """
+    file = Path(path).expanduser()
+    return [file.parent / one for one in _columns(file, f"manifest:{path}")["path"]]
+
+
 def _columns(file: Path, name: str) -> Mapping[str, Column]:
     """Return the columns that count, as text."""
     if not file.is_file():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import numbers
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,7 +119,7 @@ class Stage:
             "command": self.command,
             "options": options,
             "files": {str(file): sha256(file) for file in _files(options)},
-            "folders": [listing(path) for path in _data_folders(options)],
+            "folders": [listing(name) for name in _elsewhere(options)],
             "version": __version__,
             "needs": None if self.needs is None else self.needs.fingerprint(),
         }
@@ -177,28 +179,41 @@ def _files(options: Mapping[str, str | bool]) -> Iterator[Path]:
         if isinstance(text, str):
             several = text.split(",")  # as in --weights A,B
             named = {text, text.rpartition(":")[0], text.partition(":")[2], *several} - {""}
-            yield from (Path(name) for name in sorted(named) if Path(name).is_file())
+            files = (Path(name).expanduser() for name in sorted(named))
+            yield from (file for file in files if file.is_file())
 
 
-def _data_folders(options: Mapping[str, str | bool]) -> Iterator[str]:
-    """Yield PATH of every `folder:PATH`."""
+def _elsewhere(options: Mapping[str, str | bool]) -> Iterator[str]:
+    """Yield every `folder:PATH`, `hf:PATH` and `manifest:FILE`, whose contents are other files."""
     for text in options.values():
-        if isinstance(text, str) and text.startswith("folder:"):
-            yield text.partition(":")[2]
+        if isinstance(text, str) and text.startswith(("folder:", "hf:", "manifest:")):
+            yield text
 
 
 @functools.cache
-def listing(path: str) -> str:
-    """Return a digest of the names, sizes and times of all files in a folder of images.
+def listing(name: str) -> str:
+    """Return a digest of the names, sizes and times of all files that such a name stands for.
 
     It is taken once for all stages of a recipe; `recipes.load` forgets it.
     """
+    kind, _, path = name.partition(":")
+    place = Path(path).expanduser()
+    files = _named_by(path) if kind == "manifest" else [*place.rglob("*")]
     digest = hashlib.sha256()
-    for file in sorted(file for file in Path(path).rglob("*") if file.is_file()):
+    for file in sorted(file for file in files if file.is_file()):
         facts = file.stat()
-        line = f"{file.relative_to(path)} {facts.st_size} {facts.st_mtime_ns}\n"
+        line = f"{os.path.relpath(file, place)} {facts.st_size} {facts.st_mtime_ns}\n"
         digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def _named_by(manifest: str) -> list[Path]:
+    """Return the images that a table names; none where it is no table, as its stage will say."""
+    from rlskit.data.manifest import named_files  # which needs torch
+
+    with contextlib.suppress(RequestError):
+        return named_files(manifest)
+    return []
 
 
 def sha256(file: Path) -> str:
