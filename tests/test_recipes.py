@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import made_results
 from rlskit import recipes
@@ -18,6 +19,7 @@ from rlskit.cli.recipe import check
 from rlskit.defenses import DEFENSES, defense_of
 from rlskit.errors import RequestError, RlskitError
 from rlskit.models import checkpoint
+from rlskit.recipes import running
 from rlskit.recipes.cost import Cost, cost
 from rlskit.recipes.toml_file import merged, read
 from rlskit.report import REPORTS, markdown_grid
@@ -26,6 +28,7 @@ from rlskit.results.result import Measure
 from rlskit.threat.adaptive import prepare_adaptive
 from small_models import model as small_model
 from small_recipes import TWO_MODELS
+from test_comparison import write
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(file for file in (ROOT / "recipes").rglob("*.toml") if file.parent.name != "base")
@@ -308,6 +311,44 @@ def test_other_images_of_a_table_or_another_network_run_everything_again(
         assert commands.ran == STAGES
         go(recipe, commands, sets=[change])
         assert commands.ran == []
+
+
+READS = """
+import torch
+from torch import nn
+
+def reads():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    network.load_state_dict(torch.load("weights.pth"))
+    return network
+"""
+
+
+def test_a_factory_reads_its_weights_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cell is measured again where they are others, and only there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(running, "write_reports", lambda *_: None)
+    Path("own.py").write_text(READS)
+    Path("r.toml").write_text(
+        '[all]\ndata = "digits"\n[convert]\nname = "own.py:reads"\nimage-size = 8\n'
+        'defense = "none"\n[rows.own]\n[columns.clean]\neval = { limit = 19 }\n'
+    )
+    ran: list[str] = []
+
+    def execute(arguments: list[str]) -> int:
+        if arguments[0] == "convert":
+            ran.append("convert")
+            return command([*arguments, "--mean", "0", "--std", "1"])
+        write(Path(arguments[arguments.index("--out") + 1]), [[1] * 4])
+        ran.append("eval")
+        return 0
+
+    for bias, expected in ((0, ["convert", "eval"]), (0, ["convert"]), (1, ["convert", "eval"])):
+        weights = {"1.weight": torch.eye(10, 64), "1.bias": torch.full((10,), float(bias))}
+        torch.save(weights, "weights.pth")
+        ran.clear()
+        recipes.run("r.toml", execute=execute, trust=True)
+        assert ran == expected
 
 
 def test_a_failed_stage_is_named_and_the_rest_goes_on(recipe: Path) -> None:

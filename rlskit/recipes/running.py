@@ -35,7 +35,7 @@ from rlskit.recipes.noted import StageError, is_as_written, is_finished, state_o
 from rlskit.recipes.part_of_run import Part
 from rlskit.recipes.recipe import Recipe, Takes, load
 from rlskit.recipes.stages import AUDIT, Stage, typed
-from rlskit.recipes.staging import Execute, run_stage, tidy
+from rlskit.recipes.staging import Execute, call_again, run_stage, tidy
 from rlskit.recipes.trust import require_trust
 from rlskit.report import REPORTS, Origin, markdown_grid, read_reported, write_reports
 from rlskit.results import NOT_MET, RESULTS, gate_sentence, read_results, unconfirmed
@@ -133,6 +133,7 @@ def run(
         _do_part(Part(recipe, folder, part, execute, note), chosen)
     with only_writer(folder):
         _claim(folder, recipe)
+        call_again(chosen, folder)
         held, untrusted = required(recipe), {}
         if ahead is not None:
             to_run = [stage for stage in chosen if not is_finished(stage, folder)]

@@ -5,12 +5,14 @@ It is run in `.rlskit-new`, laid out as the run's folder. What it replaces stays
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from rlskit.conversion.to_banks import FACTORY
 from rlskit.errors import RequestError, RunError, UntrustedError
 from rlskit.models import checkpoint
 from rlskit.recipes.cell_parts import DONE, SHARDS, found, is_whole, merging
@@ -22,6 +24,7 @@ from rlskit.recipes.noted import (
     ends,
     failure,
     how,
+    is_finished,
     mark_of,
     model_files,
     note_stage,
@@ -55,6 +58,19 @@ def run_stage(stage: Stage, folder: Path, execute: Execute) -> None:
     if not (state.get("finished") and (new / stage.output).is_file()):  # else it was not moved yet
         _make(stage, folder, mark, execute, state)
     _move(stage, folder)
+
+
+def call_again(stages: Iterable[Stage], folder: Path) -> None:
+    """Have factories called again that bring weights: what they read may be another file now.
+
+    A model that comes out the same, to the byte, leaves its training and its cells up to date.
+    """
+    for stage in stages:
+        if stage.command != "convert" or not is_finished(stage, folder):
+            continue
+        with contextlib.suppress(RequestError):  # it is no checkpoint, as its readers will say
+            if checkpoint.inspect(folder / stage.output).get("pretrained") == FACTORY:
+                note_stage(stage, folder, **{**state_of(stage, folder), "finished": False})
 
 
 def tidy(folder: Path) -> None:
