@@ -807,10 +807,18 @@ def test_adversarial_images_of_other_classes_or_shape(rls: BankedModel, tmp_path
 # what is refused, and what is said ---------------------------------------------------------------
 
 
+def test_an_attack_that_changes_nothing_is_said(undefended: BankedModel) -> None:
+    (said,) = attack(undefended, DATA, method="jsma", theta=1e-9).warnings
+    assert said.startswith("STOOD STILL: jsma changed no image")
+    assert attack(undefended, DATA, method="jsma").warnings == ()
+    assert attack(undefended, DATA, method="fgsm", eps=0).warnings == ()  # the control
+
+
 def test_warnings(rls: BankedModel) -> None:
     (fresh,) = evaluate(small_models.model(2, trained=False), DATA)
     assert fresh.warnings == (
         "UNTRAINED MODEL: its weights are random and these numbers mean nothing.",
+        "NO BETTER THAN GUESSING: right on 6 of 50 clean images (guessing gets 11.4 %).",
     )
     assert not fresh.model.trained
     (other,) = evaluate(rls, dataclasses.replace(DATA, name="npz:other.npz"))

@@ -138,7 +138,8 @@ def conclude(basis: Basis, journal: Journal, *, gated: bool) -> list[Result]:
         UntrustedError: The model knows nothing or masks its gradients: there is no result.
     """
     # Before anything is written that a reader might believe.
-    doubts = _doubts(basis, journal, gated) + _masked(basis, journal) + _failed(basis, journal)
+    doubts = _doubts(basis, journal, gated) + _masked(basis, journal)
+    doubts += _still(basis, journal) + _failed(basis, journal)
     if basis.saves:
         _write_adversarial(basis, journal)
     images: dict[str, Sequence[Any]] = {"index": basis.index}
@@ -186,7 +187,7 @@ def _masked(basis: Basis, journal: Journal) -> tuple[str, ...]:
     if found is None:
         return ()
     some = torch.tensor(found.images)
-    robust = journal.column("robust", 0)[some, -1] == journal.column("label", 0)[some]
+    robust = _robust(journal, 0)[some]
     count = int((torch.tensor(found.lost) & robust).sum())
     if lower_bound([count / len(some)], len(some)) > A_FEW:
         raise UntrustedError(
@@ -196,13 +197,32 @@ def _masked(basis: Basis, journal: Journal) -> tuple[str, ...]:
     return (f"{found.sentence}.",) if found.sentence else ()
 
 
+def _still(basis: Basis, journal: Journal) -> tuple[str, ...]:
+    """Return a sentence where an attack with a budget above 0, or without one, changed no image."""
+    attack = basis.facts.attack
+    if attack is None or "l0" not in journal.names or attack.params.get("eps") == 0:
+        return ()
+    repeats = range(basis.facts.repeats)
+    moved = any(journal.column("l0", repeat).any() for repeat in repeats)
+    if moved or not any(_robust(journal, repeat).any() for repeat in repeats):
+        return ()
+    return (
+        f"STOOD STILL: {attack.method} changed no image, so that its robust accuracy is the clean "
+        "one: are its options so small that nothing can move?",
+    )
+
+
+def _robust(journal: Journal, repeat: int) -> torch.Tensor:
+    return journal.column("robust", repeat)[:, -1] == journal.column("label", repeat)
+
+
 def _failed(basis: Basis, journal: Journal) -> tuple[str, ...]:
     """Return a sentence where an attack that nothing limits gave images back as they were."""
     attack = basis.facts.attack
     known = None if attack is None or basis.gradients is None else ATTACKS.get(attack.method)
     if attack is None or known is None or not known.unlimited:
         return ()
-    robust = journal.column("robust", 0)[:, -1] == journal.column("label", 0)
+    robust = _robust(journal, 0)
     left = int((robust & (journal.column("l0", 0) == 0)).sum())
     if lower_bound([left / len(robust)], len(robust)) <= A_FEW:
         return ()
