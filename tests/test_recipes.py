@@ -442,6 +442,8 @@ def test_gates_are_told_from_the_results_whenever_the_recipe_runs(recipe: Path) 
         assert "40.0 % with 95 % confidence, under 50.0 %" in said
         assert [line.partition(":")[0] for line in done.met] == ["rls5/pgd"]
     assert commands.ran == []
+    other = go(recipe, commands, sets=sets, only="none/*")  # its report shows all that is finished
+    assert (other.code, other.not_met) == (1, done.not_met)
 
 
 @pytest.mark.parametrize(

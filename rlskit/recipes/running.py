@@ -256,8 +256,8 @@ def _outcome(
 ) -> Outcome:
     """Return what finished stages ended with, and what became of the recipe's gates."""
     gates: dict[bool, list[str]] = {True: [], False: []}
-    for stage in stages:
-        if stage.command == AUDIT:
+    for stage in recipe.stages:
+        if stage.command == AUDIT or not is_finished(stage, folder):
             continue
         code = state_of(stage, folder).get("code")
         results = read_results(folder / stage.output) if "fail-under" in stage.options else []
