@@ -75,6 +75,9 @@ def refusal(path: Path, content: Any, **options: Any) -> str:
     [
         below("_orig_mod."),
         below("module._orig_mod."),
+        {name.replace(".", "._orig_mod."): tensor for name, tensor in RAW.items()},  # parts of it
+        {f"module.{n}".replace("1.", "1.module._orig_mod."): t for n, t in RAW.items()},
+        {n.replace("3.", "3._fsdp_wrapped_module."): t for n, t in RAW.items()},
         {"state_dict": below("model."), "epoch": 1},
         {"params": below("net.")},
         {"a": {"weights": below("backbone.")}},
@@ -115,7 +118,7 @@ def test_what_a_training_script_saves_beside_its_weights(tmp_path: Path) -> None
         "model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3,
         "args": argparse.Namespace(lr=0.1, out=pathlib.Path("runs")), "best": np.float32(0.5),
         "history": collections.defaultdict(list, {"loss": [np.float64(1.5), 2.0]}),
-        "rng": np.random.RandomState(0).get_state(), "last": collections.deque([1, 2], maxlen=3),
+        "rng": np.random.RandomState(0), "other": np.random.default_rng(0), "last": collections.deque([1, 2], maxlen=3),
     }  # fmt: skip
     for new in (True, False):
         torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=new)

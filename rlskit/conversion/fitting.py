@@ -30,6 +30,7 @@ _BESIDE = re.compile(r"(^|\.)(aux|loss|criterion|metric)", re.IGNORECASE)
 """Names of what stands beside a network in training, and has no part in its answers."""
 
 _TRANSLATIONS = (
+    (r"\.(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)", ""),  # of parts
     (r"(norm|relu|conv)\.(\d)\.", r"\1\2."),  # the DenseNets that torchvision publishes
     (r"\.linear_1\.", ".0."), (r"\.linear_2\.", ".3."),  # its vision transformers
     (r"\.gamma$", ".weight"), (r"\.beta$", ".bias"),
