@@ -144,7 +144,7 @@ def check_images(images: Tensor, what: str = "images") -> None:
     low, high = (images.min().item(), images.max().item()) if images.numel() else (0.0, 0.0)
     if low < 0 or high > 1:
         raise RequestError(
-            f"{what} must lie in [0, 1], but span [{low:.4g}, {high:.4g}]; "
+            f"{what} must lie in [0, 1], but span [{low:.8g}, {high:.8g}]; "
             f"{range_advice(low, high)}"
         )
 
@@ -154,9 +154,9 @@ def range_advice(low: float, high: float) -> str:
     if low >= -_ROUNDING and high <= 1 + _ROUNDING:
         return "that is rounding: clip it"
     if low < 0:
-        return "undo the normalisation; the checkpoint has mean and std of its own"
+        return "undo the normalisation: mean and std belong to the model"
     if 64 < high <= 255:
-        return "divide by 255, or store as uint8"
+        return "divide by 255 or store as uint8, if that is the largest value of its kind"
     return "divide by the largest value that a pixel of its kind can have"
 
 

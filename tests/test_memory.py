@@ -191,9 +191,10 @@ def test_images_and_labels_of_every_kind(module: nn.Sequential, given: Any) -> N
 
 
 WRONG: list[tuple[Any, str]] = [
-    ((IMAGES * 255, LABELS), r"must lie in \[0, 1\], but span \[0, 255\]; divide by 255"),
-    ((IMAGES * 16, LABELS), r"span \[0, 16\]; divide by the largest value"),
-    ((IMAGES - 0.5, LABELS), r"images must lie in \[0, 1\], but span \[-0.5, 0.5\]"),
+    ((IMAGES * 255, LABELS), r"must lie in \[0, 1\], but span \[0, 255\]; divide by 255 or store"),
+    ((IMAGES * 16, LABELS), r"span \[0, 16\]; divide by the largest value that a pixel of"),
+    ((IMAGES * 1.000001, LABELS), r"span \[0, 1.000001\]; that is rounding: clip it"),
+    ((IMAGES - 0.5, LABELS), r"span \[-0.5, 0.5\]; undo the normalisation"),
     ((IMAGES * torch.nan, LABELS), "NaN or infinite pixels"),
     ((IMAGES[0], LABELS), r"must be a float tensor \[B, C, H, W\], not torch.float32 \[1, 8, 8\]"),
     ((IMAGES.long(), LABELS), r"must be a float tensor \[B, C, H, W\], not torch.int64"),

@@ -118,7 +118,8 @@ def test_what_a_training_script_saves_beside_its_weights(tmp_path: Path) -> None
         "model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3,
         "args": argparse.Namespace(lr=0.1, out=pathlib.Path("runs")), "best": np.float32(0.5),
         "history": collections.defaultdict(list, {"loss": [np.float64(1.5), 2.0]}),
-        "rng": np.random.RandomState(0), "other": np.random.default_rng(0), "last": collections.deque([1, 2], maxlen=3),
+        "rng": np.random.RandomState(0), "other": np.random.default_rng(0),
+        "last": collections.deque([1, 2], maxlen=3),
     }  # fmt: skip
     for new in (True, False):
         torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=new)

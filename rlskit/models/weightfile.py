@@ -229,7 +229,8 @@ _HARMLESS = (
         "Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")),
     *(f"numpy.{name}" for name in ("bool", "bool_", "float16", "float32", "float64", "int8",
                                    "int16", "int32", "int64", "uint8")),
-    *(f"numpy.random._pickle.__{name}_ctor" for name in ("randomstate", "generator", "bit_generator")),
+    *(f"numpy.random._pickle.__{name}_ctor" for name in (
+        "randomstate", "generator", "bit_generator")),
     "numpy.random._mt19937.MT19937", "numpy.random._pcg64.PCG64",
     "numpy.random.bit_generator.SeedSequence",
     "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
