@@ -44,7 +44,7 @@ class UnmergedError(RlskitError):
     exit_code = 0
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Return the first sentence of another library's error, to stand in brackets in ours."""
     sentence = str(error).strip().partition("\n")[0].partition(". ")[0]
     return sentence.rstrip(".:") or type(error).__name__
@@ -60,6 +60,8 @@ def of_memory(error: BaseException) -> bool:
 def own_code(images: int) -> Iterator[None]:
     """Make one sentence of what the code of a network raises; rlskit's own errors stay as they are.
 
+    A `sys.exit(0)` in it would end a script of the user's, and look like a gate that was met.
+
     Args:
         images: How many it is to answer.
 
@@ -70,7 +72,7 @@ def own_code(images: int) -> Iterator[None]:
         yield
     except RlskitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if of_memory(error):
             raise
         raise RunError(

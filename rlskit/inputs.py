@@ -5,6 +5,8 @@ They go on with a `BankedModel` and `Data`.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from rlskit.data import Data, from_memory, load, memory_images
@@ -29,7 +31,7 @@ def taken(
     Raises:
         RequestError: They are something else, or do not fit each other.
     """
-    pair = _pair(data)
+    pair = pair_of(data)
     if isinstance(model, BankedModel):
         if pair is None:
             return model, data  # type: ignore[return-value]
@@ -47,8 +49,8 @@ def taken(
     return wrap(model, found.shape), found
 
 
-def _pair(data: object) -> tuple[Tensor, Tensor] | None:
-    """Return images and labels; None for a name, data, or nothing.
+def pair_of(data: object) -> tuple[Any, Any] | None:
+    """Return images and labels as they were given; None for a name, data, or nothing.
 
     Raises:
         RequestError: It is something else.

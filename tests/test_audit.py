@@ -39,7 +39,7 @@ from rlskit.audit.defended import Own, influence, is_random, randomness
 from rlskit.audit.measurement import Measurement
 from rlskit.cli import run
 from rlskit.data import Data, load
-from rlskit.errors import RequestError, UnmergedError, UntrustedError
+from rlskit.errors import RequestError, RunError, UnmergedError, UntrustedError
 from rlskit.seeds import Purpose
 
 SOUND: dict[str, Any] = {
@@ -150,6 +150,33 @@ def test_images_in_0_to_255_are_refused() -> None:
     images = 255 * digits(20).images(range(20))
     with pytest.raises(RequestError, match=r"must lie in \[0, 1\]"):
         audit_model(undefended(), (images, digits(20).labels), **SOUND)
+
+
+def test_images_and_labels_of_every_kind() -> None:
+    images, labels = (255 * digits(24).images(range(24))).round().byte(), digits(24).labels
+    few: dict[str, Any] = {**SOUND, "queries": 2, "steps": 1}
+    wanted = audit_model(undefended(), (images.float() / 255, labels), **few).accuracy
+    given: list[tuple[Any, Any]] = [
+        (images, labels), (images.numpy() / 255, labels.numpy()),
+        ((images / 255).tolist(), labels.tolist()),
+    ]  # fmt: skip
+    for pair in given:
+        assert audit_model(undefended(), pair, **few).accuracy == wanted
+    half = (images / 255).half()
+    assert audit_model(undefended(), (half, labels), **few).accuracy["clean"] == wanted["clean"]
+    with pytest.raises(RequestError, match="24 images need as many labels"):
+        audit_model(undefended(), (images, labels.float()), **few)
+
+
+def test_what_is_no_classifier_is_one_sentence() -> None:
+    chosen = Wrapped(undefended(), after=lambda logits: logits.argmax(1))
+    with pytest.raises(RequestError, match="Wrapped is no classifier"):
+        audit(chosen, 20)
+    failing = Wrapped(undefended(), after=lambda logits: logits[:, 99])
+    with pytest.raises(RunError, match="own code failed answering 8 images"):
+        audit(failing, 20)
+    with pytest.raises(RequestError, match=r"torch\.nn\.Module, not a OrderedDict"):
+        audit(undefended().state_dict(), 20)  # type: ignore[arg-type]
 
 
 def test_a_network_that_takes_0_to_255_has_nothing_to_audit() -> None:

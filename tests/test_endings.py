@@ -15,11 +15,12 @@ import typer
 from rich.table import Table
 from safetensors import SafetensorError
 
+import rlskit
 import rlskit.models
 from rlskit.cli import run
 from rlskit.cli.ending import fail, flushed
 from rlskit.cli.show import note, print_table, say
-from rlskit.errors import RequestError
+from rlskit.errors import RequestError, RunError
 from rlskit.text import printable
 
 COMMAND = Path(sys.executable).with_name("rlskit")
@@ -64,8 +65,20 @@ def test_a_model_that_exits_is_no_gate_that_was_met(
     capsys.readouterr()
     assert run(["eval", "--limit", "40", "--fail-under", "0.99", "-q", "-o", "run"]) == 3
     message = capsys.readouterr().err
-    assert "ended the command (SystemExit 0)" in message
+    assert "the model's own code failed answering" in message
+    assert "(SystemExit: 0)" in message
     assert not Path("run/results.json").exists()
+
+
+def test_a_model_that_exits_ends_no_script_of_the_users(tmp_path: Path) -> None:
+    (tmp_path / "quits.py").write_text(QUITS + "\n\ndef leaves():\n    sys.exit(0)\n")
+    with pytest.raises(RunError, match=r"ends the process \(SystemExit: 0\)"):
+        rlskit.convert(f"{tmp_path}/quits.py:leaves")
+    model = rlskit.convert(f"{tmp_path}/quits.py:Net", defense="none", image_size=8)
+    data = rlskit.load_data("digits", limit=40)
+    for given in (model, model.banks[0]):  # also in memory
+        with pytest.raises(RunError, match=r"failed answering \d+ images \(SystemExit: 0\)"):
+            rlskit.evaluate(given, data)
 
 
 class _OwnError(BaseException):

@@ -20,7 +20,14 @@ from rlskit.defenses import defense_of, draws
 from rlskit.defenses.answers import mean_log_probabilities
 from rlskit.errors import RequestError, UntrustedError, own_code
 from rlskit.models.banks import BankedModel
-from rlskit.models.outputs import Reading, in_unit_range, kind_of, reading_of
+from rlskit.models.outputs import (
+    HeadlessError,
+    Reading,
+    in_unit_range,
+    key_of,
+    kind_of,
+    reading_of,
+)
 from rlskit.models.streams import OFTEN, kept, others_of, sources_of, start_all, states_of
 from rlskit.seeds import Purpose
 from rlskit.threat.preflight import rounding
@@ -91,11 +98,15 @@ def at_the_boundary(module: nn.Module, images: Tensor) -> Boundary:
         RequestError: It answers without a tensor that may hold logits.
         UntrustedError: Its answers may be probabilities, and nothing tells of what kind.
     """
-    asked, reading = attacked(module), reading_of(module)
-    with randomness(0, Purpose.BOUNDARY, images.device), torch.no_grad():
-        kind = kind_of(asked, images.to(reading.dtype, copy=True))
-        with own_code(len(images)):
-            answer = reading.logits(asked, images.clone())
+    asked, reading, n = attacked(module), reading_of(module), len(images)
+    shown = [images.to(reading.dtype, copy=True) for _ in range(3)]  # it may write into them
+    with randomness(0, Purpose.BOUNDARY, images.device), torch.no_grad(), own_code(n):
+        try:
+            reading = replace(reading, key=key_of(asked(shown[0]), n))
+        except HeadlessError as error:
+            raise RequestError(f"{type(module).__name__} is no classifier: {error}") from error
+        kind = kind_of(asked, shown[1], reading.key)
+        answer = reading.logits(asked, shown[2])
     if not kind and answer.ndim == 2 and in_unit_range(answer):
         raise UntrustedError(
             "every answer of the module lies in [0, 1], as a sigmoid's or a softmax's would, and "

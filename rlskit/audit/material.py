@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from rlskit.audit.defended import SHOWN, at_the_boundary, attacked
-from rlskit.data import Data, load, spread
+from rlskit.data import MEMORY, Data, load, memory_images, memory_labels, spread
+from rlskit.data.arrays import ArrayImages
 from rlskit.errors import RequestError
 from rlskit.evaluation import subject_of
 from rlskit.evaluation.subject import library_versions
-from rlskit.inputs import taken
+from rlskit.inputs import pair_of, taken
 from rlskit.models.banks import BankedModel
-from rlskit.pixels import check_images
 from rlskit.results.result import CheckpointFacts, ImageFacts, ModelFacts
 
 FACTS = ("checkpoint", "model", "defense", "data", "device", "versions", "warnings")
@@ -77,10 +77,11 @@ def _of_module(
     module: nn.Module, data: str | Data | tuple[Tensor, Tensor] | None, limit: int | None
 ) -> Material:
     """Return the same for a module that rlskit did not build."""
+    if not isinstance(module, nn.Module):
+        raise RequestError(f"what is audited is a torch.nn.Module, not a {type(module).__name__}")
     if data is None:
         raise RequestError("a module of one's own does not say what data it takes; give data")
     images, labels, (name, split, sha256) = _given(data, limit)
-    check_images(images)
     tensors = itertools.chain(module.parameters(), module.buffers())
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))
     images, labels = images.to(device), labels.to(device)
@@ -101,23 +102,24 @@ def _given(
     data: str | Data | tuple[Tensor, Tensor], limit: int | None
 ) -> tuple[Tensor, Tensor, tuple[str, str, str]]:
     """Return images, labels and what names them: name, split and digest."""
-    if isinstance(data, tuple):
-        images, labels = data[0], data[1].long()
-        if limit is not None and limit < len(labels):
-            chosen = spread(len(labels), limit)
-            images, labels = images[chosen], labels[chosen]
-        digest = hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes())
-        return images, labels, ("tensors", "–", digest.hexdigest())
-    found = (data if isinstance(data, Data) else load(data, "test")).limited(limit)
-    about = found.name, found.split, found.sha256
-    return found.images(range(len(found))), found.labels, about
+    pair = pair_of(data)
+    if pair is None:
+        found = (data if isinstance(data, Data) else load(data, "test")).limited(limit)  # type: ignore[arg-type]
+        about = found.name, found.split, found.sha256
+        return found.images(range(len(found))), found.labels, about
+    pixels = memory_images(pair[0])
+    labels = memory_labels(pair[1], len(pixels))
+    if not len(labels):
+        raise RequestError("there is no image to audit on")
+    chosen = spread(len(labels), len(labels) if limit is None else min(limit, len(labels)))
+    images = ArrayImages(MEMORY, pixels).read(chosen)
+    digest = hashlib.sha256(images.contiguous().numpy().tobytes())
+    return images, labels[chosen], ("tensors", "–", digest.hexdigest())
 
 
 @torch.no_grad()
 def _classes(module: nn.Module, images: Tensor, labels: Tensor) -> int:
     """Return the number of classes that a module answers with, which the labels must fit."""
-    if not len(labels) or labels.shape != images.shape[:1]:
-        raise RequestError(f"{len(images)} images need as many labels, not {labels.numel()}")
     shape = attacked(module)(images[:1]).shape
     if len(shape) != 2 or shape[0] != 1:
         raise RequestError(f"the module answers an image with {list(shape)}, not [1, classes]")

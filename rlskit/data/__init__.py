@@ -3,7 +3,7 @@
 from rlskit.data.batches import AUGMENTATIONS, batches, blocks, runs
 from rlskit.data.classes import ClassNames, are_numbers, read_classes
 from rlskit.data.dataset import Data, spread
-from rlskit.data.in_memory import MEMORY, from_memory, memory_images
+from rlskit.data.in_memory import MEMORY, from_memory, memory_images, memory_labels
 from rlskit.data.named import DATASETS, DataFacts, default_data_dir
 from rlskit.data.sources import SPECS, count, describe, load
 
@@ -24,6 +24,7 @@ __all__ = [
     "from_memory",
     "load",
     "memory_images",
+    "memory_labels",
     "read_classes",
     "runs",
     "spread",

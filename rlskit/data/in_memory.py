@@ -29,15 +29,9 @@ def from_memory(images: Any, labels: Any, classes: int, split: str = "test") -> 
         RequestError: They are something else.
     """
     pixels = memory_images(images)
-    given = _tensor(labels, "labels")
-    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
-    if given.shape != pixels.shape[:1] or not whole:
-        raise RequestError(
-            f"{len(pixels)} images need as many labels, each the number of a class, not "
-            f"{given.dtype} {list(given.shape)}"
-        )
     names = tuple(map(str, range(classes)))
-    return Data(MEMORY, split, names, given.to(torch.int64), ArrayImages(MEMORY, pixels))
+    whole = memory_labels(labels, len(pixels))
+    return Data(MEMORY, split, names, whole, ArrayImages(MEMORY, pixels))
 
 
 def memory_images(images: Any) -> Tensor:
@@ -52,6 +46,22 @@ def memory_images(images: Any) -> Tensor:
         check_images(given)
     check_light(given, "images in memory")
     return given
+
+
+def memory_labels(labels: Any, images: int) -> Tensor:
+    """Return the labels of that many images as long `[n]`, on the CPU.
+
+    Raises:
+        RequestError: They are something else.
+    """
+    given = _tensor(labels, "labels")
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if given.shape != (images,) or not whole:
+        raise RequestError(
+            f"{images} images need as many labels, each the number of a class, not "
+            f"{given.dtype} {list(given.shape)}"
+        )
+    return given.to(torch.int64)
 
 
 def _tensor(values: Any, what: str) -> Tensor:

@@ -16,14 +16,14 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from rlskit.errors import RequestError
+from rlskit.errors import RequestError, RlskitError, RunError
 from rlskit.models.hub_folder import PREFIX, config_file
 from rlskit.models.programs import is_program
 from rlskit.storage.files import parse_json, write_text
@@ -94,9 +94,18 @@ def takes(name: str, digest: str, argument: str) -> bool:
     return argument in parameters
 
 
-def heard() -> contextlib.AbstractContextManager[object]:
-    """Let what one's own code prints go to stderr: stdout is for results."""
-    return contextlib.redirect_stdout(sys.stderr)
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Let what one's own code prints go to stderr: stdout is for results.
+
+    Raises:
+        RunError: It calls `sys.exit`, which must not end the process as if all were well.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except SystemExit as error:
+        raise RunError(f"the model's own code ends the process (SystemExit: {error})") from error
 
 
 def _is_file(spec: str) -> bool:
@@ -130,6 +139,8 @@ def _load(spec: str) -> Callable[..., nn.Module]:
         with heard():
             is_file = place.endswith(".py")
             module = _file_module(Path(place)) if is_file else importlib.import_module(place)
+    except RlskitError:
+        raise
     except Exception as error:
         raise RequestError(
             f"{place} cannot be imported ({type(error).__name__}: {error})"

@@ -154,7 +154,7 @@ def _introduce(model: BankedModel, classes: int | None) -> None:
             raise RequestError(f"{card.architecture.name} is no classifier: {error}") from error
         except RlskitError as error:
             raise RequestError(f"{card.architecture.name}: {error}") from error
-        except Exception as error:  # whatever a forward pass raises
+        except (Exception, SystemExit) as error:  # whatever a forward pass raises
             raise RequestError(
                 f"{card.architecture.name} cannot process images of "
                 f"{'x'.join(map(str, card.pixels.shape))} ({reason(error)}); images are "
