@@ -444,3 +444,9 @@ def test_the_command_writes_the_reports(
     assert command(["report", str(folder), "-o", str(tmp_path / "again")]) == 2
     assert command(["report", str(tmp_path)]) == 2
     assert "results.json" in capsys.readouterr().err
+    (tmp_path / "file").write_text("mine")
+    for name in ("report", "card"):
+        for place in ("file", "file/below"):
+            assert command([name, str(folder), "-o", str(tmp_path / place)]) == 2
+            assert f"{place} is not a folder, nor can it become one" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"

@@ -17,9 +17,10 @@ from rlskit import attack_all, evaluate
 from rlskit.attacks import prepare
 from rlskit.cli import run
 from rlskit.cli.option_sets import Network
+from rlskit.errors import RequestError
 from rlskit.evaluation import EvalOptions
 from rlskit.models.banks import BankedModel
-from rlskit.results.journal import BLOCK
+from rlskit.results.journal import BLOCK, free_folder
 from rlskit.storage.sealed import read_sealed, write_sealed
 from test_shards import written
 
@@ -123,3 +124,11 @@ def test_what_is_in_the_way_is_refused_and_stays(
         assert place in message
         assert "name another --out" in message
         assert sorted(Path().rglob("*")) == before
+
+
+def test_a_file_in_the_place_of_all_runs_is_refused_and_stays(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.write_text("mine")
+    with pytest.raises(RequestError, match="runs is not a folder, nor can it become one"):
+        free_folder(runs, "attack")
+    assert runs.read_text() == "mine"

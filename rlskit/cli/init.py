@@ -52,6 +52,7 @@ def init(
     """Write a commented rlskit.toml that says what must hold of a model; say what it costs."""
     from rlskit import recipes
     from rlskit.storage.files import refuse_existing, write_text
+    from rlskit.storage.locks import make_folder
 
     kinds = [kind for kind, asked in (("github", github), ("gitlab", gitlab)) if asked]
     refuse_existing(out, force)
@@ -66,7 +67,7 @@ def init(
     text = recipes.draft(start, out, limit)
     estimate = _estimated(text, banked)
     for file, content in {out: text, **jobs}.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         write_text(file, content, force=force)
         say(f"wrote {file}")
     total, hours = estimate.total(list(estimate.costs))

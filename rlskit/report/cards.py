@@ -14,6 +14,7 @@ from rlskit.report.cyclonedx import bill_of_materials
 from rlskit.report.huggingface import MARK, eval_results, model_card
 from rlskit.report.report_files import read_runs
 from rlskit.storage.files import refuse_existing, write_text
+from rlskit.storage.locks import make_folder
 
 CARD, BILL, STATEMENT = "card.md", "model.cdx.json", "test-result.intoto.json"
 EVAL_RESULTS = ".eval_results"
@@ -71,7 +72,7 @@ def write_card(
     texts, notes = _texts(card, benchmark)
     files = tuple(folder / place for place in texts)
     for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         refuse_existing(file, force)
     for file, text in zip(files, texts.values(), strict=True):
         write_text(file, text, force=force)

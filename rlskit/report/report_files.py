@@ -12,6 +12,7 @@ from rlskit.report.reported import Reported, read_reported, side_by_side
 from rlskit.report.webpage import webpage
 from rlskit.results import RESULTS
 from rlskit.storage.files import refuse_existing, write_text
+from rlskit.storage.locks import make_folder
 
 REPORTS = ("report.html", "summary.md", "junit.xml")
 """The page for people, Markdown for a job's summary, and the test cases for a CI server."""
@@ -41,7 +42,7 @@ def report_runs(
     """
     reported = read_runs(runs)
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name in REPORTS:
         refuse_existing(folder / name, force)
     return write_reports(reported, folder, Origin(data, data_dir))

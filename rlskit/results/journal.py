@@ -31,7 +31,7 @@ from torch import Tensor
 from rlskit.errors import RequestError, RunError
 from rlskit.results.result import SCHEMA
 from rlskit.storage.files import parse_json, replacing, write_text
-from rlskit.storage.locks import only_writer
+from rlskit.storage.locks import make_folder, only_writer
 from rlskit.storage.sealed import read_sealed, write_sealed
 from rlskit.storage.sums import SUMS, write_sums
 
@@ -461,7 +461,7 @@ def others(folder: Path, request: Mapping[str, Any]) -> list[str]:
 
 def free_folder(parent: Path, name: str) -> Path:
     """Make the first `parent/name-NNN` that is not there yet, and return it."""
-    parent.mkdir(parents=True, exist_ok=True)
+    make_folder(parent)
     number = 1
     while True:
         folder = parent / f"{name}-{number:03d}"

@@ -52,15 +52,24 @@ def only_writer(*folders: Path | None, part: str | None = None) -> Iterator[None
         yield
 
 
-@contextlib.contextmanager
-def _only_writer(folder: Path, part: str | None) -> Iterator[None]:
-    made = not folder.exists()
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those it is in, where they are not there yet.
+
+    Raises:
+        RequestError: A file is in its place, or in that of one it is in.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise RequestError(
             f"{folder} is not a folder, nor can it become one; name another"
         ) from error
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path, part: str | None) -> Iterator[None]:
+    made = not folder.exists()
+    make_folder(folder)
     try:
         with contextlib.ExitStack() as held:
             held.enter_context(_holding(folder / LOCK, folder, shared=part is not None))
