@@ -109,6 +109,12 @@ def test_answers(answer: Callable[[Tensor], Tensor], message: str) -> None:
         checks.check_answers(Answering(answer), IMAGES, 10)
 
 
+def test_one_class_is_nothing_to_be_wrong_about() -> None:
+    with pytest.raises(UntrustedError, match="has one class, which no image can be turned from"):
+        checks.check_answers(Answering(lambda x: honest(x)[:, :1]), IMAGES, 1)
+    checks.check_answers(Answering(lambda x: honest(x)[:, :2]), IMAGES, 2)
+
+
 def test_a_single_image_may_cross_a_step_by_rounding() -> None:
     """As in SAP, and in networks with binary activations."""
 

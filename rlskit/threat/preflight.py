@@ -52,6 +52,8 @@ def check_weights(model: BankedModel) -> None:
 def check_answers(draw: nn.Module, images: Tensor, classes: int, outputs: str = "") -> None:
     """Require finite logits `[B, classes]` that a draw repeats exactly, and gives a lone image too.
 
+    Of two classes at least: who has one cannot be wrong.
+
     Args:
         draw: One of the defender's.
         images: `[B, C, H, W]` in [0, 1].
@@ -67,6 +69,11 @@ def check_answers(draw: nn.Module, images: Tensor, classes: int, outputs: str = 
     if first.shape != (len(images), classes):
         raise UntrustedError(
             f"the model answers with shape {list(first.shape)}, not [{len(images)}, {classes}]"
+        )
+    if classes < 2:
+        raise UntrustedError(
+            "the model has one class, which no image can be turned from, so no number of it means "
+            "anything; let it answer with two, also where one output was meant for both"
         )
     if not first.isfinite().all():
         raise UntrustedError("the model answers with NaN or infinite logits")
