@@ -234,6 +234,32 @@ def test_what_an_encoding_lacks_is_escaped() -> None:
     assert rb"\xe0" in done.stdout
 
 
+NOISY = """
+import atexit, os, subprocess, sys
+from rlskit.cli import app
+
+def noisy(arguments, own_defaults):
+    atexit.register(print, "at its end")
+    os.write(1, b"of C code\\n")
+    subprocess.run(["echo", "of a subprocess"])
+    print("for \\u00e0 machine")
+    print("to the first stdout", file=sys.__stdout__, flush=True)
+    return 0
+
+app.run = noisy
+app.main()
+"""
+
+
+def test_nothing_but_results_comes_to_stdout() -> None:
+    narrow = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", NOISY], env=narrow, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout == "for \\xe0 machine\n"
+    others = ("of C code", "of a subprocess", "to the first stdout", "at its end")
+    assert done.stderr.splitlines() == list(others)
+
+
 EVIL = "x\x1b[2J\x07\x9b1m\u202e\ud800y"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
 import sys
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from rlskit.cli import (
     verify,
 )
 from rlskit.cli.defaults import announced, config, defaults
-from rlskit.cli.ending import ended, flushed, guarded
+from rlskit.cli.ending import apart_from_its_number, ended, flushed, guarded
 from rlskit.cli.help import GroupedCommand, epilog
 from rlskit.cli.option_sets import flat
 from rlskit.cli.show import note, say
@@ -121,9 +120,10 @@ def main() -> None:
     if os.environ.get(COMPLETE) or {*sys.argv[1:2]} & _OF_SHELLS:
         group()(prog_name="rlskit")  # which ends the process
     settle_threads()  # which must come before torch
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr's are, in any encoding
-    sys.exit(flushed(run(sys.argv[1:], own_defaults=True)))
+    sys.stdout = apart_from_its_number(sys.stdout)
+    code = flushed(run(sys.argv[1:], own_defaults=True))
+    sys.stdout = sys.stderr  # for what prints while the process ends
+    sys.exit(code)
 
 
 def run(arguments: list[str], *, own_defaults: bool = False) -> int:

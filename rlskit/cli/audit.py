@@ -26,7 +26,7 @@ from rlskit.cli.flags import (
 )
 from rlskit.cli.forecast import forecast
 from rlskit.cli.option_sets import Images, Network, Rows
-from rlskit.cli.show import check_json, note, print_table
+from rlskit.cli.show import check_json, note, print_table, stdout
 from rlskit.cli.ticker import progress_shown
 from rlskit.cli.wording import worded
 from rlskit.errors import RequestError, UntrustedError
@@ -110,7 +110,7 @@ def audit(
         note(warning, loud=True)
     text = json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n"
     if json_to == "-":
-        print(text, end="")
+        print(text, end="", file=stdout())
     else:
         if json_to is not None:
             write_text(Path(json_to), text, force=force)

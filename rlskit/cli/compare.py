@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rlskit.cli.flags import ForceOption, JsonOption, QuietOption
-from rlskit.cli.show import note, print_table
+from rlskit.cli.show import note, print_table, say, stdout
 from rlskit.text import printable
 
 
@@ -38,16 +38,16 @@ def compare(
     for reason in found.left_out:
         note(f"left out: {reason}", quiet=quiet)
     if json_to == "-":
-        print(text, end="")
+        print(text, end="", file=stdout())
     else:
         if json_to is not None:
             write_text(Path(json_to), text, force=force)
         print_table(paired_table(found))
         for pair in found.pairs:
             if pair.hidden:
-                print(pair.hidden)
+                say(pair.hidden)
         for line in fallen_lines(found):
-            print(printable(line))
+            say(printable(line))
     verdicts = () if max_drop is None else drops(found, max_drop)
     for verdict in verdicts:
         note(verdict.sentence, loud=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from typing import Any
 
 import typer
 
+from rlskit.cli.show import results_alone
 from rlskit.cli.wording import worded
 from rlskit.errors import RequestError, RlskitError, RunError, of_memory
 from rlskit.text import printable
@@ -70,7 +72,8 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., int | None]:
     def called(**given: Any) -> int | None:
         check_values(given)
         try:
-            return command(**given)
+            with results_alone():
+                return command(**given)
         except KeyboardInterrupt as error:
             raise _InterruptedError from error
         except _TerminatedError:
@@ -171,6 +174,23 @@ def ended(call: Callable[[], int | None], name: str, *, debug: bool) -> int:
         if came:  # a library made something else of it, as numpy does while it is loaded
             return fail(f"terminated; {kept}", 143, debug)
         return fail(*_unexpected(error, kept), debug)
+
+
+def apart_from_its_number(stdout: Any) -> Any:
+    """Return a stream to where stdout leads, and let what is written to its number reach stderr.
+
+    A model's subprocesses and C code write to the file of number 1, whatever `sys.stdout` is. What
+    an encoding lacks is escaped, as on stderr.
+    """
+    if not isinstance(stdout, io.TextIOWrapper):
+        return stdout
+    stdout.reconfigure(errors="backslashreplace")
+    try:
+        result = os.dup(stdout.fileno())
+        os.dup2(sys.stderr.fileno(), stdout.fileno())
+    except (OSError, ValueError, AttributeError):  # there is no stderr
+        return stdout
+    return os.fdopen(result, "w", encoding=stdout.encoding, errors="backslashreplace")
 
 
 def flushed(code: int) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rlskit.cli.show import mute
 
 if TYPE_CHECKING:
     from rlskit.runtime.together import Ranks
@@ -27,7 +26,7 @@ def one_speaks() -> Iterator[Ranks]:
         with together() as ranks:
             many = ranks.many
             if not ranks.first:
-                sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+                mute()
             yield ranks
     except BaseException:
         if many:

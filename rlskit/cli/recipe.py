@@ -16,7 +16,7 @@ from rlskit.cli import complete
 from rlskit.cli.ending import check_values
 from rlskit.cli.flags import MACHINE, OUTPUT, ProgressOption, QuietOption, one_of, under
 from rlskit.cli.forecast import forecast_run, said
-from rlskit.cli.show import check_json, note, print_table, say
+from rlskit.cli.show import check_json, note, print_table, say, stdout
 from rlskit.errors import RequestError
 from rlskit.text import printable
 
@@ -105,14 +105,14 @@ def run(
     )  # fmt: skip
     text = (done.folder / "results.json").read_text(encoding="utf-8")
     if json_to == "-":
-        print(text, end="")
+        print(text, end="", file=stdout())
     else:
         if json_to is not None:
             write_text(Path(json_to), text, force=force)
         table = recipes.grid(done.recipe, done.folder, recipes.is_finished)
         print_table(rich_grid(table))
         for sentence in table.notes:
-            print(printable(sentence))
+            say(printable(sentence))
         note(f"everything behind the table: {done.folder}", quiet=quiet)
     for sentence in done.met:
         note(sentence, quiet=quiet)
@@ -126,7 +126,7 @@ def run(
         note("what --only left out decides nothing: this is no run that passed", loud=True)
     if output_format == "github":
         for line in github_annotations(done.verdicts):
-            typer.echo(line, err=json_to == "-")
+            typer.echo(line, file=sys.stderr if json_to == "-" else stdout())
     note(f"report: {done.folder / REPORTS[0]}", quiet=quiet)
     return done.code
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rlskit.cli.wording import worded
 from rlskit.errors import RequestError, RlskitError, UntrustedError
@@ -146,11 +148,37 @@ def check_out(out: Path | None, force: bool, *, gated: bool = False) -> None:
         refuse_finished(out, force=force, gated=gated)
 
 
+_stdouts: list[TextIO] = []
+"""What results are printed on, of the commands that are at work, the innermost last."""
+
+
+@contextmanager
+def results_alone() -> Iterator[None]:
+    """Keep stdout for what is printed here: what a model's own code prints goes to stderr."""
+    _stdouts.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _stdouts.pop()
+
+
+def mute() -> None:
+    """Let nothing that this process prints be seen."""
+    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    _stdouts[:] = [sys.stdout for _ in _stdouts]
+
+
+def stdout() -> TextIO:
+    """Return what results are printed on."""
+    return _stdouts[-1] if _stdouts else sys.stdout
+
+
 def say(text: str) -> None:
     """Print lines on stdout, control characters escaped."""
     import typer
 
-    typer.echo(lines(text))
+    typer.echo(lines(text), file=stdout())
 
 
 def note(message: str, *, quiet: bool = False, loud: bool = False) -> None:
@@ -172,7 +200,7 @@ def show(table: Table, results: Sequence[Result], *, json_to: str | None, force:
     for warning in dict.fromkeys(w for result in results for w in result.warnings):
         note(warning, loud=True)
     if json_to == "-":
-        print(dump(list(results)), end="")
+        print(dump(list(results)), end="", file=stdout())
         return
     if json_to is not None:
         write_text(Path(json_to), dump(list(results)), force=force)
@@ -210,11 +238,13 @@ def print_table(table: Table) -> None:
     from rich.console import Console
     from rich.segment import Segment, Segments
 
-    console = Console()
+    console = Console(file=stdout())
     if not console.is_terminal:
-        console = Console(width=_WIDTH)
+        console = Console(file=stdout(), width=_WIDTH)
     shown = (Segment(lines(one.text), one.style) for one in console.render(table))
-    console.print(Segments(shown), end="")
+    with console.capture() as text:  # Rich itself takes a closed stdout for `sys.stdout`
+        console.print(Segments(shown), end="")
+    print(text.get(), end="", file=stdout())
 
 
 def check_gate(fail_under: float | None) -> None:

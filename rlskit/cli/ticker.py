@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rlskit.cli.flags import BAR, NONE, PLAIN
@@ -20,8 +19,6 @@ EVERY = 30.0  # seconds between two plain lines
 def progress_shown(kind: str | None, quiet: bool) -> Iterator[Progress]:
     """Give a `Progress` that shows on stderr what it is told.
 
-    What a model's own code prints meanwhile goes to stderr, too: it is no result.
-
     Args:
         kind: One of `rlskit.cli.flags.PROGRESS`; None for bars on a terminal, else plain lines.
         quiet: Show nothing.
@@ -31,7 +28,7 @@ def progress_shown(kind: str | None, quiet: bool) -> Iterator[Progress]:
     if kind is None:
         kind = BAR if Console(stderr=True).is_terminal else PLAIN
     shown = {NONE: _nothing, PLAIN: _lines, BAR: _bars}[NONE if quiet else kind]
-    with redirect_stdout(sys.stderr), shown() as progress:
+    with shown() as progress:
         yield progress
 
 

@@ -21,7 +21,7 @@ from rlskit.cli.flags import (
     under,
 )
 from rlskit.cli.option_sets import Network
-from rlskit.cli.show import check_json, note, say
+from rlskit.cli.show import check_json, note, say, stdout
 from rlskit.cli.ticker import progress_shown
 
 
@@ -59,7 +59,7 @@ def verify(
         found = rlskit.verify(run, network, data, data_dir=data_dir, progress=progress)
     text = json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n"
     if json_to == "-":
-        print(text, end="")
+        print(text, end="", file=stdout())
     else:
         if json_to is not None:
             write_text(Path(json_to), text, force=force)
