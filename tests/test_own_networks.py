@@ -182,6 +182,13 @@ class Talkative(Net):
         print("forward")
         return super().forward(x)
 
+    def train(self, mode=True):
+        print("moded")
+        return super().train(mode)
+
+    def __del__(self):
+        print("deleted")
+
 
 class Viewing(Net):
     def forward(self, x):
@@ -416,12 +423,13 @@ def test_what_ones_own_code_prints_is_no_result(capsys: pytest.CaptureFixture[st
     assert run(["convert", "nets.py:talkative", "--defense", "none", "-o", "m.safetensors"]) == 0
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert {"imported", "built", "forward"} <= set(shown.err.split())
+    said = {"imported", "built", "forward", "moded", "deleted"}
+    assert said <= set(shown.err.split())
     for command in (["eval"], ["attack", "--method", "fgsm"]):
         assert run([*command, "m.safetensors", "--limit", "2", "--json", "-", "-q"]) == 0
         shown = capsys.readouterr()
         assert json.loads(shown.out)
-        assert {"imported", "built", "forward"} <= set(shown.err.split())
+        assert said <= set(shown.err.split())
 
 
 @pytest.fixture
