@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import rlskit
@@ -456,6 +458,33 @@ def test_a_factory_that_brings_its_weights_is_trained(
     Path("trained.pth").unlink()
     with pytest.raises(RequestError, match=r"wants a file that cannot be read .*trained.pth"):
         rlskit.load("rls.safetensors")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        "torch.jit.load(HERE / 'w.jit').state_dict()",
+        "pickle.loads((HERE / 'w.pickle').read_bytes())",
+        "safetensors.torch.load((HERE / 'w.st').read_bytes())",
+    ],
+)
+def test_weights_may_be_read_in_any_way(tmp_path: Path, read: str) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+    torch.jit.save(torch.jit.script(net), tmp_path / "w.jit")
+    (tmp_path / "w.pickle").write_bytes(pickle.dumps(dict(net.state_dict())))
+    save_file(net.state_dict(), tmp_path / "w.st")
+    (tmp_path / "own.py").write_text(
+        f"""import pathlib, pickle, safetensors.torch, torch
+HERE = pathlib.Path({str(tmp_path)!r})
+def factory():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10))
+    net.load_state_dict({read})
+    return net
+"""
+    )
+    model = rlskit.convert(f"{tmp_path}/own.py:factory", defense="none", data="digits")
+    assert model.card.trained
+    assert torch.equal(model.bank_tensors()[0]["1.weight"], net.state_dict()["1.weight"])
 
 
 def test_weights_that_a_factory_brings_are_not_changed_for_other_channels(

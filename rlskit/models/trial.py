@@ -48,7 +48,8 @@ _KEPT = 64
 """At most so many logits stand in a checkpoint, to be compared when it is loaded."""
 
 _READERS = (
-    torch.load, np.load, pickle.load, safetensors.torch.load_file, safetensors.safe_open,
+    torch.load, torch.jit.load, np.load, np.fromfile, pickle.load, pickle.loads,
+    safetensors.torch.load_file, safetensors.torch.load, safetensors.safe_open,
 )  # fmt: skip
 """What a factory that brings its own weights reads them with."""
 
