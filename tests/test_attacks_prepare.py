@@ -226,7 +226,6 @@ def test_another_scale_is_the_same_attack() -> None:
         ("pgd", {"eps": "lots"}, "`eps` 'lots' is not a number"),
         ("pgd", {"eps": float("nan")}, "`eps` nan must be a finite number"),
         ("pgd", {"step_size": 3}, "`step_size` 3 is more than the whole pixel range"),
-        ("pgd", {"step_size": "1e-400"}, "`step_size` 0 leaves every image where it starts"),
         ("pgd", {"steps": 0}, "`steps` must be at least 1, not 0"),
         ("pgd", {"steps": 2.5}, "`steps` 2.5 is not a whole number"),
         ("pgd", {"random_start": "perhaps"}, "`random_start` 'perhaps' is unknown"),

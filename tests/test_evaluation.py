@@ -879,6 +879,7 @@ def test_an_optimistic_protocol_is_called_that(rls: BankedModel, undefended: Ban
             "`protocol='eot'` needs a.* budget, not cw",
         ),
         ({"eps": 8}, "did you mean 8/255"),
+        ({"step_size": "1e-400"}, "`step_size` 0 leaves every image where it starts"),
         ({"epz": 0.1}, "`epz` is no option; did you mean `eps`?"),
         ({"kappa": 0.1}, "`kappa` is no option of pgd"),
         ({"save_adversarial": True}, "need a folder"),

@@ -199,8 +199,6 @@ def prepare(
     }
     if "step_size" in stated and stated["step_size"] is None:
         stated["step_size"] = stated["eps"] / 10
-    if stated.get("step_size") == 0 and stated["eps"]:
-        raise RequestError("`step_size` 0 leaves every image where it starts; leave it out")
     params = in_unit_range(stated, pixel_range)
     return PreparedAttack(method, engine, params, stated | {"pixel_range": pixel_range})
 

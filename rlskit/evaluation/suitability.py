@@ -20,6 +20,8 @@ def check_request(
     Raises:
         RequestError: They do not go together.
     """
+    if threat.attack.stated.get("step_size") == 0 and threat.attack.stated["eps"]:
+        raise RequestError("`step_size` 0 leaves every image where it starts; leave it out")
     if threat.protocol == "eot" and threat.attack.norm is None:
         raise RequestError(
             f"`protocol='eot'` needs an attack with a budget, not {threat.attack.method}: a search "
