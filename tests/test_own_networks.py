@@ -179,6 +179,20 @@ class Dividing(Net):
         return h / self.size
 
 
+class Compiled(Net):
+    def prepare(self):
+        self.forward = torch.compile(self.forward, backend="eager")
+        self.mix = torch.compile(self.mix, backend="eager")
+
+
+class Complex(Net):
+    def prepare(self):
+        self.filter = nn.Parameter(torch.randn(4, 1, 1, dtype=torch.complex64))
+
+    def mix(self, h):
+        return torch.fft.ifft2(torch.fft.fft2(h) * self.filter).real
+
+
 class Talkative(Net):
     def forward(self, x):
         print("forward")
@@ -337,7 +351,9 @@ def test_a_checkpoint_from_before_is_tried_by_building_twice() -> None:
         check_rebuilt(honest.card, honest.partition)
 
 
-@pytest.mark.parametrize("factory", ["weight_norm", "Scaled", "Net", "frozen"])
+@pytest.mark.parametrize(
+    "factory", ["weight_norm", "Scaled", "Net", "frozen", "Compiled", "Complex"]
+)
 def test_draws_are_the_banks_after_training_too(factory: str) -> None:
     model = converted(factory)
     if factory != "frozen":
@@ -351,6 +367,18 @@ def test_draws_are_the_banks_after_training_too(factory: str) -> None:
     weights = {n: t for n, t in mixed.network.named_parameters() if n.startswith("conv")}
     assert weights
     assert all(torch.equal(t, model.bank_tensors()[1][n]) for n, t in weights.items())
+
+
+def test_complex_weights_are_jittered_kept_and_looked_at() -> None:
+    model = converted("Complex", init="jitter")
+    filters = [bank["filter"].detach() for bank in model.bank_tensors()]
+    assert 0 < float((filters[0] - filters[1]).abs().max()) < 1
+    rlskit.save(model, "model.safetensors")
+    loaded = rlskit.load("model.safetensors")
+    assert torch.equal(loaded.bank_tensors()[1]["filter"], filters[1])
+    loaded.bank_tensors()[1]["filter"].data.imag[0] = torch.nan
+    with pytest.raises(UntrustedError, match="filter of bank 1 holds NaN or infinity"):
+        rlskit.evaluate(loaded, digits(4))
 
 
 @pytest.mark.parametrize(

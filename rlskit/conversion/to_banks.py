@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rlskit import seeds
 from rlskit.arguments import checked
@@ -501,7 +501,9 @@ def _seeded(card: Card, seed: int, bank: int) -> nn.Module:
 
 @torch.no_grad()
 def _jitter(network: nn.Module, generator: torch.Generator) -> None:
-    for parameter in filter(Tensor.is_floating_point, network.parameters()):
+    for parameter in network.parameters():
+        if not (parameter.is_floating_point() or parameter.is_complex()):
+            continue
         noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
         spread = parameter.std() if parameter.numel() > 1 else parameter.abs().sum()
         parameter.add_(JITTER * spread * noise)

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from rlskit.errors import RequestError, RlskitError, RunError, reason
 from rlskit.models import own
 from rlskit.models.architecture import Architecture
+from rlskit.models.copying import uncompiled
 from rlskit.models.hub_folder import build_from_folder
 from rlskit.models.programs import read_program
 from rlskit.models.published import WITH_AUXILIARY_HEADS, load_torchvision_weights
@@ -250,6 +251,8 @@ def _unwrapped(network: nn.Module) -> nn.Module:
     for module in network.modules():
         for name, child in module._modules.items():
             module._modules[name] = getattr(child, _COMPILED, child)
+        for name, value in vars(module).items():
+            vars(module)[name] = uncompiled(value)
     return network
 
 

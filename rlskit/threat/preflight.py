@@ -42,7 +42,7 @@ def check_weights(model: BankedModel) -> None:
     """
     for bank, tensors in enumerate(model.bank_tensors()):
         for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
+            if not tensor.isfinite().all():
                 raise UntrustedError(
                     f"the weights are not finite: {name} of bank {bank} holds NaN or infinity; "
                     "the result would mean nothing"
