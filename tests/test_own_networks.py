@@ -193,6 +193,17 @@ class Complex(Net):
         return torch.fft.ifft2(torch.fft.fft2(h) * self.filter).real
 
 
+class Gray(nn.Module):  # the convolution that reads colours comes second, and is no stem
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.last, self.conv = nn.Conv2d(5, num_classes, 1), nn.Conv2d(1, 4, 5, 2)
+        self.tint = nn.Conv2d(3, 1, 5, 2)
+
+    def forward(self, x):
+        gray = self.conv(x.mean(1, keepdim=True))
+        return self.last(torch.cat([gray, self.tint(x)], 1).relu()).mean((2, 3))
+
+
 class Talkative(Net):
     def forward(self, x):
         print("forward")
@@ -527,6 +538,14 @@ def test_random_weights_stay_untrained_whatever_a_factory_does(
 ) -> None:
     for factory in ("seeded", "warm"):
         assert not converted(factory, in_chans=3, defense="none").card.trained, factory
+
+
+def test_a_network_that_takes_the_images_keeps_its_first_convolution() -> None:
+    model = converted("Gray", in_chans=3, defense="none")
+    shapes = {name: list(t.shape) for name, t in model.bank_tensors()[0].items()}
+    assert shapes["last.weight"] == [10, 5, 1, 1]
+    assert shapes["conv.weight"] == [4, 1, 5, 5]
+    assert model.card.architecture.in_chans is None
 
 
 @pytest.mark.parametrize(
