@@ -188,6 +188,7 @@ def test_safetensors_reads_what_write_tensors_wrote(tmp_path: Path) -> None:
         "bool": torch.tensor([True, False, True]), "scalar": torch.tensor(3),
         "empty": torch.zeros(0, 2), "bf": torch.randn(5).bfloat16(), "d": torch.randn(2).double(),
         "ü/../x": torch.arange(4, dtype=torch.uint8), "c": torch.randn(3, dtype=torch.complex64),
+        **{f"u{bits}": torch.ones(3, dtype=getattr(torch, f"uint{bits}")) for bits in (16, 32, 64)},
     }  # fmt: skip
     path = tmp_path / "t.safetensors"
     write_tensors(path, tensors, {"note": 'line\n"ü"'}, force=False)
