@@ -245,6 +245,7 @@ def test_wrong_modules_get_one_sentence(module: nn.Sequential) -> None:
         (module[:3], r"Sequential is no classifier: .* \[2, 6, 8, 8\], not \[B, classes\]"),
         (nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "1.weight of Sequential has no values"),
         (copy.deepcopy(module).to("meta"), "0.weight of Sequential has no values yet"),
+        (nn.Sequential(module, nn.Linear(10, 1)), "Sequential answers with one number per image"),
         (Locked(), "Locked cannot be copied .cannot pickle '_thread.lock'"),
         (torch.jit.script(module), "cannot share its tensors with a copy, as TorchScript cannot"),
     ]

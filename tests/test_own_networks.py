@@ -228,6 +228,21 @@ class ViewingInTraining(Net):
         return self.fc((h.view(x.size(0), -1) if self.training else h.flatten(1))[:, :4])
 
 
+class Lone(Net):
+    def prepare(self):
+        self.fc = nn.Linear(4, 1)
+
+
+class Ranged(Net):
+    def features(self, x):
+        if x.min() < 0 or x.max() > 1:
+            raise ValueError("images must be in [0, 1]")
+        return super().features(x)
+
+
+made = Net()
+
+
 def talkative(num_classes=10, in_chans=1):
     print("built")
     return Talkative(num_classes, in_chans)
@@ -322,6 +337,9 @@ def digits(limit: int, split: str = "test") -> Data:
         ("Locked", "Locked cannot be copied .*lock"),
         ("scripted", "nets.py:scripted gives a TorchScript module.*its file itself"),
         ("exported", "nets.py:exported gives a module of torch.export"),
+        ("Lone", r"nets.py:Lone answers with one number per image; .*torch\.zeros_like\(z\), z"),
+        ("Ranged", r"images must be in \[0, 1\]\).* other `mean` and `std`"),
+        ("made", "nets.py:made is one network, and each bank is built by itself"),
     ],
 )
 @pytest.mark.parametrize("defense", ["none", "rls"])
