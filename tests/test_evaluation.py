@@ -1011,6 +1011,42 @@ def test_a_loss_that_saturates_is_said() -> None:
         assert result.accuracy["robust"].mean > default.accuracy["robust"].mean + 0.1
 
 
+class Backwards(torch.autograd.Function):
+    """Passes numbers on, and the wrong gradient back: of one column, or the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+        return slopes[0] * ctx.saved_tensors[0], None
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "pgd-l2", "eps": 1.0}, {"method": "apgd-ce"}])
+def test_gradients_that_are_not_the_models_are_said(options: dict[str, Any]) -> None:
+    class Misled(nn.Module):
+        def __init__(self, factor: Tensor) -> None:
+            super().__init__()
+            (self.draw,), self.factor = defenders(small_models.trained("none", 1), 1), factor
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.draw(Backwards.apply(x, self.factor))  # type: ignore[no-untyped-call]
+            return logits
+
+    options = {"method": "pgd", "eps": 0.2, "steps": 10, **options}
+    truly = attack(Misled(torch.ones(8)), (IMAGES, LABELS), **options)
+    assert truly.warnings == ()
+    for factor in (-torch.ones(8), torch.eye(8)[1]):
+        result = attack(Misled(factor), (IMAGES, LABELS), **options)
+        (said,) = result.warnings
+        assert said.startswith("MISLEADING GRADIENTS: how small changes of the images change")
+        more = ", norm='l2'" if options["method"] == "pgd-l2" else ""
+        assert f"or `method='square'{more}`, which needs none" in said
+        assert result.accuracy["robust"].mean > truly.accuracy["robust"].mean + 0.1
+
+
 @pytest.mark.parametrize(
     ("method", "options"), [("pgd", {"loss": "margin"}), ("apgd-dlr", {"steps": 2})]
 )

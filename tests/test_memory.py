@@ -133,6 +133,17 @@ def test_measuring_changes_nothing(module: nn.Sequential) -> None:
     assert results[0].accuracy["robust"].mean < results[0].accuracy["clean"].mean - 0.1
 
 
+def test_a_compiled_method_is_run_on_what_is_measured(module: nn.Sequential) -> None:
+    """It is one of the module that it was compiled for, whose dropout is awake here."""
+    own = Around(module, nn.Identity())
+    plain = attack(own, (IMAGES, LABELS), **PGD).accuracy
+    own.forward = torch.compile(own.forward, backend="eager")  # type: ignore[method-assign]
+    compiled = own.forward
+    own.train()
+    assert attack(own, (IMAGES, LABELS), **PGD).accuracy == plain
+    assert own.forward is compiled
+
+
 def test_softmax_and_half_precision(module: nn.Sequential) -> None:
     plain = attack(module, (IMAGES, LABELS), **PGD).accuracy
     blind = attack(nn.Sequential(module, nn.Softmax(1)), (IMAGES, LABELS), **PGD)
@@ -234,6 +245,7 @@ def test_wrong_modules_get_one_sentence(module: nn.Sequential) -> None:
         (module[:3], r"Sequential is no classifier: .* \[2, 6, 8, 8\], not \[B, classes\]"),
         (nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "1.weight of Sequential has no values"),
         (copy.deepcopy(module).to("meta"), "0.weight of Sequential has no values yet"),
+        (nn.Sequential(module, nn.Linear(10, 1)), "Sequential answers with one number per image"),
         (Locked(), "Locked cannot be copied .cannot pickle '_thread.lock'"),
         (torch.jit.script(module), "cannot share its tensors with a copy, as TorchScript cannot"),
     ]

@@ -179,6 +179,31 @@ class Dividing(Net):
         return h / self.size
 
 
+class Compiled(Net):
+    def prepare(self):
+        self.forward = torch.compile(self.forward, backend="eager")
+        self.mix = torch.compile(self.mix, backend="eager")
+
+
+class Complex(Net):
+    def prepare(self):
+        self.filter = nn.Parameter(torch.randn(4, 1, 1, dtype=torch.complex64))
+
+    def mix(self, h):
+        return torch.fft.ifft2(torch.fft.fft2(h) * self.filter).real
+
+
+class Gray(nn.Module):  # the convolution that reads colours comes second, and is no stem
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.last, self.conv = nn.Conv2d(5, num_classes, 1), nn.Conv2d(1, 4, 5, 2)
+        self.tint = nn.Conv2d(3, 1, 5, 2)
+
+    def forward(self, x):
+        gray = self.conv(x.mean(1, keepdim=True))
+        return self.last(torch.cat([gray, self.tint(x)], 1).relu()).mean((2, 3))
+
+
 class Talkative(Net):
     def forward(self, x):
         print("forward")
@@ -201,6 +226,21 @@ class ViewingInTraining(Net):
     def forward(self, x):
         h = self.features(x)
         return self.fc((h.view(x.size(0), -1) if self.training else h.flatten(1))[:, :4])
+
+
+class Lone(Net):
+    def prepare(self):
+        self.fc = nn.Linear(4, 1)
+
+
+class Ranged(Net):
+    def features(self, x):
+        if x.min() < 0 or x.max() > 1:
+            raise ValueError("images must be in [0, 1]")
+        return super().features(x)
+
+
+made = Net()
 
 
 def talkative(num_classes=10, in_chans=1):
@@ -297,6 +337,9 @@ def digits(limit: int, split: str = "test") -> Data:
         ("Locked", "Locked cannot be copied .*lock"),
         ("scripted", "nets.py:scripted gives a TorchScript module.*its file itself"),
         ("exported", "nets.py:exported gives a module of torch.export"),
+        ("Lone", r"nets.py:Lone answers with one number per image; .*torch\.zeros_like\(z\), z"),
+        ("Ranged", r"images must be in \[0, 1\]\).* other `mean` and `std`"),
+        ("made", "nets.py:made is one network, and each bank is built by itself"),
     ],
 )
 @pytest.mark.parametrize("defense", ["none", "rls"])
@@ -337,7 +380,9 @@ def test_a_checkpoint_from_before_is_tried_by_building_twice() -> None:
         check_rebuilt(honest.card, honest.partition)
 
 
-@pytest.mark.parametrize("factory", ["weight_norm", "Scaled", "Net", "frozen"])
+@pytest.mark.parametrize(
+    "factory", ["weight_norm", "Scaled", "Net", "frozen", "Compiled", "Complex"]
+)
 def test_draws_are_the_banks_after_training_too(factory: str) -> None:
     model = converted(factory)
     if factory != "frozen":
@@ -351,6 +396,18 @@ def test_draws_are_the_banks_after_training_too(factory: str) -> None:
     weights = {n: t for n, t in mixed.network.named_parameters() if n.startswith("conv")}
     assert weights
     assert all(torch.equal(t, model.bank_tensors()[1][n]) for n, t in weights.items())
+
+
+def test_complex_weights_are_jittered_kept_and_looked_at() -> None:
+    model = converted("Complex", init="jitter")
+    filters = [bank["filter"].detach() for bank in model.bank_tensors()]
+    assert 0 < float((filters[0] - filters[1]).abs().max()) < 1
+    rlskit.save(model, "model.safetensors")
+    loaded = rlskit.load("model.safetensors")
+    assert torch.equal(loaded.bank_tensors()[1]["filter"], filters[1])
+    loaded.bank_tensors()[1]["filter"].data.imag[0] = torch.nan
+    with pytest.raises(UntrustedError, match="filter of bank 1 holds NaN or infinity"):
+        rlskit.evaluate(loaded, digits(4))
 
 
 @pytest.mark.parametrize(
@@ -499,6 +556,14 @@ def test_random_weights_stay_untrained_whatever_a_factory_does(
 ) -> None:
     for factory in ("seeded", "warm"):
         assert not converted(factory, in_chans=3, defense="none").card.trained, factory
+
+
+def test_a_network_that_takes_the_images_keeps_its_first_convolution() -> None:
+    model = converted("Gray", in_chans=3, defense="none")
+    shapes = {name: list(t.shape) for name, t in model.bank_tensors()[0].items()}
+    assert shapes["last.weight"] == [10, 5, 1, 1]
+    assert shapes["conv.weight"] == [4, 1, 5, 5]
+    assert model.card.architecture.in_chans is None
 
 
 @pytest.mark.parametrize(

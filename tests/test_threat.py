@@ -11,7 +11,7 @@ from torch import nn
 
 import small_models
 from rlskit.defenses import draws
-from rlskit.defenses.answers import mean_log_probabilities
+from rlskit.defenses.answers import behind, joint_answer, mean_log_probabilities
 from rlskit.errors import RequestError
 from rlskit.threat.meter import Meter
 from rlskit.threat.view import DrawsView, attackers_view, check_view, protocol_of
@@ -45,6 +45,19 @@ def test_mean_probability_of_extreme_logits() -> None:
     wanted = torch.tensor([[0.0, -2000.0, -2000.0 - math.log(2)]])
     torch.testing.assert_close(found, wanted, rtol=1e-7, atol=0)
     assert mean_log_probabilities(logits[:, :, 1:]).argmax() == 0  # 0.75 against 0.25
+
+
+def test_an_answer_is_that_of_the_mean_probability_whatever_the_size_of_logits() -> None:
+    logits = torch.randn(4, 50, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(joint_answer(logits), mean_log_probabilities(logits.double()).argmax(-1))
+    gaps = behind(logits)[..., :1] - behind(logits)[..., 1:]
+    shares = logits.double().softmax(-1)
+    torch.testing.assert_close(gaps, shares[..., :1] - shares[..., 1:])
+    extreme = torch.tensor([[[1000.0, -1000.0, -3000.0]], [[1000.0, -1000.0, -1000.0]]])
+    assert joint_answer(extreme[:, :, 1:]).tolist() == [0]
+    tiny = 1e-20 * logits  # where each probability is 0.2 to rounding
+    assert torch.equal(joint_answer(tiny), logits.mean(0).argmax(-1))
+    assert torch.equal(joint_answer(tiny[:1]), logits[0].argmax(-1))
 
 
 def test_mean_of_probabilities_is_not_mean_of_logits() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rlskit import seeds
 from rlskit.arguments import checked
@@ -25,7 +25,7 @@ from rlskit.models.banks import BankedModel, Card
 from rlskit.models.building import build, build_on_meta, configure
 from rlskit.models.copying import duplicate
 from rlskit.models.hub_folder import read_folder
-from rlskit.models.outputs import check_outputs, kind_of
+from rlskit.models.outputs import ONE_NUMBER, check_outputs, kind_of
 from rlskit.models.own import heard
 from rlskit.models.partition import partition
 from rlskit.models.programs import stated_by
@@ -445,6 +445,8 @@ def _wanted_classes(wanted: int | None, name: str) -> int | None:
 
 
 def _checked_classes(found: int, wanted: int | None, architecture: Architecture) -> int:
+    if found == 1:
+        raise RequestError(f"{architecture.name} {ONE_NUMBER}")
     if wanted is not None and found != wanted:
         own = architecture.source == "own"
         advice = "let its factory take num_classes" if own else f"give `num_classes={found}`"
@@ -501,7 +503,9 @@ def _seeded(card: Card, seed: int, bank: int) -> nn.Module:
 
 @torch.no_grad()
 def _jitter(network: nn.Module, generator: torch.Generator) -> None:
-    for parameter in filter(Tensor.is_floating_point, network.parameters()):
+    for parameter in network.parameters():
+        if not (parameter.is_floating_point() or parameter.is_complex()):
+            continue
         noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
         spread = parameter.std() if parameter.numel() > 1 else parameter.abs().sum()
         parameter.add_(JITTER * spread * noise)

@@ -39,6 +39,32 @@ def mean_log_probabilities(logits: Tensor) -> Tensor:
     return log_probabilities.logsumexp(dim=0) - math.log(len(logits))
 
 
+def behind(logits: Tensor) -> Tensor:
+    """Return by how much each class's probability is behind that of its draw's likeliest class.
+
+    Between classes it differs as the probabilities do. But those of tiny logits, as of a head that
+    answers with exp(-distance), are one and the same to rounding.
+
+    Args:
+        logits: `[N, B, classes]`.
+
+    Returns:
+        Likewise, at most 0, float64.
+    """
+    ahead = logits.double()
+    ahead = ahead - ahead.amax(-1, keepdim=True)
+    return ahead.expm1() / ahead.exp().sum(-1, keepdim=True)
+
+
+def joint_answer(logits: Tensor) -> Tensor:
+    """Return the class whose mean probability over draws is largest, long `[B]`.
+
+    Args:
+        logits: `[N, B, classes]`.
+    """
+    return behind(logits).sum(0).argmax(-1)
+
+
 def mutual_information(logits: Tensor) -> Tensor:
     """Return how much the draws disagree, `[B]` in nats: H(mean of p_n) - mean of H(p_n).
 

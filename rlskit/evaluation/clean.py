@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlskit.data import Data, blocks
 from rlskit.defenses import draws
-from rlskit.defenses.answers import finite_logits, mean_log_probabilities
+from rlskit.defenses.answers import finite_logits, joint_answer
 from rlskit.errors import RequestError, UntrustedError
 from rlskit.evaluation.eval_options import EvalOptions
 from rlskit.evaluation.subject import Subject
@@ -95,7 +95,7 @@ def look(model: BankedModel, data: Data, options: EvalOptions) -> Knowledge:
     """
     members = draws(model, options.counts(model)[-1], seed=options.seed, purpose=Purpose.DEFENDER)
     answers = [
-        mean_log_probabilities(finite_logits(members, images.to(model.device))).argmax(-1).cpu()
+        joint_answer(finite_logits(members, images.to(model.device))).cpu()
         for _, images, _ in blocks(data, options.batch_size, options.num_workers)
     ]
     return knowledge(data.labels, [torch.cat(answers)], model.card.classes)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rlskit.data import blocks, runs, spread
 from rlskit.defenses import draws
-from rlskit.defenses.answers import finite_logits, mean_log_probabilities
+from rlskit.defenses.answers import finite_logits, joint_answer
 from rlskit.documents import to_json
 from rlskit.errors import RequestError, UnmergedError
 from rlskit.evaluation.basis import Abstaining, Basis, Clean, Facts, Gradients, conclude
@@ -313,10 +313,8 @@ class Run:
         Raises:
             UntrustedError: A draw's logits are not finite.
         """
-        logits = finite_logits(
-            defenders, images
-        ).double()  # near logits must not tie as probabilities
-        answers = [mean_log_probabilities(logits[:n]).argmax(-1) for n in self.counts]
+        logits = finite_logits(defenders, images)
+        answers = [joint_answer(logits[:n]) for n in self.counts]
         right = (logits.argmax(-1) == labels).double()
         single = [right[:n].mean(0) for n in self.counts]
         return {kind: torch.stack(answers, 1), f"{kind}_gibbs": torch.stack(single, 1)}

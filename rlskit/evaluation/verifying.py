@@ -20,7 +20,7 @@ from rlskit.arguments import checked
 from rlskit.data import MEMORY, Data, blocks, load
 from rlskit.data.adversarial_file import SavedAdversarial, SavedFacts, read_adversarial
 from rlskit.defenses import defense_of, draws
-from rlskit.defenses.answers import finite_logits, mean_log_probabilities
+from rlskit.defenses.answers import finite_logits, joint_answer
 from rlskit.documents import from_json, to_json
 from rlskit.errors import RequestError, UntrustedError, reason
 from rlskit.evaluation.eval_options import EvalOptions
@@ -353,7 +353,7 @@ def _defenders(case: _Case, image: int | None) -> list[nn.Module]:
 
 def _answer(members: list[nn.Module], images: Tensor) -> Tensor:
     """Return what draws answer together, long `[B]`."""
-    return mean_log_probabilities(finite_logits(members, images).double()).argmax(-1).cpu()
+    return joint_answer(finite_logits(members, images)).cpu()
 
 
 def _count(case: _Case, table: Answers) -> Confirmed:

@@ -14,7 +14,9 @@ from torch.overrides import TorchFunctionMode
 from rlskit.errors import RequestError, RlskitError, RunError, reason
 from rlskit.models import own
 from rlskit.models.architecture import Architecture
+from rlskit.models.copying import uncompiled
 from rlskit.models.hub_folder import build_from_folder
+from rlskit.models.outputs import reading_of
 from rlskit.models.programs import read_program
 from rlskit.models.published import WITH_AUXILIARY_HEADS, load_torchvision_weights
 from rlskit.models.small_images import adapt_to_small_images
@@ -60,6 +62,9 @@ def configure(
         if transform_input:
             accepted["transform_input"] = True
     in_chans = channels if channels and "in_chans" not in accepted else None
+    if in_chans and image_size and architecture.source == "own":
+        as_it_is = replace(architecture, kwargs=accepted)
+        in_chans = None if _answers(as_it_is, (in_chans, *image_size)) else in_chans
     return replace(architecture, kwargs=accepted, in_chans=in_chans, small_images=small_images)
 
 
@@ -157,6 +162,21 @@ def _takes(architecture: Architecture, argument: str, value: object) -> bool:
     return True
 
 
+def _answers(architecture: Architecture, image_shape: tuple[int, int, int]) -> bool:
+    """Whether one's own network takes images of `(C, H, W)`, whatever its first convolution reads.
+
+    That may read gray made of colours, or not be the first to run.
+    """
+    try:
+        network = build_on_meta(architecture, image_shape).eval()
+        images = torch.zeros(2, *image_shape, dtype=reading_of(network).dtype)
+        with torch.no_grad(), own.heard(), kept(sources_of(network)):
+            network(images)
+    except Exception:  # whatever one's own code raises on images of another number of channels
+        return False
+    return True
+
+
 def _factory(
     architecture: Architecture, pretrained: bool, image_shape: tuple[int, int, int] | None
 ) -> nn.Module:
@@ -250,6 +270,8 @@ def _unwrapped(network: nn.Module) -> nn.Module:
     for module in network.modules():
         for name, child in module._modules.items():
             module._modules[name] = getattr(child, _COMPILED, child)
+        for name, value in vars(module).items():
+            vars(module)[name] = uncompiled(value)
     return network
 
 

@@ -20,6 +20,9 @@ _CONSTANTS = frozenset(
 
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
 
+_COMPILED = "_torchdynamo_orig_callable"
+"""The attribute of a compiled function that holds the function, or the method of one module."""
+
 _NEW: Any = nn.Module().__reduce_ex__(4)[0]
 """How Python makes an object that is no more than its attributes."""
 
@@ -49,6 +52,15 @@ def duplicate(network: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modu
         ) from error
 
 
+def uncompiled(function: Any) -> Any:
+    """Return what `torch.compile` made a function of; anything else as it is.
+
+    A compiled method, as in `self.forward = torch.compile(self.forward)`, is one of its first
+    module, whoever it is copied for.
+    """
+    return vars(function)[_COMPILED] if _COMPILED in getattr(function, "__dict__", {}) else function
+
+
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """Return what `copy.deepcopy` would, several times as fast for what networks are made of.
 
@@ -56,6 +68,8 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     so that what is held in two places is one object in the copy as well.
     """
     kind = type(value)
+    if kind is FunctionType and _COMPILED in vars(value):
+        return _copied(uncompiled(value), memo)
     if kind in _CONSTANTS or id(value) in memo:
         return memo.get(id(value), value)
     if kind in _CONTAINERS and not value:  # as most are: for the hooks of a module

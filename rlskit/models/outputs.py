@@ -26,6 +26,11 @@ OUTPUTS = ("logits", "probabilities", "log-probabilities", "sigmoid")
 SLACK = 1e-2
 """By how much probabilities in half precision may miss 1."""
 
+ONE_NUMBER = (
+    "answers with one number per image; where that tells two classes apart, let it answer with "
+    "both logits, as torch.cat([torch.zeros_like(z), z], 1) of what goes into its sigmoid"
+)
+
 Network = Callable[[Tensor], object]
 """Maps images to whatever the network answers."""
 

@@ -148,6 +148,11 @@ def _load(spec: str) -> Callable[..., nn.Module]:
     found: Any = getattr(module, factory_name, None)
     if not callable(found):
         raise RequestError(f"{place} has no factory called {factory_name!r}")
+    if isinstance(found, nn.Module):
+        raise RequestError(
+            f"{spec} is one network, and each bank is built by itself: name a class or a function "
+            "that makes it"
+        )
     return found  # type: ignore[no-any-return]
 
 

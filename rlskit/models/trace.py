@@ -142,7 +142,7 @@ def unusable(network: nn.Module, shape: tuple[int, int, int], error: Exception) 
     return RequestError(
         f"{type(network).__name__} cannot process images of {channels}x{height}x{width} "
         f"({reason(error)}); if it is made for others, choose another `image_size` or `in_chans`, "
-        "and no `small_images`"
+        "other `mean` and `std`, and no `small_images`"
     )
 
 

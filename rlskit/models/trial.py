@@ -148,7 +148,9 @@ def _are_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def _stir(model: BankedModel) -> None:
     """Change all parameters a little: a scale or head of zeros would hide what is before it."""
     rng = torch.Generator().manual_seed(0)
-    for parameter in filter(Tensor.is_floating_point, model.parameters()):
+    for parameter in model.parameters():
+        if not (parameter.is_floating_point() or parameter.is_complex()):
+            continue
         spread = parameter.std() if parameter.numel() > 1 else torch.zeros(())
         spread = spread if spread > 0 else torch.ones(())
         noise = torch.randn(parameter.shape, generator=rng, dtype=torch.float32)

@@ -22,7 +22,7 @@ from rlskit.errors import RequestError, RlskitError, reason
 from rlskit.models.architecture import MEMORY, Architecture
 from rlskit.models.banks import BankedModel, Card
 from rlskit.models.copying import duplicate
-from rlskit.models.outputs import HeadlessError, check_outputs, key_of, kind_of
+from rlskit.models.outputs import ONE_NUMBER, HeadlessError, check_outputs, key_of, kind_of
 from rlskit.models.partition import Layer, Partition
 from rlskit.models.streams import sources_of, streamed
 from rlskit.models.trace import tensor_names
@@ -160,6 +160,8 @@ def _introduce(model: BankedModel, classes: int | None) -> None:
                 f"{'x'.join(map(str, card.pixels.shape))} ({reason(error)}); images are "
                 "[n, C, H, W]"
             ) from error
+    if logits.shape[1:] == (1,):
+        raise RequestError(f"{card.architecture.name} {ONE_NUMBER}")
     card.classes = logits.shape[1]
     if logits.ndim != 2 or classes not in (None, card.classes):
         raise RequestError(

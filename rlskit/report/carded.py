@@ -36,7 +36,10 @@ _SAID = {
 
 
 _OF_IMAGES = ("TRAINING IMAGES", "TOO FEW IMAGES")
-_DOUBTFUL = (*_OF_IMAGES, "MASKED GRADIENTS", "FAILED SEARCHES", "CLEAN ACCURACY UNKNOWN")
+_DOUBTFUL = (
+    *_OF_IMAGES, "MASKED GRADIENTS", "MISLEADING GRADIENTS", "FAILED SEARCHES",
+    "CLEAN ACCURACY UNKNOWN",
+)  # fmt: skip
 """Warnings that a number does not survive being shown without."""
 
 _DOUBT = "doubtful_"

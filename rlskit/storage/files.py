@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _SAFETENSORS_DTYPES = {
     "torch.bool": "BOOL", "torch.uint8": "U8", "torch.int8": "I8", "torch.int16": "I16",
     "torch.int32": "I32", "torch.int64": "I64", "torch.float16": "F16", "torch.bfloat16": "BF16",
-    "torch.float32": "F32", "torch.float64": "F64",
+    "torch.float32": "F32", "torch.float64": "F64", "torch.complex64": "C64",
+    "torch.uint16": "U16", "torch.uint32": "U32", "torch.uint64": "U64",
 }  # fmt: skip
 
 _TEMPORARY = re.compile(r"\.rlskit-[0-9a-f]{16}")

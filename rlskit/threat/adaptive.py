@@ -21,7 +21,7 @@ from rlskit import seeds
 from rlskit.arguments import argument, checked
 from rlskit.attacks import prepare
 from rlskit.defenses import defense_of, draws
-from rlskit.defenses.answers import finite_logits
+from rlskit.defenses.answers import behind, finite_logits
 from rlskit.errors import RequestError
 from rlskit.models import checkpoint
 from rlskit.models.banks import BankedModel
@@ -213,11 +213,11 @@ class Adaptive:
 
         Where draws are many, the lead is in standard errors of a mean of N of them.
         """
-        logits = finite_logits(judges, images).double()
-        probabilities = logits.softmax(-1)
-        rivals = probabilities.mean(0).scatter(1, labels[:, None], -1).argmax(1)
+        logits = finite_logits(judges, images)
+        shares = behind(logits)
+        rivals = shares.mean(0).scatter(1, labels[:, None], -torch.inf).argmax(1)
         rows = torch.arange(len(labels), device=labels.device)
-        leads = probabilities[:, rows, labels] - probabilities[:, rows, rivals]
+        leads = shares[:, rows, labels] - shares[:, rows, rivals]
         if self.answering is None:  # the risk of a single draw counts, too
             lead = leads.mean(0)
             return lead, (lead < 0) & (logits.argmax(-1) != labels).all(0)

@@ -19,7 +19,7 @@ from rlskit import seeds
 from rlskit.attacks import prepare
 from rlskit.attacks.losses import Objective, objective
 from rlskit.defenses import defense_of, draws
-from rlskit.defenses.answers import finite_logits, mean_log_probabilities, mutual_information
+from rlskit.defenses.answers import finite_logits, joint_answer, mutual_information
 from rlskit.documents import ASIDE
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import in_layout, layout_of
@@ -253,5 +253,5 @@ def answered(defenders: list[nn.Module], images: Tensor) -> tuple[Tensor, Tensor
     Raises:
         UntrustedError: A draw's logits are not finite.
     """
-    logits = finite_logits(defenders, images).double()
-    return mean_log_probabilities(logits).argmax(-1), mutual_information(logits)
+    logits = finite_logits(defenders, images)
+    return joint_answer(logits), mutual_information(logits)

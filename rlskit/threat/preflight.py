@@ -7,13 +7,14 @@ would follow could not be trusted: NaN logits count neither as fooled nor as rob
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from rlskit.attacks import ATTACKS, PreparedAttack
 from rlskit.attacks.guard import require_path, slope_of
-from rlskit.attacks.losses import LOSSES, unfollowable
+from rlskit.attacks.losses import GRAY_LEVEL, LOSSES, trail, unfollowable
 from rlskit.errors import UntrustedError
 from rlskit.models.banks import BankedModel
 from rlskit.models.outputs import in_unit_range
@@ -29,6 +30,15 @@ LOOKED_AT = 64
 _AGAIN = 8
 """So often a lone image is answered alike, where no random number is seen to be drawn."""
 
+_ABOVE = 16
+"""So many times what rounding may do, a change of logits must be to be compared with another."""
+
+_TO_TELL = 16
+"""Of fewer images no correlation is told."""
+
+ASTRAY = 0.4
+"""Up to this correlation, a gradient tells too little; networks without tricks are near 0.9."""
+
 BATCH_MATES = 1e-3
 """Change of a logit among other images, as a share of the largest, that is still rounding; more in
 half precision."""
@@ -42,7 +52,7 @@ def check_weights(model: BankedModel) -> None:
     """
     for bank, tensors in enumerate(model.bank_tensors()):
         for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
+            if not tensor.isfinite().all():
                 raise UntrustedError(
                     f"the weights are not finite: {name} of bank {bank} holds NaN or infinity; "
                     "the result would mean nothing"
@@ -149,6 +159,38 @@ def masked_gradients(
     """
     logits, gradient = _first_gradients(view, images, labels, loss)
     return unfollowable(gradient, logits, loss) & ((logits.argmax(1) == labels) != targeted)
+
+
+def truth_of_gradients(
+    seen: Callable[[], nn.Module], images: Tensor, labels: Tensor, precision: float
+) -> float | None:
+    """Say how the margin changes beside what its gradient tells, as a correlation over images.
+
+    It is near 1 where the gradient is that of what is computed. Of a custom backward, of a part
+    under `no_grad`, or where answers jump, it is not, and an attack that follows it goes astray.
+
+    Args:
+        seen: Gives what the attacker sees, the same at each call.
+        images: `[B, C, H, W]` in [0, 1].
+        labels: `[B]`.
+        precision: What logits are rounded to, as a share of the largest.
+
+    Returns:
+        None where a random gray level in each pixel changes too few images by more than rounding.
+    """
+    signs = torch.randint(0, 2, images.shape, generator=torch.Generator().manual_seed(0))
+    step = GRAY_LEVEL * (2 * signs - 1).to(images)
+    points = images.clamp(GRAY_LEVEL, 1 - GRAY_LEVEL)
+    logits, gradient = _first_gradients(seen(), points, labels, "margin")
+    with torch.no_grad():
+        up, down = (trail(seen()(points + side * step), labels) for side in (1, -1))
+    told = (gradient * step).flatten(1).double().sum(1)
+    size = GRAY_LEVEL * gradient.flatten(1).double().norm(dim=1)
+    some = size > _ABOVE * precision * logits.detach().abs().amax(1)
+    if some.sum() < _TO_TELL:
+        return None
+    told, found = (one[some] / size[some] for one in (told, (up - down).double() / 2))
+    return float(told @ found / (told.norm() * found.norm()).clamp_min(GRAY_LEVEL**9))
 
 
 def check_confidence(attack: PreparedAttack, view: nn.Module, images: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +23,15 @@ from rlskit.results.result import AttackFacts, PrecisionCheck
 from rlskit.seeds import Purpose
 from rlskit.text import nearest
 from rlskit.threat.meter import Meter
-from rlskit.threat.preflight import masked_gradients, preflight
+from rlskit.threat.preflight import ASTRAY, masked_gradients, preflight, truth_of_gradients
 from rlskit.threat.view import attackers_view
 
 RISKS = ("mean", "gibbs")
 """Of which answer the attacker ascends the loss: the draws' mean prediction, or each draw's own."""
+
+
+TF32 = 2**-10
+"""What a GPU may round the numbers that a convolution multiplies to."""
 
 
 def check_risk(risk: str) -> None:
@@ -214,19 +219,35 @@ class Threat:
 
         loss, own, lost = self.attack.loss, stuck(self.attack.loss), stuck("margin")
         if not (at := own | lost).any():
-            return Masked(lost, "")
+            return Masked(lost, self._astray(model, images, labels, seed))
         advice = self._instead(margin_helps=bool((own & ~lost).any()))
         losses = f"{loss} or the margin" if (lost & ~own).any() else loss
         return Masked(lost, masked_sentence(at, losses, self.attack.method) + advice)
 
-    def _instead(self, *, margin_helps: bool) -> str:
+    def _astray(self, model: BankedModel, images: Tensor, labels: Tensor, seed: int) -> str:
+        """Return a sentence where gradients are there, but are not those of what is computed."""
+        seen = partial(dataclasses.replace(self, compiled=False).seen, model, seed=seed, repeat=0)
+        precision = torch.finfo(model.reading.dtype).eps
+        if images.is_cuda:
+            precision = max(precision, TF32)
+        truth = truth_of_gradients(seen, images, labels, precision)
+        if truth is None or truth > ASTRAY:
+            return ""
+        return (
+            "MISLEADING GRADIENTS: how small changes of the images change the margin is not what "
+            f"its gradient tells (their correlation is {truth:.2f}, and near 1 of a gradient that "
+            f"is the model's own), so {self.attack.method} may go astray and leave images that "
+            f"count as robust; {self._instead(margin_helps=True, loss=False)}"
+        )
+
+    def _instead(self, *, margin_helps: bool, loss: bool = True) -> str:
         """Return what to try where the attack's gradients cannot be followed, and it can."""
         method, norm = self.attack.method, self.attack.norm
         in_norm = "norm='l2'" if norm == "l2" else ""
         found = []
-        if margin_helps and self.attack.engine != "rlskit":
+        if margin_helps and loss and self.attack.engine != "rlskit":
             found.append("`engine='rlskit'`")
-        elif margin_helps and "loss" in ATTACKS[method].defaults:
+        elif margin_helps and loss and "loss" in ATTACKS[method].defaults:
             found.append("`loss='margin'`")
         if margin_helps:
             found.append(f"`rlskit.attack_adaptively({in_norm})`")

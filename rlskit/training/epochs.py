@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rlskit import seeds
 from rlskit.data import MEMORY, Data, batches, blocks, runs
 from rlskit.defenses import defense_of, draws, training_logits
-from rlskit.defenses.answers import mean_log_probabilities
+from rlskit.defenses.answers import joint_answer
 from rlskit.errors import RequestError, RlskitError, RunError, of_memory, reason
 from rlskit.models.banks import BankedModel
 from rlskit.models.layout import layout_of, to_layout
@@ -275,7 +275,7 @@ class Run:
         _require_path(loss)
         loss = loss * share.weight
         _backward(loss)
-        right = mean_log_probabilities(logits.detach()).argmax(-1) == labels
+        right = joint_answer(logits.detach()) == labels
         value = loss.detach().float() / (len(group) if defense.separate else 1)
         facts = [value, share.copy * right.sum(), torch.full_like(value, share.copy * len(labels))]
         _make_dense(self.trained)
@@ -336,7 +336,7 @@ class Run:
                 )  # fmt: skip
             logits = torch.stack([member(images) for member in members])
             broken += float(not logits.isfinite().all())
-            answers = mean_log_probabilities(logits).argmax(-1).cpu()
+            answers = joint_answer(logits).cpu()
             right += share.copy * int((answers == labels).sum())
         found = torch.tensor([right, broken], dtype=torch.float64)
         self.ranks.add([found])
