@@ -25,7 +25,8 @@ BOUND, POINT = "bound", "point"
 
 
 _GUESSED = ("NO BETTER THAN GUESSING:", "TOO FEW IMAGES:", "CLEAN ACCURACY UNKNOWN:")
-_FAILED = "FAILED SEARCHES:"
+_ASTRAY = ("MISLEADING GRADIENTS:", "SHORT WAY:", "STOOD STILL:")
+_FAILED = ("FAILED SEARCHES:",)
 """How warnings begin of what no gate may decide on."""
 
 
@@ -35,8 +36,9 @@ def undecidable(result: Result) -> str:
     An attack on one draw of several gives back what that draw errs on: no search failed then. And
     where another attack is beside it, the worst case of both stands.
     """
-    alone = draws_of(result) == 1 and not (result.attack and result.attack.of)
-    named = (*_GUESSED, _FAILED) if alone else _GUESSED
+    alone = not (result.attack and result.attack.of)
+    named = _GUESSED + (_ASTRAY if alone else ())
+    named += _FAILED if alone and draws_of(result) == 1 else ()
     return next((warning for warning in result.warnings if warning.startswith(named)), "")
 
 
