@@ -25,7 +25,7 @@ BOUND, POINT = "bound", "point"
 
 
 _GUESSED = ("NO BETTER THAN GUESSING:", "TOO FEW IMAGES:", "CLEAN ACCURACY UNKNOWN:")
-_ASTRAY = ("MISLEADING GRADIENTS:", "SHORT WAY:", "STOOD STILL:")
+_ASTRAY = ("MISLEADING GRADIENTS:", "STOOD STILL:")
 _FAILED = ("FAILED SEARCHES:",)
 """How warnings begin of what no gate may decide on."""
 
