@@ -12,7 +12,8 @@ import functools
 import inspect
 import reprlib
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -43,7 +44,8 @@ def argument(name: str) -> str:
 def checked(*more: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator: a call with a wrong name or type is refused by a sentence.
 
-    The types are those of the annotations, as far as they are plain ones.
+    The types are those of the annotations, as far as they are plain ones. What the caller switched
+    off of gradients is on inside.
 
     Args:
         more: Names that the function takes besides those of its signature.
@@ -56,11 +58,24 @@ def checked(*more: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             refuse_unknown(kwargs, (*names, *more))
             check_types({**dict(zip(names, args, strict=False)), **kwargs}, function)
-            return function(*args, **kwargs)
+            with with_gradients():
+                return function(*args, **kwargs)
 
         return call
 
     return decorated
+
+
+@contextmanager
+def with_gradients() -> Iterator[None]:
+    """Compute gradients, or make tensors that allow them, whatever mode the caller is in.
+
+    Under a caller's `torch.no_grad` or `torch.inference_mode` it would look as if a model had none.
+    """
+    import torch
+
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def refuse_unknown(given: Iterable[str], known: Collection[str]) -> None:

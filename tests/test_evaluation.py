@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import functools
@@ -132,6 +133,22 @@ def test_the_global_state_neither_matters_nor_changes(rls: BankedModel) -> None:
         rls.train()
     rls.eval()
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_the_caller_switched_off_are_none_of_the_models(
+    rls: BankedModel, mode: type[torch.inference_mode]
+) -> None:
+    wanted = lasting(attack(rls, DATA, **PGD, n_samples=3))
+    module = small_models.network(0)
+    module.load_state_dict(rls.banks[0].state_dict())
+    of_module = attack(module, (IMAGES, LABELS), **PGD).accuracy["robust"]
+    with mode():
+        assert lasting(attack(rls, DATA, **PGD, n_samples=3)) == wanted
+        made = copy.deepcopy(module)  # of tensors that allow no gradient, as are the images
+        found = attack(made, (IMAGES.clone(), LABELS.clone()), **PGD).accuracy["robust"]
+    assert found == of_module
+    assert of_module.mean < 0.9
 
 
 # attacks -----------------------------------------------------------------------------------------

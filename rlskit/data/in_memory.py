@@ -71,7 +71,8 @@ def _tensor(values: Any, what: str) -> Tensor:
         RequestError: They are no array of numbers.
     """
     try:
-        return torch.as_tensor(values).detach().cpu()
+        found = torch.as_tensor(values).detach().cpu()
+        return found.clone() if found.is_inference() else found  # made under inference_mode
     except (RuntimeError, TypeError, ValueError) as error:
         raise RequestError(
             f"the {what} in memory are a {type(values).__name__}, no tensor ({reason(error)})"

@@ -248,6 +248,8 @@ class BankedModel(nn.Module):
         memo: dict[int, Any] = {}
         for name, tensor in tensor_names(self.banks[0]).items():
             shared = chosen[name].detach()
+            if shared.is_inference():  # made under inference_mode: no gradient goes through it
+                shared = shared.clone()
             is_parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(shared, requires_grad=False) if is_parameter else shared
         network, normalize = duplicate(self.banks[0], memo), duplicate(self.normalize)

@@ -44,6 +44,7 @@ BATCH_MATES = 1e-3
 half precision."""
 
 
+@torch.no_grad()
 def check_weights(model: BankedModel) -> None:
     """Require finite weights.
 
