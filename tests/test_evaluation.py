@@ -895,6 +895,8 @@ def test_an_optimistic_protocol_is_called_that(rls: BankedModel, undefended: Ban
             {"method": "cw", "protocol": "eot"},
             "`protocol='eot'` needs a.* budget, not cw",
         ),
+        # which of its starts share a call of fresh draws would depend on batch-mates
+        ({"method": "inward", "protocol": "eot"}, "inward needs fixed ones"),
         ({"eps": 8}, "did you mean 8/255"),
         ({"step_size": "1e-400"}, "`step_size` 0 leaves every image where it starts"),
         ({"epz": 0.1}, "`epz` is no option; did you mean `eps`?"),

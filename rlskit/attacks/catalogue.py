@@ -60,7 +60,8 @@ class Attack:
             differentiates one forward pass several times.
         only_follows: Whether it only follows its gradients: no answer that comes with one decides
             anything. Then they may be rough (`--precision`).
-        members: Whether it attacks the view's draws one by one, and so needs them to stay the same.
+        fixed_draws: Whether it needs the view's draws to stay the same: it asks them one by one, or
+            climbs from as many starts at once as its block leaves room for.
         borrowed: Whether `run` itself calls torchattacks, which is an extra.
         adv_lib: adv-lib's own, where it keeps the contract.
         limited: Whether something other than `--eps` limits how far it may go.
@@ -79,7 +80,7 @@ class Attack:
     upstream: Upstream | None = None
     compiles: bool = True
     only_follows: bool = False
-    members: bool = False
+    fixed_draws: bool = False
     borrowed: bool = False
     adv_lib: AdvLib | None = None
     limited: bool = False
@@ -289,6 +290,7 @@ ATTACKS: dict[str, Attack] = {
         norms=("linf", "l2"),
         needs="gradients",
         random=True,
+        fixed_draws=True,
     ),
     "autoattack": Attack(
         title="AutoAttack",
@@ -313,7 +315,7 @@ ATTACKS: dict[str, Attack] = {
         needs="gradients",
         random=False,
         compiles=False,
-        members=True,
+        fixed_draws=True,
     ),
     "mora": Attack(
         title="Model-reweighing attack on ensembles",
@@ -324,7 +326,7 @@ ATTACKS: dict[str, Attack] = {
         needs="gradients",
         random=False,
         at_most=False,
-        members=True,
+        fixed_draws=True,
     ),
     "noise": Attack(
         title="Random noise, as the control",

@@ -68,7 +68,7 @@ DEFENSES: dict[str, Defense] = {
         settings=resize_pad.SETTINGS,
     ),
     "random-bits": Defense(
-        "weights and activations rounded to a random number of bits",
+        "weights rounded to a random number of bits",
         samples=lambda _: random_bits.SAMPLES, perturb=random_bits.perturb, folds=False,
         settings=random_bits.SETTINGS, check=random_bits.check,
     ),

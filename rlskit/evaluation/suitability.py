@@ -27,7 +27,7 @@ def check_request(
             f"`protocol='eot'` needs an attack with a budget, not {threat.attack.method}: a search "
             "for the smallest perturbation needs the same classifier at every step"
         )
-    if threat.protocol == "eot" and ATTACKS[threat.attack.method].members:
+    if threat.protocol == "eot" and ATTACKS[threat.attack.method].fixed_draws:
         raise RequestError(
             f"`protocol='eot'` has fresh draws at every call, and {threat.attack.method} needs "
             "fixed ones; use `protocol='multi'` with `n_attacked` 8 to 16"
