@@ -295,6 +295,21 @@ def test_the_engine_torchattacks_is_torchattacks(
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize(
+    "method", [name for name, attack in ATTACKS.items() if attack.random and not attack.borrowed]
+)
+def test_random_numbers_do_not_hang_on_the_default_type(method: str) -> None:
+    model, images, labels = net_and_images()
+    more = {"norm": "l2"} if method == "square" else {}
+    expected = run(method, model, images, labels, **more)
+    torch.set_default_dtype(torch.float64)
+    try:
+        actual = run(method, model, images, labels, **more)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["apgd-ce", "apgd-t", "square", "autoattack", "fab"])
 def test_what_reseeds_itself_upstream_follows_our_seed(method: str) -> None:
     model, images, labels = net_and_images()

@@ -53,6 +53,18 @@ def test_a_draw_uses_no_global_randomness(model: BankedModel, images: Tensor) ->
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_draw_does_not_hang_on_the_default_type(model: BankedModel, images: Tensor) -> None:
+    if model.card.defense == "stochastic":
+        return  # the network's own numbers are of whatever type it asks for
+    expected = draw_of(model)(images)
+    torch.set_default_dtype(torch.float64)
+    try:
+        answer = draw_of(model)(images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.allclose(answer, expected, rtol=0, atol=1e-5)
+
+
 def test_the_same_key_is_the_same_draw(model: BankedModel, images: Tensor) -> None:
     assert torch.equal(draw_of(model, image=3)(images), draw_of(model, image=3)(images))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlskit.attacks.losses import scaled
-from rlskit.attacks.randomness import image_generators, normal, uniform
+from rlskit.attacks.randomness import image_generators, normal, rand, uniform
 from rlskit.seeds import Purpose
 
 TINY = 1e-10
@@ -53,7 +53,7 @@ def noise_inside(
     if norm == "linf":
         return uniform(images, streams, eps)
     delta = normal(images, streams)
-    share = torch.stack([torch.rand((1, 1, 1), generator=stream) for stream in streams])
+    share = rand((1, 1, 1), streams)
     return delta * (share.to(images) / _l2(delta) * eps)
 
 

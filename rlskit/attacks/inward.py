@@ -23,7 +23,7 @@ from rlskit.attacks.ball import TINY, direction, inside, noise_inside
 from rlskit.attacks.guard import under_attack
 from rlskit.attacks.losses import margin, scaled
 from rlskit.attacks.passes import Passes, Setting
-from rlskit.attacks.randomness import image_generators
+from rlskit.attacks.randomness import image_generators, rand
 from rlskit.seeds import Purpose
 
 TARGETS = 9
@@ -146,8 +146,7 @@ def _starts(
         x = x.detach().requires_grad_()
         logits = model(x)
         if weights is None:
-            rows = [torch.rand(logits.shape[1], generator=stream) for stream in streams]
-            weights = (2 * torch.stack(rows) - 1).to(logits)
+            weights = (2 * rand(logits.shape[1:], streams) - 1).to(logits)
         (slope,) = torch.autograd.grad((weights * logits).sum(), x)
         moved = x.detach() + radius / 2 * direction(slope, norm, steepest=True)
         x = inside(clean, moved, norm, radius)

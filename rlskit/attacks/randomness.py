@@ -8,6 +8,7 @@ image's bytes. The generator's state is neither read nor advanced.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,9 +36,18 @@ def image_generators(
     return [seeds.generator(seed, purpose, digest, *indices) for digest in digests]
 
 
+def rand(shape: tuple[int, ...], streams: list[torch.Generator]) -> Tensor:
+    """Return numbers uniform in [0, 1), `[B, *shape]`, each image's from its stream.
+
+    Float32 on the CPU, whatever defaults for new tensors the caller set.
+    """
+    given: Any = {"dtype": torch.float32, "device": "cpu"}
+    return torch.stack([torch.rand(shape, generator=stream, **given) for stream in streams])
+
+
 def uniform(images: Tensor, streams: list[torch.Generator], radius: float = 1.0) -> Tensor:
     """Return numbers uniform in [-radius, radius), shaped as `images`, each from its stream."""
-    rows = torch.empty(len(streams), *images.shape[1:])
+    rows = torch.empty(len(streams), *images.shape[1:], dtype=torch.float32, device="cpu")
     for row, stream in zip(rows, streams, strict=True):
         row.uniform_(-radius, radius, generator=stream)
     return rows.to(images)
@@ -45,5 +55,7 @@ def uniform(images: Tensor, streams: list[torch.Generator], radius: float = 1.0)
 
 def normal(images: Tensor, streams: list[torch.Generator]) -> Tensor:
     """Return standard normal numbers, shaped as `images`, each image's from its stream."""
-    rows = [torch.randn(images.shape[1:], generator=stream) for stream in streams]
-    return torch.stack(rows).to(images)
+    rows = torch.empty(len(streams), *images.shape[1:], dtype=torch.float32, device="cpu")
+    for row, stream in zip(rows, streams, strict=True):
+        row.normal_(generator=stream)
+    return rows.to(images)

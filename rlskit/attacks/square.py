@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rlskit.attacks.attempts import Attempt, Found, best_of
 from rlskit.attacks.losses import LOSSES
 from rlskit.attacks.passes import Passes, Setting
-from rlskit.attacks.randomness import image_generators
+from rlskit.attacks.randomness import image_generators, rand
 from rlskit.seeds import Purpose
 
 TINY = 1e-12
@@ -154,8 +154,7 @@ def _numbers(images: Tensor, streams: list[torch.Generator]) -> Tensor:
 
     Two corners of squares, whether to turn one, and a sign per channel.
     """
-    shape = (CHUNK, 5 + images.shape[1])
-    return torch.stack([torch.rand(shape, generator=stream) for stream in streams]).to(images)
+    return rand((CHUNK, 5 + images.shape[1]), streams).to(images)
 
 
 # --- linf
@@ -164,8 +163,7 @@ def _numbers(images: Tensor, streams: list[torch.Generator]) -> Tensor:
 def _stripes(images: Tensor, streams: list[torch.Generator], eps: float) -> Tensor:
     """Return the start: every column of every channel all `eps` up or all down."""
     _, channels, _, width = images.shape
-    shape = (channels, 1, width)
-    numbers = torch.stack([torch.rand(shape, generator=stream) for stream in streams])
+    numbers = rand((channels, 1, width), streams)
     return (images + eps * _signs(numbers.to(images))).clamp(0, 1)
 
 
@@ -185,8 +183,7 @@ def _tiles(images: Tensor, streams: list[torch.Generator], eps: float) -> Tensor
     channels, height, width = images.shape[1:]
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
-    shape = (1 + channels, down, across)
-    numbers = torch.stack([torch.rand(shape, generator=stream) for stream in streams])
+    numbers = rand((1 + channels, down, across), streams)
     numbers = numbers.repeat_interleave(side, 2).repeat_interleave(side, 3).to(images)
     bump = _bump(side).to(images)
     tiles = torch.where(

@@ -162,7 +162,7 @@ def _solved(
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    return (2 * torch.rand(shape, generator=generator) - 1).to(like)
+    return (2 * torch.rand(shape, generator=generator, dtype=torch.float32) - 1).to(like)
 
 
 def _fit(seen: NDArray[np.float64]) -> tuple[NDArray[np.float64], np.float64] | None:

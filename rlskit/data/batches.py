@@ -133,7 +133,7 @@ def crop_flip(
     (b, _, height, width), device = images.shape, images.device
     size = b if size is None else size
     shifts = torch.randint(2 * PADDING + 1, (2, size, 1), generator=generator)[:, part]
-    mirrored = torch.rand(size, 1, generator=generator)[part] < 0.5
+    mirrored = torch.rand(size, 1, generator=generator, dtype=torch.float32)[part] < 0.5
     mirrored, (top, left) = _sent(mirrored, device), _sent(shifts, device)
     columns = torch.arange(width, device=device).expand(b, width)
     columns = left + torch.where(mirrored, columns.flip(1), columns)

@@ -55,7 +55,8 @@ class Fresh:
 
 
 def _listed(variates: Variates, count: int) -> list[float]:
-    found: list[float] = variates.uniform((1, count), torch.empty(0))[0].tolist()
+    like = torch.empty(0, dtype=torch.float32, device="cpu")
+    found: list[float] = variates.uniform((1, count), like)[0].tolist()
     return found
 
 
@@ -108,5 +109,7 @@ class Fixed:
         key = (place, sample, *shape[1:], like.dtype, like.device)
         if key not in self._kept:
             generator = seeds.generator(self._seed, Purpose.VARIATES, place)
-            self._kept[key] = sample((1, *shape[1:]), generator=generator).to(like)
+            size = (1, *shape[1:])
+            numbers = sample(size, generator=generator, dtype=torch.float32, device="cpu")
+            self._kept[key] = numbers.to(like)
         return self._kept[key]

@@ -45,7 +45,9 @@ class Share:
 
     def drawn(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Return uniform numbers for each of this rank's images, those one process would draw."""
-        return torch.rand(self.size, *shape, generator=generator)[self.mine]
+        size = (self.size, *shape)
+        numbers = torch.rand(size, generator=generator, dtype=torch.float32, device="cpu")
+        return numbers[self.mine]
 
 
 def add_gradients(ranks: Ranks, parameters: Sequence[nn.Parameter], facts: Tensor) -> Tensor:
