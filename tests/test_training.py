@@ -250,6 +250,23 @@ def test_members_of_an_ensemble_get_their_own_statistics() -> None:
         assert all(map(torch.equal, mine, small_models.weights(alone)))
 
 
+def test_statistics_are_those_among_the_neighbours_that_a_draw_has() -> None:
+    """A bank that is never drawn is seen once, so that its own are of something."""
+    model, alone = (small_models.model(banks, build=two_norms) for banks in (2, 1))
+    model.card.bank_probs = (1.0, 0.0)
+    small_models.tensor(model, 1, "0.1.bias").fill_(50.0)  # what bank 0 would see of it
+    data = small_models.digits(40, "train")
+    for one in (model, alone):
+        reestimate_batch_norm(one, data, TrainOptions(batch_size=4, bn_batches=10))
+    name = "6.1.running_mean"
+    found, wanted = (small_models.tensor(one, 0, name) for one in (model, alone))
+    unlikely = small_models.tensor(model, 1, name)
+    far = 50 * small_models.tensor(model, 0, "6.0.weight").sum((1, 2, 3))
+    assert ((found - wanted).abs() < 0.1 * far.abs()).all()
+    assert unlikely.abs().min() > 0
+    assert int(small_models.tensor(model, 1, "6.1.num_batches_tracked")) == 1
+
+
 def learning_rates(**fields: Any) -> tuple[list[float], list[float]]:
     """The learning rate and momentum of every gradient step of a training on 40 images."""
     model = small_models.model(1)

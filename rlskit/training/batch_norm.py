@@ -33,7 +33,8 @@ def reestimate_batch_norm(
 
     Each batch is shown to a random plan and to its M - 1 shifts, so that every layer of every bank
     is visited once per batch, among random neighbours; the members of an ensemble are shown it
-    whole. All else is in eval mode: a draw has no dropout, either.
+    whole. Where banks are not equally likely, neighbours are not, either: but for the first batch,
+    plans are those of draws. All else is in eval mode: a draw has no dropout, either.
 
     Args:
         model: Left in eval mode.
@@ -53,10 +54,17 @@ def reestimate_batch_norm(
         start_all(sources_of(model), seeds.derive(options.seed, Purpose.BATCH_NORM_NOISE))
         for done, (images, _) in zip(range(total), stream, strict=False):
             images = images.to(model.device)
-            plan = _first_plan(model, plans)
-            for shift in range(model.num_banks):
-                training_logits(model, images, (plan + shift) % model.num_banks)
+            for plan in _plans(model, plans, all_banks=not done):
+                training_logits(model, images, plan)
             progress("re-estimating BatchNorm", done + 1, total)
+
+
+def _plans(model: BankedModel, generator: torch.Generator, *, all_banks: bool) -> Sequence[Tensor]:
+    """Return the M plans that see a batch: a random one and its shifts, or M as the draws are."""
+    if model.card.bank_probs and not all_banks:
+        return [*defense_of(model).group(model, model.num_banks, generator)]
+    first = _first_plan(model, generator)
+    return [(first + shift) % model.num_banks for shift in range(model.num_banks)]
 
 
 def _first_plan(model: BankedModel, generator: torch.Generator) -> Tensor:
