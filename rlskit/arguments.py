@@ -13,7 +13,7 @@ import inspect
 import reprlib
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -44,8 +44,8 @@ def argument(name: str) -> str:
 def checked(*more: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator: a call with a wrong name or type is refused by a sentence.
 
-    The types are those of the annotations, as far as they are plain ones. What the caller switched
-    off of gradients is on inside.
+    The types are those of the annotations, as far as they are plain ones. The modes of
+    torch that the caller is in do not hold inside.
 
     Args:
         more: Names that the function takes besides those of its signature.
@@ -58,7 +58,7 @@ def checked(*more: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             refuse_unknown(kwargs, (*names, *more))
             check_types({**dict(zip(names, args, strict=False)), **kwargs}, function)
-            with with_gradients():
+            with in_own_modes():
                 return function(*args, **kwargs)
 
         return call
@@ -67,14 +67,19 @@ def checked(*more: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 @contextmanager
-def with_gradients() -> Iterator[None]:
-    """Compute gradients, or make tensors that allow them, whatever mode the caller is in.
+def in_own_modes() -> Iterator[None]:
+    """Compute gradients, and in the model's own precision, whatever mode the caller is in.
 
-    Under a caller's `torch.no_grad` or `torch.inference_mode` it would look as if a model had none.
+    Under a caller's `torch.no_grad` or `torch.inference_mode` it would look as if a model had no
+    gradients; under `torch.autocast` attacks would find less, in a precision that no result tells.
     """
     import torch
 
-    with torch.inference_mode(False), torch.enable_grad():
+    with ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            modes.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

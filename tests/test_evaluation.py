@@ -135,6 +135,12 @@ def test_the_global_state_neither_matters_nor_changes(rls: BankedModel) -> None:
     assert found[0] == found[1]
 
 
+def test_a_callers_autocast_does_not_make_an_attack_rougher(undefended: BankedModel) -> None:
+    wanted = lasting(attack(undefended, DATA, method="deepfool"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert lasting(attack(undefended, DATA, method="deepfool")) == wanted
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_gradients_that_the_caller_switched_off_are_none_of_the_models(
     rls: BankedModel, mode: type[torch.inference_mode]

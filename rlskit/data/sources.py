@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlskit.arguments import with_gradients
+from rlskit.arguments import in_own_modes
 from rlskit.data.batches import blocks
 from rlskit.data.classes import ClassNames, read_names
 from rlskit.data.faults import MissingSplitError
@@ -38,7 +38,7 @@ MEASURED = 10_000
 """At most so many images give the mean and standard deviation of a folder or npz file."""
 
 
-@with_gradients()
+@in_own_modes()
 def load(
     spec: str,
     split: str = "test",

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rlskit import __version__
-from rlskit.arguments import with_gradients
+from rlskit.arguments import in_own_modes
 from rlskit.errors import RequestError
 from rlskit.models.architecture import MEMORY, Architecture, resolve, unsaveable
 from rlskit.models.banks import BankedModel, Card
@@ -93,7 +93,7 @@ def check_saveable(model: BankedModel) -> None:
         raise RequestError(f"the model is {unsaveable(architecture.name)}")
 
 
-@with_gradients()
+@in_own_modes()
 def load(path: str | Path, *, architecture: str | None = None) -> BankedModel:
     """Read a model from a checkpoint that `save` wrote.
 
