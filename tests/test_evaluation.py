@@ -8,8 +8,8 @@ import dataclasses
 import functools
 import io
 import json
-import re
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
