@@ -1038,7 +1038,7 @@ def test_a_loss_that_saturates_is_said() -> None:
 
 
 class Backwards(torch.autograd.Function):
-    """Passes numbers on, and the wrong gradient back: of one column, or the other way."""
+    """Passes numbers on, and the wrong gradient back: of four pixels, or the other way."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: Tensor) -> Tensor:
@@ -1062,9 +1062,11 @@ def test_gradients_that_are_not_the_models_are_said(options: dict[str, Any]) -> 
             return logits
 
     options = {"method": "pgd", "eps": 0.2, "steps": 10, **options}
-    truly = attack(Misled(torch.ones(8)), (IMAGES, LABELS), **options)
+    truly = attack(Misled(torch.ones(8, 8)), (IMAGES, LABELS), **options)
     assert truly.warnings == ()
-    for factor in (-torch.ones(8), torch.eye(8)[1]):
+    few = torch.zeros(8, 8)
+    few[3:5, 3:5] = 1
+    for factor in (-torch.ones(8, 8), few):
         result = attack(Misled(factor), (IMAGES, LABELS), **options)
         (said,) = result.warnings
         assert said.startswith("MISLEADING GRADIENTS: how small changes of the images change")

@@ -36,7 +36,7 @@ _ABOVE = 16
 _TO_TELL = 16
 """Of fewer images no correlation is told."""
 
-ASTRAY = 0.4
+ASTRAY = 0.6
 """Up to this correlation, a gradient tells too little; networks without tricks are near 0.9."""
 
 BATCH_MATES = 1e-3
