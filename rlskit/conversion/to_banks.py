@@ -33,7 +33,7 @@ from rlskit.models.published import WITH_AUXILIARY_HEADS, library_classes, libra
 from rlskit.models.stated import Stated
 from rlskit.models.stem import first_convolution
 from rlskit.models.streams import kept, sources_of, started
-from rlskit.models.trace import Trace, tensor_names, trace
+from rlskit.models.trace import Trace, inexact, tensor_names, trace
 from rlskit.models.trial import try_own
 from rlskit.pixels import Pixels
 from rlskit.seeds import Purpose
@@ -503,9 +503,7 @@ def _seeded(card: Card, seed: int, bank: int) -> nn.Module:
 
 @torch.no_grad()
 def _jitter(network: nn.Module, generator: torch.Generator) -> None:
-    for parameter in network.parameters():
-        if not (parameter.is_floating_point() or parameter.is_complex()):
-            continue
+    for parameter in inexact(network):
         noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
         spread = parameter.std() if parameter.numel() > 1 else parameter.abs().sum()
         parameter.add_(JITTER * spread * noise)

@@ -63,6 +63,12 @@ def tensor_names(network: nn.Module) -> dict[str, Tensor]:
     return named
 
 
+def inexact(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that hold real or complex numbers: others are no weights to move."""
+    found = network.parameters()
+    return [one for one in found if one.is_floating_point() or one.is_complex()]
+
+
 def _name_tensors(module: nn.Module, dot: str, named: dict[str, Tensor]) -> None:
     """Put a module's tensors into `named`, and then those of what it holds, with `dot` before."""
     for name, parameter in module._parameters.items():

@@ -31,7 +31,7 @@ from rlskit.models.building import build
 from rlskit.models.difference import unregistered
 from rlskit.models.partition import Partition
 from rlskit.models.streams import kept, sources_of, started, varies
-from rlskit.models.trace import tensor_names, unusable
+from rlskit.models.trace import inexact, tensor_names, unusable
 from rlskit.seeds import Purpose
 
 _IMAGES = 2
@@ -148,9 +148,7 @@ def _are_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def _stir(model: BankedModel) -> None:
     """Change all parameters a little: a scale or head of zeros would hide what is before it."""
     rng = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if not (parameter.is_floating_point() or parameter.is_complex()):
-            continue
+    for parameter in inexact(model):
         spread = parameter.std() if parameter.numel() > 1 else torch.zeros(())
         spread = spread if spread > 0 else torch.ones(())
         noise = torch.randn(parameter.shape, generator=rng, dtype=torch.float32)

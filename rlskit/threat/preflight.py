@@ -33,6 +33,9 @@ _AGAIN = 8
 _ABOVE = 16
 """So many times what rounding may do, a change of logits must be to be compared with another."""
 
+_TF32 = 2**-10
+"""What a GPU may round the numbers to that a convolution multiplies."""
+
 _TO_TELL = 16
 """Of fewer images no correlation is told."""
 
@@ -163,7 +166,7 @@ def masked_gradients(
 
 
 def truth_of_gradients(
-    seen: Callable[[], nn.Module], images: Tensor, labels: Tensor, precision: float
+    seen: Callable[[], nn.Module], images: Tensor, labels: Tensor, dtype: torch.dtype
 ) -> float | None:
     """Say how the margin changes beside what its gradient tells, as a correlation over images.
 
@@ -174,7 +177,7 @@ def truth_of_gradients(
         seen: Gives what the attacker sees, the same at each call.
         images: `[B, C, H, W]` in [0, 1].
         labels: `[B]`.
-        precision: What logits are rounded to, as a share of the largest.
+        dtype: Of what the network computes.
 
     Returns:
         None where a random gray level in each pixel changes too few images by more than rounding.
@@ -186,6 +189,7 @@ def truth_of_gradients(
     with torch.no_grad():
         up, down = (trail(seen()(points + side * step), labels) for side in (1, -1))
     told = (gradient * step).flatten(1).double().sum(1)
+    precision = max(torch.finfo(dtype).eps, _TF32 if images.is_cuda else 0)
     size = GRAY_LEVEL * gradient.flatten(1).double().norm(dim=1)
     some = size > _ABOVE * precision * logits.detach().abs().amax(1)
     if some.sum() < _TO_TELL:

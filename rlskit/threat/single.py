@@ -30,10 +30,6 @@ RISKS = ("mean", "gibbs")
 """Of which answer the attacker ascends the loss: the draws' mean prediction, or each draw's own."""
 
 
-TF32 = 2**-10
-"""What a GPU may round the numbers that a convolution multiplies to."""
-
-
 def check_risk(risk: str) -> None:
     """Require one of `RISKS`.
 
@@ -227,10 +223,7 @@ class Threat:
     def _astray(self, model: BankedModel, images: Tensor, labels: Tensor, seed: int) -> str:
         """Return a sentence where gradients are there, but are not those of what is computed."""
         seen = partial(dataclasses.replace(self, compiled=False).seen, model, seed=seed, repeat=0)
-        precision = torch.finfo(model.reading.dtype).eps
-        if images.is_cuda:
-            precision = max(precision, TF32)
-        truth = truth_of_gradients(seen, images, labels, precision)
+        truth = truth_of_gradients(seen, images, labels, model.reading.dtype)
         if truth is None or truth > ASTRAY:
             return ""
         return (

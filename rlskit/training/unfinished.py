@@ -273,10 +273,10 @@ def tensors_of(model: BankedModel, optimizer: torch.optim.Optimizer) -> dict[str
     A network may also move buffers that no state dict has; all plans run on bank 0's.
     """
     found = dict(checkpoint.stored_tensors(model))
-    first = model.banks[0]
-    unsaved = {name: one for name, one in first.named_buffers() if name not in tensor_names(first)}
-    for name, buffer in unsaved.items():
-        if buffer.is_contiguous() and not buffer.is_complex():  # what else there is, is a constant
+    saved = tensor_names(model.banks[0])
+    for name, buffer in model.banks[0].named_buffers():
+        constant = not buffer.is_contiguous() or buffer.is_complex()
+        if name not in saved and not constant:
             found[f"unsaved.{name}"] = buffer
     for name, parameter in model.named_parameters():
         buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
